@@ -1,0 +1,111 @@
+"""Numba's `njit` with a disk cache that is safe to rely on.
+
+Numba's own cache has three gaps that matter to an installed library: it watches only the file of the function
+that is called, so an edit to a callee elsewhere yields stale machine code; it writes beside the sources, which are
+often read-only; and an upgrade leaves the old entries in use where time stamps agree. Here the cache lives in the
+user's cache folder and its stamp is a hash of every source in this folder and of the versions that compiled it.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import llvmlite
+import numba
+from numba.core import caching
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@functools.cache
+def source_stamp() -> str:
+    """A hash of all sources in this folder and of the Numba and llvmlite versions; 16 hex digits."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def cache_folder() -> pathlib.Path:
+    """The first writable of `$MASKCO_FAST_CACHE`, `$XDG_CACHE_HOME/maskco-fast` and a folder under the temporary one."""
+    wanted = [
+        os.environ.get("MASKCO_FAST_CACHE"),
+        os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "maskco-fast"),
+        os.path.join(tempfile.gettempdir(), f"maskco-fast-{os.getuid()}"),
+    ]
+    for name in filter(None, wanted):
+        try:
+            folder = pathlib.Path(name, "numba")
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:  # read-only or not ours: the next one
+            continue
+    raise OSError(f"none of {list(filter(None, wanted))} is writable; set MASKCO_FAST_CACHE to a folder that is")
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]
+    """Where Numba keeps one function's machine code, and what makes it stale."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._line = function.__code__.co_firstlineno
+
+    def get_cache_path(self) -> str:
+        return str(cache_folder() / source_stamp())
+
+    def get_source_stamp(self) -> str:
+        return source_stamp()
+
+    def get_disambiguator(self) -> str:
+        return str(self._line)
+
+    @classmethod
+    def from_function(cls, function: Callable[..., Any], source_file: str) -> "_Locator":
+        return cls(function)
+
+
+class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [_Locator]  # noqa: RUF012
+
+
+class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _CacheImpl
+
+
+class _LazyCache:
+    """Makes the real cache at the first compilation, so that importing a kernel touches no disk."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    @functools.cached_property
+    def _cache(self) -> _Cache:
+        return _Cache(self._function)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+def jit(**options: Any) -> Callable[[F], F]:
+    """`numba.njit` without the GIL, with IEEE division, and with the cache described above.
+
+    Further options go to `numba.njit`. Compiles at the first call with new argument types (seconds); later processes
+    load the machine code from the cache (milliseconds).
+    """
+
+    def decorate(function: F) -> F:
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher._cache = _LazyCache(function)
+        return dispatcher
+
+    return decorate
+
+
+def leaf(**options: Any) -> Callable[[F], F]:
+    """`numba.njit` for a function that only other kernels call: inlined by LLVM, never cached by itself."""
+    return numba.njit(nogil=True, error_model="numpy", **options)

@@ -1,0 +1,1 @@
+"""MaskCo pre-training on web-scale image shards."""
