@@ -8,15 +8,15 @@ user's cache folder and its stamp is a hash of every source in this folder and o
 
 import functools
 import hashlib
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import llvmlite
 import numba
 from numba.core import caching
+
+from .cache import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,25 +30,6 @@ def source_stamp() -> str:
     return digest.hexdigest()[:16]
 
 
-@functools.cache
-def cache_folder() -> pathlib.Path:
-    """The first writable of `$MASKCO_FAST_CACHE`, `$XDG_CACHE_HOME/maskco-fast` and a folder under the temporary one."""
-    wanted = [
-        os.environ.get("MASKCO_FAST_CACHE"),
-        os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "maskco-fast"),
-        os.path.join(tempfile.gettempdir(), f"maskco-fast-{os.getuid()}"),
-    ]
-    for name in filter(None, wanted):
-        try:
-            folder = pathlib.Path(name, "numba")
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError:  # read-only or not ours: the next one
-            continue
-    raise OSError(f"none of {list(filter(None, wanted))} is writable; set MASKCO_FAST_CACHE to a folder that is")
-
-
 class _Locator(caching._CacheLocator):  # type: ignore[misc]
     """Where Numba keeps one function's machine code, and what makes it stale."""
 
@@ -56,7 +37,7 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
         self._line = function.__code__.co_firstlineno
 
     def get_cache_path(self) -> str:
-        return str(cache_folder() / source_stamp())
+        return str(cache_folder("numba") / source_stamp())
 
     def get_source_stamp(self) -> str:
         return source_stamp()

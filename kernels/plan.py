@@ -42,7 +42,9 @@ def plan(
     heights = np.ascontiguousarray(heights, np.int64)
     widths = np.ascontiguousarray(widths, np.int64)
     if not len(sample_ids) == len(heights) == len(widths):
-        raise ValueError(f"{len(sample_ids)} sample ids, {len(heights)} heights and {len(widths)} widths do not pair up")
+        raise ValueError(
+            f"{len(sample_ids)} sample ids, {len(heights)} heights and {len(widths)} widths differ in number"
+        )
     if len(heights) and min(heights.min(), widths.min()) < 1:
         raise ValueError("an image side below 1 pixel; the index lets only images with pixels through")
     rows = np.empty((len(sample_ids), plan_columns(config.plan_dtype)), np.float32)
@@ -92,15 +94,15 @@ def _draw_crop(stream, height, width, area_low, area_high, ratio_low, ratio_high
     for _ in range(CROP_TRIES):
         area = height * width * _uniform(stream, area_low, area_high)
         ratio = math.exp(_uniform(stream, math.log(ratio_low), math.log(ratio_high)))
-        w = int(round(math.sqrt(area * ratio)))
-        h = int(round(math.sqrt(area / ratio)))
+        w = round(math.sqrt(area * ratio))
+        h = round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return _below(stream, height - h + 1), _below(stream, width - w + 1), h, w
     h, w = height, width
     if width / height < ratio_low:
-        h = min(max(int(round(width / ratio_low)), 1), height)
+        h = min(max(round(width / ratio_low), 1), height)
     elif width / height > ratio_high:
-        w = min(max(int(round(height * ratio_high)), 1), width)
+        w = min(max(round(height * ratio_high), 1), width)
     return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -126,7 +128,7 @@ def _draw_colour(stream, parameters, out):
 
 @leaf()
 def _overlap_in_key(query, key, size):
-    """The crops' intersection (x1, y1, x2, y2) in pixels of the unflipped key view; empty where x2 <= x1 or y2 <= y1."""
+    """The crops' intersection (x1, y1, x2, y2) in pixels of the unflipped key view; empty where x2 <= x1, y2 <= y1."""
     scale_y, scale_x = size / key[2], size / key[3]
     y1 = (max(query[0], key[0]) - key[0]) * scale_y
     x1 = (max(query[1], key[1]) - key[1]) * scale_x

@@ -19,7 +19,7 @@ class View:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of the crop's width over height, drawn log-uniformly."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Strength of brightness, contrast, saturation (factor in 1 ± strength) and hue (turns in ± strength, at most .5)."""
+    """Strength of brightness, contrast, saturation (factor in 1 ± strength), hue (turns in ± strength, at most .5)."""
     jitter_probability: float = 0.8
     gray_probability: float = 0.2
     blur_probability: float = 0.5
@@ -154,8 +154,8 @@ def plan_dtype(views: int, boxes: int) -> np.dtype:
     Per view: `crop` (y, x, height, width) in whole image pixels; `flip`, `jitter`, `gray`, `solarize` 0 or 1; `order`,
     the four operation numbers as they follow each other; `factors` of brightness, contrast, saturation (1 changes
     nothing) and hue (turns, 0 changes nothing), indexed by operation; `blur_sigma` in view pixels, 0 for none.
-    `masked_box` (x1, y1, x2, y2) in query-view pixels; `key_boxes` likewise in key-view pixels, the positive first, both
-    as the flipped views show them. `draws`: how many pairs of crops were drawn, 65 where the 64 allowed ones all failed.
+    `masked_box` (x1, y1, x2, y2) in query-view pixels; `key_boxes` likewise in key-view pixels, the positive first;
+    both as the flipped views show them. `draws`: how many pairs of crops were drawn, 65 where 64 of them failed.
     """
     view = np.dtype(
         [

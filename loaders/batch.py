@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch of N samples with V views. The tensors belong to whoever holds the batch; no loader writes to them again.
+    """One batch of N samples with V views. Its tensors belong to whoever holds it; no loader writes to them again.
 
     Unpacks as a tuple: for MaskCo `query, key, masked_box, key_boxes, sample_id`; for plain views the views, then
     `sample_id`.

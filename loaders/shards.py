@@ -1,0 +1,101 @@
+"""What the user calls shards: patterns to paths, and bytes from them."""
+
+import functools
+import glob
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import braceexpand
+
+_ANGLE_RANGE = re.compile(r"<(\d+)\.\.(\d+)>")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+OPEN_FILES = 128
+
+
+def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
+    """The shards that a pattern, or a list of patterns, names: in the order given, a glob's matches sorted.
+
+    Understands paths, globs, `{0000..0331}` with the rest of bash's braces, and `<0000..0331>`. A folder of tar files
+    stands for those; any other folder is itself a shard, its images found recursively. FileNotFoundError names each
+    pattern that matches nothing and each shard that is missing.
+    """
+    patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
+    if not patterns:
+        raise FileNotFoundError("no shards were given; name tar files such as 'cc3m-{0000..0331}.tar', or a folder")
+    paths: list[str] = []
+    missing: list[str] = []
+    for pattern in map(os.fspath, patterns):
+        for name in _expand_ranges(pattern):
+            found = _expand_path(name)
+            paths.extend(found)
+            if not found:
+                missing.append(name)
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(missing) + len(paths)} shards do not exist: {listed}. "
+            f"The pattern was {', '.join(map(os.fspath, patterns))}, seen from {os.getcwd()}"
+        )
+    return paths
+
+
+def _expand_ranges(pattern: str) -> Iterator[str]:
+    braces = _ANGLE_RANGE.sub(r"{\1..\2}", pattern)
+    if os.path.exists(pattern):  # a name that happens to hold braces
+        yield pattern
+    else:
+        yield from braceexpand.braceexpand(braces)
+
+
+def _expand_path(name: str) -> list[str]:
+    if os.path.isdir(name):
+        return sorted(glob.glob(os.path.join(glob.escape(name), "*.tar"))) or [name]
+    if os.path.exists(name):
+        return [name]
+    return [match for match in sorted(glob.glob(name)) if os.path.isfile(match)]
+
+
+def image_files(folder: str) -> list[str]:
+    """Names of the images under a folder, relative to it, sorted, hidden files left out."""
+    names = []
+    for path in Path(folder).rglob("*"):
+        relative = path.relative_to(folder)
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in relative.parts):
+            names.append(relative.as_posix())
+    return sorted(names)
+
+
+class ShardReader:
+    """Reads bytes at an offset of a file, from any thread, keeping the most recently used files open.
+
+    It reads rather than maps: a shard that shrinks under a mapping, or a network file system that fails, would kill the
+    process, where a read raises.
+    """
+
+    def __init__(self) -> None:
+        self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_file)
+
+    @staticmethod
+    def _open_file(path: str) -> io.FileIO:
+        return io.FileIO(path, "rb")  # closed when the cache and the last reader have let go of it
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`; EOFError names the file where it has become shorter."""
+        file = self._open(path)
+        data = os.pread(file.fileno(), size, offset)
+        while len(data) < size:
+            more = os.pread(file.fileno(), size - len(data), offset + len(data))
+            if not more:
+                raise EOFError(
+                    f"{path}: {len(data)} of {size} bytes at offset {offset}; the file has changed since it was "
+                    "indexed: run `maskco-fast index` again"
+                )
+            data += more
+        return data
+
+    def close(self) -> None:
+        """Let go of the open files."""
+        self._open.cache_clear()
