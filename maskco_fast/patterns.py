@@ -1,0 +1,186 @@
+"""The patterns that demo scenes are made of: textures of ground and sky, shapes of objects and their skins.
+
+Legend: H, W the textured area in pixels, (H, 1) y and (1, W) x from 0 to 1 over the scene; (h, w) a patch around one
+object, v and u from -1 to 1 over the object's own box, downwards and to the right.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+Random = np.random.Generator
+Texture = Callable[[Random, np.ndarray, np.ndarray], np.ndarray]
+Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Skin = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
+
+# Textures of ground and sky: (rng, y (H, 1), x (1, W)) -> levels (H, W) in 0..1. On the ground, y is 0 at the horizon.
+
+
+def noise(rng: Random, height: int, width: int, cells_y: float, cells_x: float) -> np.ndarray:
+    """Smooth noise (height, width) in 0..1 with about `cells_y` by `cells_x` blobs."""
+    grid = rng.integers(0, 256, (max(2, round(cells_y)), max(2, round(cells_x))), np.uint8)
+    image = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image, np.float32) / 255
+
+
+def wave(values: np.ndarray) -> np.ndarray:
+    """A sine of `values` (radians) with its flanks made steep, in 0..1."""
+    return np.clip(0.5 + 1.2 * np.sin(values), 0, 1)
+
+
+def grain(rng, y, x):
+    fine = noise(rng, y.shape[0], x.shape[1], 60, 70)
+    return 0.6 * fine + 0.4 * noise(rng, y.shape[0], x.shape[1], 6, 6)
+
+
+def patches(rng, y, x):
+    cells = rng.uniform(5, 9)
+    return np.clip(6 * noise(rng, y.shape[0], x.shape[1], cells, cells) - 2.6, 0, 1)
+
+
+def waves(rng, y, x):
+    bend = noise(rng, y.shape[0], x.shape[1], 3, 4)
+    return wave(rng.uniform(0, 6) + rng.uniform(22, 34) * np.sqrt(y + 0.02) + 5 * bend)
+
+
+def furrows(rng, y, x):
+    return wave(rng.uniform(0, 6) + rng.uniform(9, 15) * (x - rng.uniform(0.3, 0.7)) / (y + 0.15))
+
+
+def tiles(rng, y, x):
+    frequency = rng.uniform(6, 10)
+    across = frequency * (x - rng.uniform(0.3, 0.7)) / (y + 0.3)
+    along = 1.4 * frequency * np.log(y + 0.3) + rng.uniform(0, 6)
+    return np.clip(0.5 + 3 * np.sin(across) * np.sin(along), 0, 1)
+
+
+def bricks(rng, y, x):
+    row = y * rng.uniform(9, 13)
+    column = x * rng.uniform(5, 7) + 0.5 * (np.floor(row) % 2) + rng.uniform()
+    mortar = np.maximum(np.abs(row % 1 - 0.5), 0.6 * np.abs(column % 1 - 0.5) + 0.21)
+    shade = 0.7 + 0.3 * np.sin(37 * np.floor(row) + 91 * np.floor(column))
+    return np.where(mortar > 0.42, 0.05, shade)
+
+
+def dunes(rng, y, x):
+    bend = noise(rng, y.shape[0], x.shape[1], 3, 3)
+    return 0.5 + 0.5 * np.sin(rng.uniform(0, 6) + rng.uniform(14, 22) * (y + 0.5 * x) + 7 * bend)
+
+
+def planks(rng, y, x):
+    fibre = noise(rng, y.shape[0], x.shape[1], 40, 3)
+    seam = np.abs((y * rng.uniform(5, 8) + rng.uniform()) % 1 - 0.5)
+    return np.where(seam > 0.45, 0.0, 0.3 + 0.6 * fibre)
+
+
+def clear(rng, y, x):
+    return np.broadcast_to(1 - y, (y.shape[0], x.shape[1]))
+
+
+def clouds(rng, y, x):
+    height, width = y.shape[0], x.shape[1]
+    return 0.6 * noise(rng, height, width, 4, 4) + 0.4 * noise(rng, height, width, 10, 9)
+
+
+def stars(rng, y, x):
+    return np.where(noise(rng, y.shape[0], x.shape[1], 45, 45) > 0.93, 1.0, 0.25 * (1 - y))
+
+
+def rain(rng, y, x):
+    slope = rng.uniform(-0.4, 0.4)
+    return np.clip(np.sin(60 * (x + slope * y)) + 0.4 * np.sin(37 * x + 9 * y), 0, 1) * 0.7 + 0.1
+
+
+def trunks(rng, y, x):
+    edge = noise(rng, y.shape[0], x.shape[1], 2, rng.uniform(12, 18))
+    return np.clip(8 * edge - 4, 0, 1)
+
+
+def paper(rng, y, x):
+    frequency = rng.uniform(28, 40)
+    return np.clip(3 * np.sin(frequency * x) * np.sin(frequency * y + rng.uniform(0, 6)) - 1, 0, 1)
+
+
+# Shapes: (v, u) -> how deep a point lies inside, in units of the object's half size; negative outside. Each (h, w).
+
+
+def ball(v, u):
+    return 0.95 - np.hypot(u, v)
+
+
+def box(v, u):
+    return 0.85 - np.maximum(np.abs(u), np.abs(v))
+
+
+def cone(v, u):
+    return np.minimum(0.9 - v, 0.85 * (0.5 * (v + 0.95) - np.abs(u)))
+
+
+def star(v, u):
+    return 0.62 + 0.3 * np.cos(5 * np.arctan2(u, -v)) - np.hypot(u, v)
+
+
+def ring(v, u):
+    return 0.24 - np.abs(np.hypot(u, v) - 0.68)
+
+
+def mushroom(v, u):
+    cap = np.minimum(0.95 - np.hypot(u, 1.1 * v + 0.05), 0.05 - v)
+    stem = np.minimum(0.28 - np.abs(u), np.minimum(0.92 - v, v + 0.2))
+    return np.maximum(cap, stem)
+
+
+def cross(v, u):
+    a, b = np.abs(u), np.abs(v)
+    return np.maximum(np.minimum(0.3 - a, 0.9 - b), np.minimum(0.3 - b, 0.9 - a))
+
+
+def crescent(v, u):
+    return np.minimum(0.95 - np.hypot(u, v), np.hypot(u - 0.45, v) - 0.68)
+
+
+def leaf(v, u):
+    return 1.15 - np.maximum(np.hypot(u - 0.65, v), np.hypot(u + 0.65, v))
+
+
+def diamond(v, u):
+    return 0.6 * (0.95 - 1.35 * np.abs(u) - np.abs(v))
+
+
+def gear(v, u):
+    r = np.hypot(u, v)
+    teeth = 0.15 * np.clip(2 * np.cos(9 * np.arctan2(u, v)), -1, 1)
+    return np.minimum(0.77 + teeth - r, r - 0.25)
+
+
+def house(v, u):
+    roof = np.minimum(-0.05 - v, 0.7 * (v + 0.95 - np.abs(u)))
+    return np.maximum(roof, np.minimum(0.7 - np.abs(u), np.minimum(0.9 - v, v + 0.1)))
+
+
+# Skins: (v, u, frequency, phase) -> levels in 0..1 between the object's two colours. Each (h, w).
+
+
+def stripes(v, u, frequency, phase):
+    return wave(frequency * v + phase)
+
+
+def checks(v, u, frequency, phase):
+    return np.clip(0.5 + 3 * np.sin(frequency * v + phase) * np.sin(frequency * u + phase), 0, 1)
+
+
+def dots(v, u, frequency, phase):
+    return np.clip(4 * np.cos(frequency * v + phase) * np.cos(frequency * u) - 1, 0, 1)
+
+
+def circles(v, u, frequency, phase):
+    return wave(frequency * np.hypot(u, v) + phase)
+
+
+def swirl(v, u, frequency, phase):
+    return wave(0.6 * frequency * np.hypot(u, v) + 3 * np.arctan2(v, u) + phase)
+
+
+def plain(v, u, frequency, phase):
+    return 0.5 + 0.35 * v
