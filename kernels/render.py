@@ -1,0 +1,219 @@
+"""From a decoded image and its plan row to the finished views in a batch: one call an image, without the GIL.
+
+`Renderer` is what loaders use; `render_views`, `resize_views` and `augment_views` are the kernels beneath, which other
+compiled code may call. Shapes: V views, N samples, S the view's side.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, UINT8, augment_view
+from .augment_reference import IMAGENET_MEAN, IMAGENET_STD
+from .jit import jit, leaf
+from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
+from .resize import NARROW_TAPS, STRIP, resize_view
+from .views import ViewConfig
+
+FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": UINT8}
+"""What views can be rendered to, by dtype name."""
+
+
+class Scratch(NamedTuple):
+    """One thread's working memory; only `strip` depends on the images, by their width W."""
+
+    firsts: np.ndarray
+    """(2, S) int32: first source pixel of each output row and column."""
+    counts: np.ndarray
+    """(2, S) int32: how many source pixels it draws on."""
+    weights: np.ndarray
+    """(2, S, NARROW_TAPS) uint16."""
+    strip: np.ndarray
+    """(2 · STRIP · 3 W,) uint16: rows resized vertically, and the same transposed."""
+    levels: np.ndarray
+    """(S, 3, P) uint8: the view, planar by row; P is S rounded up to a multiple of 64."""
+    row32: np.ndarray
+    """(3, P) float32: the row at hand."""
+    blur: np.ndarray
+    """(16,) uint16: half of the blur's taps, centre first."""
+    across: np.ndarray
+    """(P + 32,) uint16: a row blurred vertically, with its reflected borders."""
+
+
+@jit()
+def make_scratch(size, width):
+    """Working memory for views of `size` pixels from images of up to `width` pixels; callable from compiled code too."""
+    pitch = (size + 63) // 64 * 64
+    return Scratch(
+        np.zeros((2, size), np.int32),
+        np.zeros((2, size), np.int32),
+        np.zeros((2, size, NARROW_TAPS), np.uint16),
+        np.zeros(2 * STRIP * 3 * (width + 16), np.uint16),
+        np.zeros((size, 3, pitch), np.uint8),
+        np.zeros((3, pitch), np.float32),
+        np.zeros(16, np.uint16),
+        np.zeros(pitch + 32, np.uint16),
+    )
+
+
+@leaf()
+def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
+    view = row[v * VIEW_FLOATS :]
+    y, x = int(view[CROP]) - origin_y, int(view[CROP + 1]) - origin_x
+    resize_view(image, y, x, int(view[CROP + 2]), int(view[CROP + 3]), view[FLIP] != 0, size, scratch)
+
+
+@leaf()
+def _masked_pixels(row, views, v, size, mask):
+    """(x1, y1, x2, y2) of the pixels to zero: those that the masked box touches, in the query view alone."""
+    if not mask or v != 0:
+        return 0, 0, 0, 0
+    box = row[views * VIEW_FLOATS + MASKED_BOX :]
+    x1, y1 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
+    return x1, y1, max(min(int(np.ceil(box[2])), size), x1), max(min(int(np.ceil(box[3])), size), y1)
+
+
+@jit()
+def render_views(image, origin_y, origin_x, row, views, mask, form, normalisation, scratch, out, position):
+    """Render all views of one image into `out[:, position]`.
+
+    `image` (h, w, 3) uint8, C-contiguous: the region of the image whose top left pixel is (origin_y, origin_x), which
+    holds all crops of `row`, the sample's flat plan row of `views` views. `mask`: zero the masked box in view 0.
+    `form` one of `augment_numba.FLOAT32` and so on; `normalisation` (2, 3) float32, scale and offset from levels.
+    `out` (V, N, S, S, 3) float32, uint16 (the bits of halves) or uint8 (levels: neither normalised nor masked).
+    """
+    size = out.shape[2]
+    for v in range(views):
+        _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
+        masked = _masked_pixels(row, views, v, size, mask)
+        augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, out[v, position])
+
+
+@jit()
+def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
+    """Crop, resize and flip all views of one image into `out[:, position]`, (V, N, S, S, 3) uint8; see `render_views`."""
+    size = out.shape[2]
+    for v in range(views):
+        _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
+        target = out[v, position]
+        for y in range(size):
+            for x in range(size):
+                for channel in range(3):
+                    target[y, x, channel] = scratch.levels[y, channel, x]
+
+
+@jit()
+def augment_views(resized, row, views, mask, form, normalisation, scratch, out, position):
+    """Augment what `resize_views` made, `resized[:, position]`, into `out[:, position]`; see `render_views`."""
+    size = out.shape[2]
+    for v in range(views):
+        source = resized[v, position]
+        for y in range(size):
+            for x in range(size):
+                for channel in range(3):
+                    scratch.levels[y, channel, x] = source[y, x, channel]
+        masked = _masked_pixels(row, views, v, size, mask)
+        augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, out[v, position])
+
+
+class Renderer:
+    """Renders samples of one configuration into batches, with working memory of its own: make one a thread.
+
+    The kernel for each dtype is compiled (seconds) or loaded from the cache (milliseconds) when first called.
+    """
+
+    def __init__(
+        self,
+        config: ViewConfig,
+        dtype: str = "float32",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        """`dtype` one of `FORMATS` (ValueError otherwise); `mean` and `std` of each channel, of levels in 0..1."""
+        if dtype not in FORMATS:
+            raise ValueError(f"dtype is {dtype!r}; views are rendered to one of {', '.join(FORMATS)}")
+        self.dtype = dtype
+        self.config = config
+        self._form = FORMATS[dtype]
+        self._views = len(config.views)
+        self._mask = config.mask and dtype != "uint8"
+        std64 = np.asarray(std, np.float64)
+        self._normalisation = np.array([1 / (255 * std64), -np.asarray(mean, np.float64) / std64], np.float32)
+        self._width = 512
+        self._scratch = make_scratch(config.size, self._width)
+
+    @functools.cached_property
+    def buffer_dtype(self) -> np.dtype:
+        """Dtype of the arrays that `render` writes: halves are written as their bits, into uint16."""
+        return np.dtype("uint16" if self._form in (FLOAT16, BFLOAT16) else self.dtype)
+
+    def render(
+        self, image: np.ndarray, origin_y: int, origin_x: int, row: np.ndarray, out: np.ndarray, position: int
+    ) -> None:
+        """Render one image's views into `out[:, position]`.
+
+        `image` (h, w, 3) uint8: a region of the decoded image that holds all crops, its top left pixel at (origin_y,
+        origin_x); `row` (columns,) float32, its plan; `out` (V, N, S, S, 3) `buffer_dtype`, C-contiguous. ValueError
+        where a shape or a crop does not fit, before anything is written.
+        """
+        self._check(image, origin_y, origin_x, row, out, position, self.buffer_dtype)
+        render_views(
+            image,
+            origin_y,
+            origin_x,
+            row,
+            self._views,
+            self._mask,
+            self._form,
+            self._normalisation,
+            self._scratch,
+            out,
+            position,
+        )
+
+    def resize(
+        self, image: np.ndarray, origin_y: int, origin_x: int, row: np.ndarray, out: np.ndarray, position: int
+    ) -> None:
+        """The seam: crop, resize and flip only, into `out[:, position]`, (V, N, S, S, 3) uint8; otherwise as `render`."""
+        self._check(image, origin_y, origin_x, row, out, position, np.dtype(np.uint8))
+        resize_views(image, origin_y, origin_x, row, self._views, self._scratch, out, position)
+
+    def augment(self, resized: np.ndarray, row: np.ndarray, out: np.ndarray, position: int) -> None:
+        """From the seam on: `resized[:, position]`, (V, N, S, S, 3) uint8, into `out[:, position]` as `render` does."""
+        self._check_out(resized, row, position, np.dtype(np.uint8))
+        self._check_out(out, row, position, self.buffer_dtype)
+        augment_views(
+            resized, row, self._views, self._mask, self._form, self._normalisation, self._scratch, out, position
+        )
+
+    def _check(self, image: Any, origin_y: int, origin_x: int, row: Any, out: Any, position: int, dtype: Any) -> None:
+        """Hold the arguments to what the kernels, which check nothing, rely on; grow the working memory if need be."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.flags.c_contiguous:
+            raise ValueError(f"image is {image.dtype} {image.shape}; it wants to be contiguous uint8 (h, w, 3)")
+        self._check_out(out, row, position, dtype)
+        height, width = image.shape[:2]
+        for v in range(self._views):
+            y, x, h, w = row[v * VIEW_FLOATS : v * VIEW_FLOATS + 4].tolist()
+            inside_y = origin_y <= y and y + h <= origin_y + height
+            if not (inside_y and origin_x <= x and x + w <= origin_x + width and h >= 1 and w >= 1):
+                raise ValueError(
+                    f"view {v}'s crop (y, x, h, w) = {(y, x, h, w)} does not lie in the decoded region "
+                    f"{(origin_y, origin_x, height, width)}"
+                )
+        if width > self._width:
+            self._width = 1 << (width - 1).bit_length()
+            self._scratch = make_scratch(self.config.size, self._width)
+
+    def _check_out(self, out: Any, row: Any, position: int, dtype: Any) -> None:
+        size = self.config.size
+        if out.dtype != dtype or not out.flags.c_contiguous:
+            raise ValueError(f"the buffer is {out.dtype}; it wants to be contiguous {dtype}")
+        if out.ndim != 5 or out.shape[0] != self._views or out.shape[2:] != (size, size, 3):
+            raise ValueError(f"the buffer is {out.shape}; it wants to be {(self._views, 'N', size, size, 3)}")
+        if not 0 <= position < out.shape[1]:
+            raise ValueError(f"position {position} lies outside the buffer's {out.shape[1]} samples")
+        columns = self.config.plan_dtype.itemsize // 4
+        if row.dtype != np.float32 or row.shape != (columns,):
+            raise ValueError(f"the plan row is {row.dtype} {row.shape}; it wants to be float32 {(columns,)}")
