@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from maskco_fast.kernels.jit import cache_folder
+from maskco_fast.kernels.cache import cache_folder
 from maskco_fast.scenes import VERSION, scene
 
 QUALITY = 90
@@ -19,7 +19,7 @@ QUALITY = 90
 
 def demo_folder() -> pathlib.Path:
     """Where the demo set is kept unless told otherwise: `demo` in the user's cache folder (`$MASKCO_FAST_CACHE`, …)."""
-    return cache_folder().parent / "demo"
+    return cache_folder("demo")
 
 
 def demo_shards(
