@@ -74,7 +74,7 @@ PROBES = {
         answer(None, file=name)
     """,
     "webdataset": "import webdataset; answer(webdataset)",
-    "tensorboard": "import tensorboard; from torch.utils.tensorboard import SummaryWriter; answer(tensorboard)",
+    "tensorboard": "import tensorboard, tensorboard.summary.writer.event_file_writer; answer(tensorboard)",
     "matplotlib": "import matplotlib.figure; answer(matplotlib)",
     "tyro": "import tyro; answer(tyro)",
     "triton": "import triton; answer(triton)",
