@@ -1,0 +1,75 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`. Both may be repeated at no cost.
+# Which torch is installed is pip's choice: its own configuration (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, pip.conf) decides.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev train test lint typecheck format clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_DIR := runs/demo
+ASSEMBLED := build/assembled
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+train: install ## set up, then train MaskCo on the built-in demo set into runs/demo
+	$(BIN)/maskco-fast train --recipe demo --run-dir $(RUN_DIR)
+
+test: install-dev lint ## set up, check format, lint and types, run the tests
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.installed ## make the virtual environment and install the package
+
+install-dev: $(VENV)/.installed-dev ## the same, with what the tests and checks need
+
+lint: install-dev ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(MAKE) --no-print-directory typecheck
+
+# Type checkers cannot follow pyproject's package-dir map, so mypy reads the package as a wheel lays it out. The wheel is
+# built from a copy: setuptools would leave a build/ folder in the tree and take deleted modules from it the next time.
+typecheck: install-dev
+	@rm -rf $(ASSEMBLED)
+	@mkdir -p $(ASSEMBLED)/source
+	@cp -r pyproject.toml README.md LICENSE maskco_fast loaders kernels $(ASSEMBLED)/source
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(ASSEMBLED) $(ASSEMBLED)/source
+	@$(BIN)/python -m zipfile -e $(ASSEMBLED)/maskco_fast-*.whl $(ASSEMBLED)/package
+	cd $(ASSEMBLED)/package && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+		--cache-dir $(CURDIR)/.mypy_cache -p maskco_fast
+
+format: install-dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove the environment, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are as old as the last installation; only a change of pyproject.toml makes them stale.
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
+	$(BIN)/python -m pip install 'setuptools>=77' -e '.[dev]'
+	@touch $(VENV)/.installed $@
+
+# PYTHON=… chooses another interpreter than the first one found that is 3.10 to 3.13 and can make environments.
+$(BIN)/pip:
+	@for python in $${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do \
+		"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue; \
+		found="$$python"; \
+		"$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
+		echo "making $(VENV) with $$("$$python" --version) ($$(command -v "$$python"))"; \
+		exec "$$python" -m venv $(VENV); \
+	done; \
+	if [ -n "$${found:-}" ]; then \
+		echo "$$found cannot make virtual environments: sudo apt-get install python3-venv" >&2; \
+	else \
+		echo "no Python from 3.10 to 3.13 found: sudo apt-get install python3 python3-venv, or give PYTHON=…" >&2; \
+	fi; \
+	exit 1
