@@ -1,0 +1,160 @@
+"""What a run tells: a JSON line a step, TensorBoard, and a progress line."""
+
+import collections
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, TextIO
+
+Line = Mapping[str, float | int]
+"""One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the step's time spent waiting
+for data, 0..1), and what else the method names."""
+
+QUIET_SECONDS = 10.0
+"""A log file gets a progress line no more often than this, a terminal's line is rewritten twice a second."""
+TERMINAL_SECONDS = 0.5
+
+
+class MetricsFile:
+    """metrics.jsonl: one line a step, steps in order, none twice.
+
+    Opening it for a run that goes on after `step` cuts every later line, so that a resumed run's file is what an
+    uninterrupted run's would have been.
+    """
+
+    def __init__(self, path: pathlib.Path, *, step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _truncate_after(path, step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, lines: Sequence[Line]) -> None:
+        """Append the lines and hand them to the operating system. ValueError for a value that is no JSON number."""
+        self._file.write("".join(json.dumps(dict(line), allow_nan=False) + "\n" for line in lines))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Put what was written on the disk: a checkpoint that follows never knows of more steps than this file."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _truncate_after(path: pathlib.Path, step: int) -> None:
+    """Cut the file behind its last whole line of a step up to `step`."""
+    if not path.exists():
+        return
+    kept = 0
+    with path.open("rb") as file:
+        for text in file:
+            try:
+                number = json.loads(text)["step"]
+            except (ValueError, KeyError, TypeError):  # the process died in mid-line
+                break
+            if number > step or not text.endswith(b"\n"):
+                break
+            kept += len(text)
+    os.truncate(path, kept)
+
+
+class Progress:
+    """The progress line: rewritten in place on a terminal, an ordinary line now and then in a log."""
+
+    def __init__(self, *, steps: int, window: int, stream: TextIO | None = None) -> None:
+        """For a run of `steps` steps; figures are means over the last `window` of them."""
+        self._stream = stream if stream is not None else sys.stderr
+        self._terminal = self._stream.isatty()
+        self._steps = steps
+        self._recent: collections.deque[tuple[float, Line]] = collections.deque(maxlen=max(window, 2))
+        self._shown_at = -QUIET_SECONDS
+        self._width = 0
+
+    def add(self, line: Line) -> None:
+        """Take the next step's line and tell of it, unless that was done a moment ago."""
+        moment = time.monotonic()
+        self._recent.append((moment, line))
+        if moment - self._shown_at >= (TERMINAL_SECONDS if self._terminal else QUIET_SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        (first_at, first), (last_at, last) = self._recent[0], self._recent[-1]
+        self._shown_at = last_at
+        steps = int(last["step"]) - int(first["step"])
+        left = (self._steps - int(last["step"])) * (last_at - first_at) / steps if steps else None
+        text = describe([line for _, line in self._recent], self._steps, remaining=left)
+        if self._terminal:
+            self._stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Tell of the last step and leave the terminal's line standing."""
+        if self._recent and self._recent[-1][0] != self._shown_at:
+            self._show()
+        if self._terminal and self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def describe(lines: Sequence[Line], steps: int, *, remaining: float | None) -> str:
+    """`step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 0:03:12`, means over `lines`.
+
+    `remaining`: seconds to the end, None where that is not known yet.
+    """
+    mean = {name: sum(line[name] for line in lines) / len(lines) for name in ("images_per_s", "loss", "data_wait")}
+    last = lines[-1]
+    eta = (
+        "?"
+        if remaining is None
+        else f"{int(remaining) // 3600}:{int(remaining) // 60 % 60:02}:{int(remaining) % 60:02}"
+    )
+    return (
+        f"step {last['step']}/{steps} · {mean['images_per_s']:.1f} images/s · loss {mean['loss']:.3f} · "
+        f"lr {last['learning_rate']:.3g} · data wait {100 * mean['data_wait']:.0f} % · ETA {eta}"
+    )
+
+
+class Metrics:
+    """All three, for a run that goes on after `step` towards `steps`."""
+
+    def __init__(self, run_dir: pathlib.Path, *, step: int, steps: int, log_every: int, tensorboard: bool) -> None:
+        self._file = MetricsFile(run_dir / "metrics.jsonl", step=step)
+        self._progress = Progress(steps=steps, window=log_every)
+        self._log_every = log_every
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+
+    def record(self, lines: Sequence[Line]) -> None:
+        """Take the next steps' lines."""
+        self._file.write(lines)
+        for line in lines:
+            self._progress.add(line)
+            if self._board is not None and int(line["step"]) % self._log_every == 0:
+                for name, value in line.items():
+                    if name != "step":
+                        self._board.add_scalar(name, value, int(line["step"]))
+
+    def sync(self) -> None:
+        """See `MetricsFile.sync`."""
+        self._file.sync()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()

@@ -1,0 +1,175 @@
+"""The networks: trunk, mask prediction head, RoIAlign, projection head, BatchNorm per group, momentum copies.
+
+Shapes: N images, K boxes an image, C channels, H and W cells of the conv5 map, D features, S samples a side of a box.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from maskco_fast.config import ModelConfig
+from maskco_fast.contrast import group_length
+
+STRIDE = 32
+"""Image pixels a cell of the conv5 map."""
+
+_TRUNKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
+
+
+class GroupBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm whose statistics are of `group_size` images, as on one GPU of the paper, whatever the batch.
+
+    Groups are runs of consecutive images; a batch of no more than `group_size` is one group. In training each group is
+    normalised by its own mean and variance. The running statistics move once a step, to the mean over the groups of
+    what each group's own update would have made of them (MoCo's SplitBatchNorm): the expectation of one GPU's running
+    statistics, with less noise. In eval mode it is ordinary BatchNorm. Parameters and buffers are `nn.BatchNorm2d`'s,
+    so weights go in and out of torchvision's networks unchanged.
+
+    Slices along N keep the channels-last layout, so each group runs torch's own fused kernel, under autocast too; the
+    price of more than one group is one copy to join the outputs.
+    """
+
+    def __init__(self, channels: int, *, group_size: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        self.group_size = group_size
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the same, dtype and layout kept. ValueError where N does not divide into groups."""
+        if not self.training or len(input) == group_length(len(input), self.group_size):
+            return super().forward(input)
+        if self.momentum is None or self.running_mean is None or self.running_var is None:
+            raise ValueError("GroupBatchNorm2d keeps running statistics by a momentum; give one")
+        groups = input.split(self.group_size)
+        means = self.running_mean.repeat(len(groups), 1)
+        variances = self.running_var.repeat(len(groups), 1)
+        normalised = [
+            functional.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+            for group, mean, variance in zip(groups, means.unbind(), variances.unbind())
+        ]
+        with torch.no_grad():
+            self.running_mean.copy_(means.mean(0))
+            self.running_var.copy_(variances.mean(0))
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        return torch.cat(normalised)
+
+
+class Trunk(ResNet):
+    """torchvision's ResNet without pooling and classifier: images (N, 3, 32·H, 32·W) to the conv5 map (N, C, H, W).
+
+    Its state dict has torchvision's names. The stride stands on the 3×3 (torchvision's "v1.5"; SPEC 1).
+    """
+
+    def __init__(self, name: str, norm_layer: Callable[..., nn.Module]) -> None:
+        block, layers = _TRUNKS[name]
+        super().__init__(block, layers, norm_layer=norm_layer)
+        self.channels: int = self.fc.in_features
+        del self.avgpool, self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The conv5 map."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class RegionEncoder(nn.Module):
+    """Trunk, mask prediction head, RoIAlign of 1×1 and projection head: one feature a box."""
+
+    def __init__(self, config: ModelConfig, *, mph_blocks: int, roi_sampling_ratio: int, roi_aligned: bool) -> None:
+        super().__init__()
+        norm_layer = partial(GroupBatchNorm2d, group_size=config.group_size)
+        self.trunk = Trunk(config.trunk, norm_layer)
+        channels = self.trunk.channels
+        # Bottleneck's output has 4 times its width: 2048 -> 512 -> 2048 for ResNet-50 (paper, 3.2).
+        self.mph = nn.Sequential(
+            *[Bottleneck(channels, channels // 4, norm_layer=norm_layer) for _ in range(mph_blocks)]
+        )
+        self.projection = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, config.features)
+        )
+        self.roi_sampling_ratio = roi_sampling_ratio
+        self.roi_aligned = roi_aligned
+
+    def forward(self, images: torch.Tensor, boxes_NK4: torch.Tensor) -> torch.Tensor:
+        """Features (N, K, D), not normalised, of the boxes xyxy in pixels of the images (N, 3, size, size)."""
+        region_map = self.mph(self.trunk(images))
+        regions = region_features(
+            region_map, boxes_NK4, sampling_ratio=self.roi_sampling_ratio, aligned=self.roi_aligned
+        )
+        return self.projection(regions)
+
+
+def region_features(
+    map_NCHW: torch.Tensor, boxes_NK4: torch.Tensor, *, sampling_ratio: int, aligned: bool
+) -> torch.Tensor:
+    """RoIAlign with a 1×1 output at scale 1/32: (N, K, C) float32, the mean of the map over each box.
+
+    `boxes_NK4` float32 xyxy in image pixels, inside the image. Equals `torchvision.ops.roi_align(map, boxes, 1, 1/32,
+    sampling_ratio, aligned)`: its samples form a grid, so the mean of bilinear samples is `Wy·F·Wxᵀ` with one weight
+    vector an axis. As one batched product over the cells it reads the channels-last map in place, has a deterministic
+    gradient (torchvision's on CUDA adds atomically), and needs no list of boxes and no host synchronisation.
+    """
+    _, _, height, width = map_NCHW.shape
+    with torch.autocast(map_NCHW.device.type, enabled=False):  # box weights in bfloat16 would move the box
+        boxes_NK4 = boxes_NK4.float() / STRIDE
+        weight_y = _axis_weights(boxes_NK4[..., 1], boxes_NK4[..., 3], height, sampling_ratio, aligned)
+        weight_x = _axis_weights(boxes_NK4[..., 0], boxes_NK4[..., 2], width, sampling_ratio, aligned)
+        weights = (weight_y.unsqueeze(-1) * weight_x.unsqueeze(-2)).flatten(-2)  # (N, K, H·W)
+        cells = map_NCHW.float().permute(0, 2, 3, 1).flatten(1, 2)  # (N, H·W, C)
+        return torch.bmm(weights, cells)
+
+
+def _axis_weights(
+    start_NK: torch.Tensor, end_NK: torch.Tensor, cells: int, sampling_ratio: int, aligned: bool
+) -> torch.Tensor:
+    """(N, K, cells): what each cell of one axis adds to the mean over the boxes, whose ends are in cells."""
+    start_NK = start_NK - 0.5 if aligned else start_NK
+    end_NK = end_NK - 0.5 if aligned else end_NK
+    length_NK = end_NK - start_NK if aligned else (end_NK - start_NK).clamp(min=1)
+    if sampling_ratio > 0:
+        most, count_NK = sampling_ratio, torch.full_like(length_NK, sampling_ratio)
+    else:
+        most, count_NK = cells, length_NK.ceil()  # a box inside the image spans no more than all cells
+    sample_S = torch.arange(most, device=start_NK.device, dtype=torch.float32)
+    count_NK1 = count_NK.clamp(min=1).unsqueeze(-1)
+    at_NKS = start_NK.unsqueeze(-1) + (sample_S + 0.5) * length_NK.unsqueeze(-1) / count_NK1
+    counts_NKS = (sample_S < count_NK.unsqueeze(-1)) & (at_NKS >= -1) & (at_NKS <= cells)
+    cell = torch.arange(cells, device=start_NK.device, dtype=torch.float32)
+    tent_NKSH = (1 - (at_NKS.clamp(0, cells - 1).unsqueeze(-1) - cell).abs()).clamp(min=0)
+    return (tent_NKSH * counts_NKS.unsqueeze(-1)).sum(-2) / count_NK1
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Set every weight anew: kaiming normal by fan-in for convolutions and linear layers, biases 0, BatchNorm 1 and 0.
+
+    OpenSelfSup's `kaiming_init(mode="fan_in", nonlinearity="relu")`, the paper's codebase. `generator`: a CPU one.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def momentum_copy(query: nn.Module) -> nn.Module:
+    """The key network at the start: the query network's weights, without gradients, in train mode."""
+    return copy.deepcopy(query).requires_grad_(False).train()
+
+
+@torch.no_grad()
+def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """key <- momentum·key + (1 - momentum)·query, over the parameters alone: BatchNorm's buffers stay the key's own."""
+    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
