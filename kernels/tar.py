@@ -14,8 +14,8 @@ HEADER, DATA, SIZE, EXTENDED = range(4)
 extended header (PAX, GNU long name) that `tarfile` must read for the name, or -1."""
 
 COMPLETE, CUT, BAD_HEADER, WANTS_TARFILE = range(4)
-"""How the walk ended: at the end-of-archive block; beyond the last byte; at a block whose checksum is wrong; or at a
-PAX header that overrides a size, where the offsets so far are right and the rest needs `tarfile`."""
+"""How the walk ended: at the end-of-archive block; at the last byte or beyond it without one; at a block whose checksum
+is wrong; or at a PAX header that overrides a size, where the offsets so far are right and the rest needs `tarfile`."""
 
 _SUM, _TYPE, _SIZE_FIELD = 148, 156, 124
 
@@ -77,7 +77,7 @@ def walk_tar(data):
     count, offset, extended = 0, np.int64(0), np.int64(-1)
     while True:
         if offset + BLOCK > len(data):
-            return table[:count], COMPLETE if offset == len(data) and count > 0 else CUT
+            return table[:count], CUT
         if data[offset] == 0 and data[offset + _TYPE] == 0 and not data[offset : offset + BLOCK].any():
             return table[:count], COMPLETE
         size = _number(data, offset + _SIZE_FIELD, 12)

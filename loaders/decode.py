@@ -35,18 +35,31 @@ def decode_pillow(data: bytes) -> np.ndarray:
         raise BadImage(reason) from error
 
 
-def decode(data: bytes, kind: int) -> np.ndarray:
-    """(H, W, 3) uint8, C-contiguous; `kind` is the index's format (`kernels.headers`). BadImage where none decodes it.
+class Decoder:
+    """One thread's decoder, with a buffer of its own, so that an image costs no allocation."""
 
-    JPEGs of one or three components go to libjpeg-turbo through simplejpeg, at its exact settings; whatever it warns of
-    is Pillow's to judge, so that every loader uses the same images.
-    """
-    if kind == headers.JPEG:
-        try:
-            return simplejpeg.decode_jpeg(data, "RGB", strict=True)
-        except ValueError:  # a warning or an error of libjpeg's
+    KEPT = 64 << 20
+    """Bytes of the largest buffer kept: 22 megapixels. Larger images are allocated one by one."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(1 << 20, np.uint8)
+
+    def decode(self, data: bytes, sample: np.void) -> np.ndarray:
+        """(H, W, 3) uint8, C-contiguous, valid until the next call. BadImage where no library decodes it.
+
+        `sample` is its SAMPLE_DTYPE record. JPEGs of one or three components go to libjpeg-turbo through simplejpeg, at
+        its exact settings; whatever it warns of is Pillow's to judge, so that every loader uses the same images.
+        """
+        if sample["format"] != headers.JPEG:
             return decode_pillow(data)
-    return decode_pillow(data)
+        size = 3 * int(sample["height"]) * int(sample["width"])
+        if len(self._buffer) < size <= self.KEPT:
+            self._buffer = np.empty(size * 3 // 2, np.uint8)
+        try:
+            buffer = self._buffer if size <= len(self._buffer) else None
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True)
+        except ValueError:  # a warning or an error of libjpeg's, or an image larger than its header said
+            return decode_pillow(data)
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -1,0 +1,76 @@
+"""All usable samples of all shards under one numbering: 0..n-1, shard after shard."""
+
+import functools
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from .index import ShardIndex, index_shards
+from .shards import ShardReader, expand
+
+
+class EmptyDataset(ValueError):
+    """Not one usable sample in the shards given."""
+
+
+class Dataset:
+    """The indexed samples of a list of shards.
+
+    `samples` (n,) SAMPLE_DTYPE; `shard_sizes` usable samples of each shard. EmptyDataset where there is none.
+    """
+
+    def __init__(self, shards: Iterable[ShardIndex]) -> None:
+        self.shards = list(shards)
+        self.shard_sizes = [len(shard.samples) for shard in self.shards]
+        self._ends = np.cumsum(self.shard_sizes)
+        self.bad = [entry for shard in self.shards for entry in shard.bad]
+        self.reader = ShardReader()
+        if not sum(self.shard_sizes):
+            reasons = sorted({entry.reason for entry in self.bad})
+            raise EmptyDataset(
+                f"no usable image in {len(self.shards)} shards ({self.shards[0].path} first): "
+                f"{len(self.bad)} quarantined ({', '.join(reasons) or 'the shards are empty'}); "
+                "`maskco-fast index --shards …` lists them"
+            )
+        self.samples = np.concatenate([shard.samples for shard in self.shards])
+        repeated = len(self.samples) - len(np.unique(self.samples["sample_id"]))
+        if repeated:
+            warnings.warn(
+                f"{repeated} of {len(self.samples)} samples share their key with another; those pairs get equal plans. "
+                "Number the keys through all shards to avoid it",
+                stacklevel=3,
+            )
+
+    @classmethod
+    def open(
+        cls,
+        shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        index_folder: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> "Dataset":
+        """Expand the patterns, index what is not yet indexed, number the samples. See `expand`, `index_shards`."""
+        return cls(index_shards(expand(shards), folder=index_folder, threads=threads, progress=progress))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def locate(self, index: int) -> tuple[ShardIndex, int]:
+        """The shard that holds sample `index`, and its number among that shard's usable samples."""
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return self.shards[shard], int(index) - int(self._ends[shard] - self.shard_sizes[shard])
+
+    def read(self, index: int) -> bytes:
+        """The encoded bytes of sample `index`."""
+        shard, number = self.locate(index)
+        sample = self.samples[index]
+        return self.reader.read(shard.file(number), int(sample["offset"]), int(sample["size"]))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the samples and their order; 16 hex digits. Equal where positions mean the same samples."""
+        return hashlib.blake2b(self.samples["sample_id"].tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,69 @@
+"""`make_loader`: one call for every backend."""
+
+import importlib
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+
+from ..kernels.views import ViewConfig
+from .dataset import Dataset
+from .loader import Loader, LoaderConfig
+
+LOADERS = {"native": "NativeLoader", "reference": "ReferenceLoader"}
+"""Backends by name: each is the class of that name in the module of that name, imported when asked for."""
+
+Shards = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Dataset
+
+
+def make_loader(
+    shards: Shards,
+    batch_size: int,
+    *,
+    views: ViewConfig | None = None,
+    backend: str = "auto",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    rank: int | None = None,
+    world_size: int | None = None,
+    shuffle: bool = True,
+    threads: int | None = None,
+    prefetch: int = 3,
+    max_bad_share: float = 0.1,
+    index_folder: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> Loader:
+    """A loader of this rank's batches of `batch_size` samples; see `Loader` for its contract and `Batch` for its yield.
+
+    `shards`: tar files, folders, patterns such as 'cc3m-{0000..0331}.tar', or a `Dataset` already open. `views`:
+    MaskCo's by default. `backend`: one of `LOADERS`, or "auto", which is the native one. `dtype`: of the views; uint8
+    for levels that are neither normalised nor masked. `seed`: with the epoch and the sample it decides everything
+    random. `rank` and `world_size`: torch.distributed's or torchrun's unless given, looked up at the first `len()` or
+    `next()`. `threads`:
+    the CPUs that this process may use, unless given; `prefetch`: batches in the making at a time. `max_bad_share`: more
+    samples than this share failing to decode end the run. `index_folder`: where the shards' indexes are kept (default:
+    the user's cache folder); `progress(shards done, shards, samples)` is called while they are made.
+
+    FileNotFoundError where a pattern matches nothing, EmptyDataset where no sample is usable, ValueError for options
+    that do not fit.
+    """
+    config = LoaderConfig(
+        batch_size=batch_size,
+        views=ViewConfig.maskco() if views is None else views,
+        dtype=dtype,
+        device=str(device),
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
+        threads=threads,
+        prefetch=prefetch,
+    )
+    name = "native" if backend == "auto" else backend
+    if name not in LOADERS:
+        raise ValueError(f"there is no loader {backend!r}; choose auto or one of {', '.join(LOADERS)}")
+    loader_class = getattr(importlib.import_module(f".{name}", __package__), LOADERS[name])
+    if not isinstance(shards, Dataset):
+        shards = Dataset.open(shards, index_folder=index_folder, threads=threads, progress=progress)
+    return loader_class(shards, config, max_bad_share=max_bad_share)

@@ -1,0 +1,329 @@
+"""The one contract of every loader: which samples come when, in which epoch, and who owns what.
+
+A backend implements `Loader._run`, which turns requests into pixels, and nothing else of this.
+"""
+
+import os
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+
+from ..kernels.plan import plan
+from ..kernels.views import ViewConfig
+from .batch import Batch
+from .dataset import Dataset
+from .decode import BadImage
+from .order import SHARDS_PER_BLOCK, batch_count, batch_positions, order
+from .quarantine import BadSample, Quarantine
+
+STATE_VERSION = 1
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """What a loader yields and how; `make_loader` documents the fields for users."""
+
+    batch_size: int
+    """Samples a batch on this rank."""
+    views: ViewConfig
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    seed: int = 0
+    rank: int | None = None
+    world_size: int | None = None
+    shuffle: bool = True
+    block: int = SHARDS_PER_BLOCK
+    """Shards that are shuffled together."""
+    threads: int | None = None
+    """Decoding threads; None for the CPUs that this process may use."""
+    prefetch: int = 3
+    """Batches in the making at a time."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.prefetch < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError(
+                f"batch_size {self.batch_size}, prefetch {self.prefetch} and threads {self.threads} want at least 1"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype}; views come as {', '.join(map(str, DTYPES))}")
+        if (self.rank is None) != (self.world_size is None):
+            raise ValueError(f"rank is {self.rank} and world_size {self.world_size}; give both or neither")
+        if self.rank is not None and self.world_size is not None and not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"rank is {self.rank}; with world_size {self.world_size} it wants 0..{self.world_size - 1}"
+            )
+
+    @property
+    def seam(self) -> bool:
+        """Whether the host stops at the seam, two uint8 views, since the rest happens on the device."""
+        return torch.device(self.device).type != "cpu"
+
+    @property
+    def pixel_dtype(self) -> torch.dtype:
+        """What `Rendered.pixels` holds."""
+        return torch.uint8 if self.seam else self.dtype
+
+    @property
+    def thread_count(self) -> int:
+        """`threads`, or the CPUs that this process may use."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+@dataclass
+class Request:
+    """One batch to be made: which samples, and their plans. `Loader._fetch` changes both where a sample is replaced."""
+
+    epoch: int
+    indices: np.ndarray
+    """(N,) int64, into the dataset."""
+    rows: np.ndarray
+    """(N, columns) float32, the plan."""
+
+
+@dataclass
+class Rendered:
+    """A request carried out."""
+
+    request: Request
+    pixels: torch.Tensor
+    """(V, N, size, size, 3) of the configuration's `pixel_dtype`: finished views, or those at the seam."""
+
+
+class Loader(ABC):
+    """An iterable over `Batch`. Exact `len()`; the state counts batches delivered; see `make_loader`.
+
+    `iter()` does nothing; the epoch, the rank and the position are bound at the first `next()`. The epoch advances with
+    its last batch. A newer iterator ends the older one; an iterator that is dropped releases its threads.
+    """
+
+    def __init__(self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
+        self._epoch = 0
+        self._consumed = 0
+        self._current: weakref.ref[_EpochIterator] | None = None
+
+    @abstractmethod
+    def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
+        """Carry out the requests in their order. Closing the generator releases every thread and buffer."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch on this rank."""
+        return self.config.batch_size
+
+    @property
+    def sampler(self) -> "Loader":
+        """Itself: trainers reach `set_epoch` through a loader's sampler."""
+        return self
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next batch comes from."""
+        return self._epoch
+
+    def _ranks(self) -> tuple[int, int]:
+        """(rank, world size): as given, else torch.distributed's, else torchrun's environment, else one process."""
+        if self.config.rank is not None and self.config.world_size is not None:
+            return self.config.rank, self.config.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, the same on every rank."""
+        return batch_count(len(self.dataset), self.config.batch_size, self._ranks()[1])
+
+    def __iter__(self) -> "_EpochIterator":
+        return _EpochIterator(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next `next()` of a new iterator starts this epoch; naming the present one keeps the position in it."""
+        if epoch != self._epoch:
+            self._epoch, self._consumed = int(epoch), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch comes from, as a few integers: valid for any backend, thread count and world size."""
+        return {
+            "version": STATE_VERSION,
+            "epoch": self._epoch,
+            "consumed": self._consumed,
+            "seed": self.config.seed,
+            "shuffle": self.config.shuffle,
+            "block": self.config.block,
+            "dataset": self.dataset.fingerprint,
+            "batch_size": self.config.batch_size,
+            "world_size": self._ranks()[1],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. ValueError names what differs, where it would not be the same run.
+
+        Another world size is welcome as long as the batch a rank or the global batch stays.
+        """
+        mine = self.state_dict()
+        for name in ("version", "seed", "shuffle", "block", "dataset"):
+            if state.get(name) != mine[name]:
+                raise ValueError(
+                    f"the loader's state has {name} {state.get(name)!r} and this loader {mine[name]!r}: "
+                    "positions in one are not positions in the other. Give the same shards and settings, or start anew"
+                )
+        same_rank_batch = state["batch_size"] == mine["batch_size"]
+        if not same_rank_batch and state["batch_size"] * state["world_size"] != mine["batch_size"] * mine["world_size"]:
+            raise ValueError(
+                f"the loader's state has batch_size {state['batch_size']} on {state['world_size']} ranks and this one "
+                f"{mine['batch_size']} on {mine['world_size']}: keep the batch a rank or the global batch"
+            )
+        self._end_current()
+        self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
+
+    def close(self) -> None:
+        """End the running iterator and let go of the shards. The loader can be iterated again."""
+        self._end_current()
+        self.dataset.reader.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _end_current(self) -> None:
+        current = self._current() if self._current is not None else None
+        if current is not None:
+            current.close()
+        self._current = None
+
+    def _requests(self, rank: int, world_size: int, batches: int) -> Iterator[Request]:
+        positions = order(
+            self.dataset.shard_sizes,
+            seed=self.config.seed,
+            epoch=self._epoch,
+            shuffle=self.config.shuffle,
+            block=self.config.block,
+        )
+        epoch, consumed = self._epoch, self._consumed
+        for batch in range(batches):
+            indices = positions[batch_positions(batch, consumed, self.config.batch_size, rank, world_size)].copy()
+            yield Request(epoch, indices, self._plan(indices, epoch))
+
+    def _plan(self, indices: np.ndarray, epoch: int) -> np.ndarray:
+        samples = self.dataset.samples[indices]
+        return plan(
+            self.config.views, self.config.seed, epoch, samples["sample_id"], samples["height"], samples["width"]
+        )
+
+    def _fetch(self, request: Request, n: int, decode: Callable[[bytes, np.void], np.ndarray]) -> np.ndarray:
+        """The image (H, W, 3) uint8 of sample `n` of a request, by `decode(data, record)`; called from any thread.
+
+        A sample that does not decode is quarantined, and the next in the shards' order that does takes its place, with
+        its own plan: a function of the data alone, so that every loader and every thread count replaces alike.
+        """
+        index = int(request.indices[n])
+        while True:
+            if index not in self.quarantine:
+                sample = self.dataset.samples[index]
+                try:
+                    image = decode(self.dataset.read(index), sample)
+                    if image.shape[:2] != (sample["height"], sample["width"]):
+                        raise BadImage("size differs from the header")
+                    break
+                except BadImage as reason:
+                    self._reject(index, str(reason))
+            index = (index + 1) % len(self.dataset)
+        if index != request.indices[n]:
+            request.indices[n] = index
+            request.rows[n] = self._plan(np.array([index]), request.epoch)[0]
+        return image
+
+    def _reject(self, index: int, reason: str) -> None:
+        shard, number = self.dataset.locate(index)
+        bad = BadSample(shard=shard.path, key=shard.key(number), reason=reason, found="decode")
+        self.quarantine.add(index, bad, len(self.dataset))
+
+    def _batch(self, rendered: Rendered) -> Batch:
+        """The batch that the user gets; `pixels` may be handed on, everything else is copied."""
+        views = self.config.views
+        indices = rendered.request.indices
+        samples = self.dataset.samples[indices]
+        named = rendered.request.rows.view(views.plan_dtype)[:, 0]
+        return Batch(
+            views=tuple(view.permute(0, 3, 1, 2) for view in rendered.pixels),
+            sample_id=torch.from_numpy(samples["sample_id"].copy()),
+            target=torch.from_numpy(samples["target"].copy()),
+            index=torch.from_numpy(indices.copy()),
+            masked_box=torch.from_numpy(named["masked_box"].copy()) if views.boxes else None,
+            key_boxes=torch.from_numpy(named["key_boxes"].copy()) if views.boxes else None,
+        )
+
+
+class _EpochIterator:
+    """One pass over the rest of the epoch."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._batches: Generator[Rendered, None, None] | None = None
+        self._left: int | None = None
+
+    def _start(self) -> None:
+        loader = self._loader
+        loader._end_current()
+        rank, world_size = loader._ranks()
+        self._left = batch_count(len(loader.dataset) - loader._consumed, loader.config.batch_size, world_size)
+        if self._left == 0 and loader._consumed == 0:
+            raise ValueError(
+                f"{len(loader.dataset)} usable samples make no batch of {loader.config.batch_size} on each of "
+                f"{world_size} ranks; lower the batch size, or give more shards"
+            )
+        self._global_batch = loader.config.batch_size * world_size
+        self._batches = loader._run(loader._requests(rank, world_size, self._left))
+        loader._current = weakref.ref(self)
+
+    def __len__(self) -> int:
+        """Batches that this iterator has yet to yield."""
+        if self._left is not None:
+            return self._left
+        loader = self._loader
+        return batch_count(len(loader.dataset) - loader._consumed, loader.config.batch_size, loader._ranks()[1])
+
+    def __iter__(self) -> "_EpochIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._left is None:
+            self._start()
+        loader = self._loader
+        if not self._left or self._batches is None:
+            if self._batches is not None and loader._current is not None and loader._current() is self:
+                loader._epoch, loader._consumed = loader._epoch + 1, 0  # a position with no whole batch left
+            self.close()
+            raise StopIteration
+        try:
+            batch = loader._batch(next(self._batches))
+        except BaseException:
+            self.close()
+            raise
+        self._left -= 1
+        loader._consumed += self._global_batch
+        if self._left == 0:
+            loader._epoch, loader._consumed = loader._epoch + 1, 0
+            self.close()
+        return batch
+
+    def close(self) -> None:
+        """Release threads and buffers; a later `next()` raises StopIteration."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+        self._left = 0
+
+    def __del__(self) -> None:
+        self.close()

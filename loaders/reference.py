@@ -1,0 +1,41 @@
+"""The reference loader: Pillow and torchvision executing the plan, sample after sample. Slow, obvious, the truth."""
+
+from collections.abc import Generator, Iterator
+
+import numpy as np
+import torch
+
+from ..kernels.augment_reference import augment_reference, finish_reference
+from ..kernels.resize import resize_reference
+from .decode import decode_pillow
+from .loader import Loader, Rendered, Request
+
+
+class ReferenceLoader(Loader):
+    """Runs in the calling thread; `threads` and `prefetch` change nothing."""
+
+    def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
+        config = self.config
+        size, views = config.views.size, len(config.views.views)
+        for request in requests:
+            pixels = torch.empty((views, config.batch_size, size, size, 3), dtype=config.pixel_dtype)
+            for n in range(config.batch_size):
+                image = self._fetch(request, n, lambda data, _: decode_pillow(data))
+                plan = request.rows[n].view(config.views.plan_dtype)[0]
+                for v in range(views):
+                    pixels[v, n] = self._render(image, plan, v)
+            yield Rendered(request, pixels)
+
+    def _render(self, image: np.ndarray, plan: np.void, v: int) -> torch.Tensor:
+        """View `v` of one image, (size, size, 3)."""
+        config = self.config
+        view = plan["views"][v]
+        y, x, height, width = (int(side) for side in view["crop"])
+        levels = resize_reference(image, (y, x, height, width), config.views.size, bool(view["flip"]))
+        if config.seam:
+            return torch.from_numpy(levels)
+        levels = augment_reference(levels, view)
+        if config.dtype == torch.uint8:
+            return torch.from_numpy(levels)
+        masked_box = plan["masked_box"] if config.views.mask and v == 0 else None
+        return torch.as_tensor(finish_reference(levels, masked_box)).to(config.dtype)

@@ -1,0 +1,84 @@
+"""Where the tests find data: small shards that they make, and the shared real images where those are present."""
+
+import io
+import os
+import pathlib
+import tarfile
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests' shard indexes and demo data out of the user's cache; machine code stays where it is."""
+    from maskco_fast.kernels.cache import cache_folder
+
+    numba = cache_folder("numba")
+    root = tmp_path_factory.mktemp("cache")
+    os.symlink(numba, root / "numba")
+    os.environ["MASKCO_FAST_CACHE"] = str(root)
+    cache_folder.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real and hostile shards; the tests that want it skip where it is absent."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    folder = pathlib.Path(os.environ.get("MASKCO_FAST_SHARED", root.parent / "shared")) / "data"
+    if not (folder / "in1k-sample-0000.tar").exists():
+        pytest.skip("the shared shards (in1k-sample-*, hostile-*) are absent; MASKCO_FAST_SHARED names their folder")
+    return folder
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    """(height, width, 3) uint8: smooth waves with edges and a little noise, so that JPEG and resizing have work."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 32.0
+    waves = [np.sin(x * random.uniform(0.2, 3) + y * random.uniform(0.2, 3) + random.uniform(0, 6)) for _ in range(3)]
+    image = 128 + 90 * np.stack(waves, -1) + random.normal(0, 4, (height, width, 3))
+    image[height // 3 : height // 2, width // 4 : width // 2] = random.integers(0, 256, 3)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def encode(image: np.ndarray, suffix: str = "jpg", **options: object) -> bytes:
+    """The picture as the bytes of an image file."""
+    buffer = io.BytesIO()
+    formats = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
+    Image.fromarray(image).save(buffer, formats[suffix], **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: pathlib.Path, members: dict[str, bytes], *, form: int = tarfile.USTAR_FORMAT) -> pathlib.Path:
+    """A tar archive of these members."""
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
+    """A function that writes tar shards of generated JPEGs: `make_shards(shards=2, samples=20, bad=())`."""
+
+    def make(shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 96) -> list[str]:
+        paths = []
+        for shard in range(shards):
+            members = {}
+            for number in range(samples):
+                key = f"{shard * samples + number:06d}"
+                shape = (side + number % 5 * 7, side + number % 3 * 11)
+                data = encode(picture(*shape, seed=shard * samples + number), quality=90)
+                if shard * samples + number in bad:  # a header that reads well before damaged image data
+                    middle = len(data) // 2
+                    data = data[:middle] + b"\xff\xd9" * 40 + data[-2:]
+                members[f"{key}.jpg"] = data
+                members[f"{key}.cls"] = str(number % 4).encode()
+            paths.append(str(write_tar(tmp_path / f"shard-{shard:04d}.tar", members)))
+        return paths
+
+    return make

@@ -1,0 +1,230 @@
+"""The plan's properties on any image size, its determinism, and its distributions against torchvision's."""
+
+import hashlib
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+
+from maskco_fast.kernels.plan import PAIR_TRIES, plan
+from maskco_fast.kernels.views import View, ViewConfig
+
+sides = st.one_of(st.integers(1, 40), st.integers(1, 20000))
+settings.register_profile("plan", max_examples=300, deadline=None)
+settings.load_profile("plan")
+
+
+def draw(config: ViewConfig, n: int, height: int, width: int, *, seed: int = 0, epoch: int = 0, first: int = 0):
+    """The named plans of n samples of one size."""
+    ids = np.arange(first, first + n)
+    rows = plan(config, seed, epoch, ids, np.full(n, height), np.full(n, width))
+    return rows.view(config.plan_dtype)[:, 0]
+
+
+def project(box, key, key_flip, query, query_flip, size):
+    """SPEC 1, masked box, in exact steps: undo the key's flip, to the image, to the query, flip."""
+    x1, y1, x2, y2 = map(float, box)
+    if key_flip:
+        x1, x2 = size - x2, size - x1
+    image = [key[1] + x1 * key[3] / size, key[0] + y1 * key[2] / size, key[1] + x2 * key[3] / size]
+    image.append(key[0] + y2 * key[2] / size)
+    x1, x2 = ((x - query[1]) * size / query[3] for x in (image[0], image[2]))
+    y1, y2 = ((y - query[0]) * size / query[2] for y in (image[1], image[3]))
+    if query_flip:
+        x1, x2 = size - x2, size - x1
+    return np.array([x1, y1, x2, y2])
+
+
+def iou(a, b):
+    wide = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    high = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    area = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
+    return wide * high / (area - wide * high)
+
+
+@given(
+    height=sides,
+    width=sides,
+    seed=st.integers(0, 2**64 - 1),
+    epoch=st.integers(0, 10**6),
+    size=st.sampled_from([96, 112, 224, 225]),
+)
+def test_every_plan_keeps_the_rules(height, width, seed, epoch, size):
+    config = ViewConfig.maskco(size)
+    low, high = config.box_side
+    for row in draw(config, 4, height, width, seed=seed, epoch=epoch):
+        crops = row["views"]["crop"].astype(np.float64)
+        assert (crops[:, :2] >= 0).all()
+        assert (crops[:, 2:] >= 1).all()
+        assert (crops[:, 0] + crops[:, 2] <= height).all()
+        assert (crops[:, 1] + crops[:, 3] <= width).all()
+        assert (crops == np.round(crops)).all()
+        query, key = crops
+        overlap = np.minimum(query[:2] + query[2:], key[:2] + key[2:]) - np.maximum(query[:2], key[:2])
+        assert (overlap * size / key[2:] >= config.min_overlap - 1e-6).all()
+        if row["draws"] == PAIR_TRIES + 1:
+            assert (query == key).all()
+
+        boxes = row["key_boxes"].astype(np.float64)
+        spans = boxes[:, 2:] - boxes[:, :2]
+        assert (spans >= low - 1e-4).all()
+        assert (spans <= high + 1e-4).all()
+        assert (boxes >= -1e-4).all()
+        assert (boxes <= size + 1e-4).all()
+        assert max(iou(boxes[0], negative) for negative in boxes[1:]) < config.max_negative_iou + 1e-6
+
+        flips = row["views"]["flip"]
+        masked = row["masked_box"].astype(np.float64)
+        np.testing.assert_allclose(masked, project(boxes[0], key, flips[1], query, flips[0], size), atol=2e-3)
+        assert (masked >= -2e-3).all()  # box 0 lies in the overlap, so in the query view too
+        assert (masked <= size + 2e-3).all()
+        share = (masked[2] - masked[0]) * (masked[3] - masked[1]) / size**2
+        assert share <= config.max_mask_share + 1e-4
+
+        for view in row["views"]:
+            assert sorted(view["order"]) == [0, 1, 2, 3]
+            assert (np.abs(view["factors"][:3] - 1) <= 0.4 + 1e-6).all()
+            assert abs(view["factors"][3]) <= 0.1 + 1e-6
+            assert view["blur_sigma"] == 0 or 0.1 <= view["blur_sigma"] <= 2
+            assert {float(view[name]) for name in ("flip", "jitter", "gray", "solarize")} <= {0.0, 1.0}
+
+
+def test_the_fallbacks_are_reached_and_keep_the_rules():
+    """Small crops seldom cover each other, and boxes that fill the view seldom leave room for a negative."""
+    small = draw(ViewConfig(views=(View(area=(0.2, 0.25)),) * 2, min_overlap=223.0), 200, 400, 400)
+    assert (small["draws"] == PAIR_TRIES + 1).any()
+    fallback = small[small["draws"] == PAIR_TRIES + 1]
+    assert (fallback["views"]["crop"][:, 0] == fallback["views"]["crop"][:, 1]).all()
+
+    config = ViewConfig(min_overlap=160.0, boxes=17, box_side=(32.0, 160.0), max_negative_iou=1e-9, max_mask_share=0.02)
+    for row in draw(config, 200, 300, 300):
+        boxes = row["key_boxes"]
+        assert max(iou(boxes[0], negative) for negative in boxes[1:]) == 0
+
+
+def test_free_views_of_any_number():
+    for config, views in ((ViewConfig.moco_v2(views=1), 1), (ViewConfig.simclr(), 2), (ViewConfig.moco_v2(views=6), 6)):
+        rows = draw(config, 500, 300, 400)
+        assert rows["views"].shape == (500, views)
+        assert rows["key_boxes"].shape == (500, 0, 4)
+        assert (rows["draws"] == 1).all()
+        assert len({tuple(crop) for crop in rows["views"]["crop"].reshape(-1, 4)}) > 490 * views
+
+
+def test_streams_of_crops_colour_and_boxes_are_apart():
+    """What one configures leaves the others as they were."""
+    masked, plain = draw(ViewConfig.maskco(), 50, 300, 400), draw(ViewConfig(min_overlap=128.0), 50, 300, 400)
+    assert masked["views"].tobytes() == plain["views"].tobytes()
+    three = draw(ViewConfig.moco_v2(views=3), 50, 300, 400)["views"]
+    two = draw(ViewConfig.moco_v2(views=2), 50, 300, 400)["views"]
+    assert three[:, :2].tobytes() == two.tobytes()
+
+
+def test_seed_epoch_and_sample_each_change_the_plan():
+    config = ViewConfig.maskco()
+    base = draw(config, 20, 300, 400)
+    for other in (
+        draw(config, 20, 300, 400, seed=1),
+        draw(config, 20, 300, 400, epoch=1),
+        draw(config, 20, 300, 400, first=20),
+    ):
+        assert not (base["views"]["factors"] == other["views"]["factors"]).any()
+
+
+def test_a_plan_does_not_depend_on_batch_thread_or_process():
+    config = ViewConfig.maskco()
+    ids, sides = np.arange(1000) * 7919, np.arange(1000) % 700 + 1
+    whole = plan(config, 3, 5, ids, sides, sides[::-1])
+    single = np.concatenate(
+        [plan(config, 3, 5, ids[n : n + 1], sides[n : n + 1], sides[::-1][n : n + 1]) for n in ids // 7919]
+    )
+    assert whole.tobytes() == single.tobytes()
+    with ThreadPoolExecutor(4) as pool:
+        parts = pool.map(
+            lambda s: plan(config, 3, 5, ids[s], sides[s], sides[::-1][s]),
+            [slice(i, i + 10) for i in range(0, 1000, 10)],
+        )
+    assert whole.tobytes() == np.concatenate(list(parts)).tobytes()
+    script = (
+        "import numpy as np; from hashlib import sha256; from maskco_fast.kernels.plan import plan; "
+        "from maskco_fast.kernels.views import ViewConfig; s = np.arange(1000) % 700 + 1; "
+        "print(sha256(plan(ViewConfig.maskco(), 3, 5, np.arange(1000) * 7919, s, s[::-1]).tobytes()).hexdigest())"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    assert printed == hashlib.sha256(whole.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (64, 64)])
+def test_crops_are_distributed_as_torchvision_draws_them(height, width):
+    n = 8000
+    mine = draw(ViewConfig.moco_v2(), n, height, width)["views"]["crop"][:, 0].astype(np.float64)
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)], np.float64)
+    for name, fact in {
+        "area": lambda c: c[:, 2] * c[:, 3],
+        "ratio": lambda c: c[:, 3] / c[:, 2],
+        "y": lambda c: c[:, 0],
+        "x": lambda c: c[:, 1],
+    }.items():
+        assert stats.ks_2samp(fact(mine), fact(theirs)).pvalue > 1e-4, name
+
+
+def test_colour_is_distributed_as_torchvision_draws_it():
+    n = 8000
+    views = draw(ViewConfig.moco_v2(), n, 375, 500)["views"][:, 1]
+    torch.manual_seed(0)
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(n)]
+    for operation in range(4):
+        theirs = np.array([one[1 + operation] for one in drawn])
+        assert stats.ks_2samp(views["factors"][:, operation], theirs).pvalue > 1e-4
+    orders = np.unique(views["order"], axis=0, return_counts=True)[1]
+    assert len(orders) == math.factorial(4)
+    assert stats.chisquare(orders).pvalue > 1e-4
+    for name, probability in (("jitter", 0.8), ("gray", 0.2), ("flip", 0.5)):
+        assert stats.binomtest(int(views[name].sum()), n, probability).pvalue > 1e-4, name
+    blurred = views["blur_sigma"] > 0
+    assert stats.binomtest(int(blurred.sum()), n, 0.5).pvalue > 1e-4
+    assert stats.kstest(views["blur_sigma"][blurred], "uniform", (0.1, 1.9)).pvalue > 1e-4
+
+
+def test_byol_views_differ():
+    views = draw(ViewConfig.byol(), 4000, 375, 500)["views"]
+    assert (views["blur_sigma"][:, 0] > 0).all()
+    assert stats.binomtest(int((views["blur_sigma"][:, 1] > 0).sum()), 4000, 0.1).pvalue > 1e-4
+    assert stats.binomtest(int(views["solarize"][:, 1].sum()), 4000, 0.2).pvalue > 1e-4
+    assert not views["solarize"][:, 0].any()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"views": ()},
+        {"size": 4},
+        {"boxes": 17},
+        {"mask": True},
+        {"views": (View(),), "min_overlap": 128.0},
+        {"boxes": 17, "min_overlap": 128.0, "box_side": (64.0, 128.0)},
+    ],
+)
+def test_impossible_configurations_are_refused(wrong):
+    with pytest.raises(ValueError, match="ViewConfig"):
+        ViewConfig(**wrong)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="differ in number"):
+        plan(ViewConfig.maskco(), 0, 0, np.arange(3), np.ones(2), np.ones(3))
+    with pytest.raises(ValueError, match="below 1 pixel"):
+        plan(ViewConfig.maskco(), 0, 0, np.arange(1), np.zeros(1), np.ones(1))
+    with pytest.raises(ValueError, match="probability"):
+        View(flip_probability=1.5)

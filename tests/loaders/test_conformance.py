@@ -1,0 +1,405 @@
+"""The one contract, run by every loader: the rules of `Loader`, and views within tolerance of the reference's.
+
+The tolerances, in levels of 255. Decode, crop and resize differ from Pillow by at most 1. From there on the colour
+operations multiply that difference by their factors (at most 1.4 each), and turning the hue of a nearly gray pixel by
+more, so that the whole path is held to .5 in the mean, 3 for all but one value in 2000, and 16 at worst. The colour
+operations alone, on equal input, have the closer tolerances of tests/kernels.
+"""
+
+import itertools
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import encode, picture, write_tar
+
+from maskco_fast.kernels.augment_reference import IMAGENET_STD
+from maskco_fast.loaders import LOADERS, TooManyBadSamples, ViewConfig, make_loader
+
+LEVEL = 1 / (255 * min(IMAGENET_STD))
+"""One level after normalisation, in the channel where it is largest."""
+
+VIEWS = ViewConfig.maskco(96)
+
+
+@pytest.fixture(params=sorted(LOADERS))
+def backend(request):
+    return request.param
+
+
+def own_threads():
+    """The threads that this project started."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("native", "dali", "ffcv"))]
+
+
+def ids(loader, batches=None):
+    return [batch.sample_id.tolist() for batch in itertools.islice(loader, batches)]
+
+
+def flat(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+def assert_close(mine, theirs):
+    """The whole path's tolerance."""
+    for view, truth in zip(mine.views, theirs.views, strict=True):
+        difference = (view - truth).abs() / LEVEL
+        assert difference.mean() <= 0.5
+        assert (difference > 3).float().mean() <= 1 / 2000
+        assert difference.max() <= 16
+
+
+def same(first, second):
+    """Whether two batches agree to the last bit."""
+    names = ("sample_id", "target", "index", "masked_box", "key_boxes")
+    pairs = [(getattr(first, name), getattr(second, name)) for name in names]
+    pairs += list(zip(first.views, second.views, strict=True))
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_views_and_boxes_are_the_references(backend, make_shards):
+    shards = make_shards(2, 16)
+    with (
+        make_loader(shards, 8, views=VIEWS, backend=backend) as loader,
+        make_loader(shards, 8, views=VIEWS, backend="reference") as reference,
+    ):
+        assert len(loader) == len(reference) == 4
+        for mine, theirs in zip(loader, reference, strict=True):
+            for name in ("sample_id", "target", "index", "masked_box", "key_boxes"):
+                assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+            assert all(view.is_contiguous(memory_format=torch.channels_last) for view in mine.views)
+            assert_close(mine, theirs)
+
+
+def test_the_seam_is_within_a_level(backend, make_shards):
+    """Decode, crop, resize and flip alone: plain views whose colours are left as they are, as levels."""
+    plain = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
+    view = type(VIEWS.views[0])(**plain)
+    views = ViewConfig(views=(view, view, view), size=97)
+    shards = make_shards(1, 12)
+    options = {"views": views, "dtype": torch.uint8}
+    with (
+        make_loader(shards, 12, backend=backend, **options) as loader,
+        make_loader(shards, 12, backend="reference", **options) as reference,
+    ):
+        (mine,), (theirs,) = loader, reference
+    for view, truth in zip(mine.views, theirs.views, strict=True):
+        difference = (view.int() - truth.int()).abs()
+        assert difference.max() <= 1
+        assert difference.float().mean() <= 0.2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
+def test_dtypes_hold_the_same_values(backend, make_shards, dtype, tolerance):
+    shards = make_shards(1, 8)
+    with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
+        (full,) = loader
+    with make_loader(shards, 8, views=VIEWS, backend=backend, dtype=dtype) as loader:
+        (half,) = loader
+    for one, other in zip(full.views, half.views, strict=True):
+        assert other.dtype == dtype
+        assert (one - other.float()).abs().max() <= tolerance
+
+
+def test_the_masked_box_is_zero_and_nothing_else(backend, make_shards):
+    shards = make_shards(1, 16)
+    with make_loader(shards, 16, views=VIEWS, backend=backend) as loader:
+        (masked,) = loader
+    with make_loader(shards, 16, views=ViewConfig.maskco(96, mask=False), backend=backend) as loader:
+        (clean,) = loader
+    for n, (x1, y1, x2, y2) in enumerate(masked.masked_box.numpy()):
+        inside = torch.zeros(96, 96, dtype=torch.bool)
+        inside[max(int(np.floor(y1)), 0) : int(np.ceil(y2)), max(int(np.floor(x1)), 0) : int(np.ceil(x2))] = True
+        assert (masked.query[n][:, inside] == 0).all()
+        assert torch.equal(masked.query[n][:, ~inside], clean.query[n][:, ~inside])
+    assert torch.equal(masked.key, clean.key)
+    assert torch.equal(masked.masked_box, clean.masked_box)
+
+
+def test_batches_are_the_same_for_any_number_of_threads(backend, make_shards):
+    shards = make_shards(2, 16)
+    epochs = []
+    for threads in (1, 2, 4):
+        with make_loader(shards, 8, views=VIEWS, backend=backend, threads=threads) as loader:
+            epochs.append(list(loader))
+    for other in epochs[1:]:
+        assert all(same(one, two) for one, two in zip(epochs[0], other, strict=True))
+
+
+def test_batches_unpack_and_move(backend, make_shards):
+    with make_loader(make_shards(1, 8), 4, views=VIEWS, backend=backend) as loader:
+        batch = next(iter(loader))
+    query, key, masked_box, key_boxes, sample_id = batch
+    assert query.shape == key.shape == (4, 3, 96, 96)
+    assert masked_box.shape == (4, 4)
+    assert key_boxes.shape == (4, 17, 4)
+    assert sample_id.dtype == torch.int64
+    assert len(batch) == 4
+    moved = batch.to("cpu")
+    assert same(batch, moved)
+    assert all(0 <= label < 4 for label in batch.target.tolist())
+
+
+def test_plain_views(backend, make_shards):
+    shards = make_shards(1, 8)
+    for views, count in ((ViewConfig.npid(64), 1), (ViewConfig.simclr(64), 2), (ViewConfig.moco_v2(64, views=4), 4)):
+        with make_loader(shards, 8, views=views, backend=backend) as loader:
+            (batch,) = loader
+        *tensors, sample_id = batch
+        assert [tuple(tensor.shape) for tensor in tensors] == [(8, 3, 64, 64)] * count
+        assert len(sample_id) == 8
+        assert batch.masked_box is None
+
+
+def test_two_ranks_are_disjoint_and_complete(backend, make_shards):
+    shards = make_shards(3, 11)
+    ranks = []
+    for rank in range(2):
+        with make_loader(shards, 4, views=VIEWS, backend=backend, rank=rank, world_size=2) as loader:
+            assert len(loader) == 33 // 8
+            ranks.append(ids(loader))
+    with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
+        single = ids(loader)
+    assert [one + two for one, two in zip(*ranks, strict=True)] == single
+
+
+def test_rank_is_looked_up_late(backend, make_shards, monkeypatch):
+    loader = make_loader(make_shards(1, 16), 4, views=VIEWS, backend=backend)
+    iterator = iter(loader)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert len(loader) == 2
+    first = next(iterator).sample_id.tolist()
+    loader.close()
+    with make_loader(loader.dataset, 4, views=VIEWS, backend=backend, rank=1, world_size=2) as explicit:
+        assert ids(explicit)[0] == first
+
+
+def test_epochs_differ_and_repeat(backend, make_shards):
+    with make_loader(make_shards(1, 16), 4, views=VIEWS, backend=backend, seed=3) as loader:
+        first, second = ids(loader), ids(loader)
+        assert first != second
+        assert sorted(flat(first)) == sorted(flat(second))
+        loader.set_epoch(0)
+        assert ids(loader) == first
+        loader.set_epoch(1)
+        loader.set_epoch(1)
+        assert ids(loader) == second
+
+
+def test_iter_has_no_side_effect_and_the_epoch_binds_at_next(backend, make_shards):
+    with make_loader(make_shards(1, 16), 4, views=VIEWS, backend=backend) as loader:
+        epoch_0 = ids(loader)
+        loader.set_epoch(0)
+        iterator = iter(loader)
+        iter(loader)
+        assert not own_threads()
+        loader.set_epoch(7)
+        loader.set_epoch(0)
+        assert len(iterator) == 4
+        assert [batch.sample_id.tolist() for batch in iterator] == epoch_0
+
+
+def test_the_epoch_advances_with_its_last_batch(backend, make_shards):
+    """Lightning stops at `len`, never at StopIteration."""
+    with make_loader(make_shards(1, 16), 4, views=VIEWS, backend=backend) as loader:
+        iterator = iter(loader)
+        for _ in range(len(loader)):
+            assert loader.epoch == 0
+            next(iterator)
+        assert loader.epoch == 1
+        assert loader.state_dict()["consumed"] == 0
+        with pytest.raises(StopIteration):
+            next(iterator)
+        assert loader.epoch == 1
+
+
+def test_state_resumes_in_mid_epoch(backend, make_shards):
+    shards = make_shards(2, 16)
+    with make_loader(shards, 4, views=VIEWS, backend=backend, seed=5) as loader:
+        loader.set_epoch(2)
+        whole = list(loader) + list(loader)
+    for stop in (0, 3, 8, 11):
+        with make_loader(shards, 4, views=VIEWS, backend=backend, seed=5) as loader:
+            loader.set_epoch(2)
+            endless = itertools.chain.from_iterable(itertools.repeat(loader))
+            for _ in range(stop):
+                next(endless)
+            state = loader.state_dict()
+        with make_loader(shards, 4, views=VIEWS, backend=backend, seed=5, threads=1) as loader:
+            loader.load_state_dict(state)
+            loader.set_epoch(state["epoch"])  # naming the present epoch keeps the position
+            rest = list(loader) + (list(loader) if stop < 8 else [])
+        assert len(rest) == 16 - stop
+        assert all(same(one, two) for one, two in zip(whole[stop:], rest, strict=True))
+
+
+def test_another_world_size_goes_on_in_the_same_order(backend, make_shards):
+    shards = make_shards(2, 16)
+    with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
+        order = flat(ids(loader))
+    with make_loader(shards, 4, views=VIEWS, backend=backend, rank=0, world_size=2) as loader:
+        iterator = iter(loader)
+        for _ in range(2):
+            next(iterator)
+        state = loader.state_dict()
+    with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
+        loader.load_state_dict(state)
+        assert flat(ids(loader)) == order[16:]
+    with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
+        loader.load_state_dict(state)
+        assert flat(ids(loader)) == order[16:]
+
+
+def test_states_of_other_runs_are_refused(backend, make_shards, tmp_path):
+    shards = make_shards(2, 8)
+    with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
+        state = loader.state_dict()
+    for change in ({"seed": 1}, {"batch_size": 3}, {"shards": shards[:1]}, {"shuffle": False}):
+        options = {"shards": shards, "batch_size": 4, "views": VIEWS, "backend": backend, **change}
+        with make_loader(**options) as loader, pytest.raises(ValueError, match="this"):
+            loader.load_state_dict(state)
+
+
+def test_the_caller_owns_the_tensors(backend, make_shards):
+    with make_loader(make_shards(2, 24), 4, views=VIEWS, backend=backend) as loader:
+        kept, copies = [], []
+        for batch in loader:
+            kept.append(batch.query[1:2, :, ::2])  # only a view of a view is kept
+            copies.append(kept[-1].clone())
+        list(loader)
+    assert all(torch.equal(one, copy) for one, copy in zip(kept, copies, strict=True))
+
+
+def test_leaving_early_leaks_no_thread(backend, make_shards):
+    loader = make_loader(make_shards(2, 24), 4, views=VIEWS, backend=backend)
+    for _ in loader:
+        break
+    assert not own_threads()
+    iterator = iter(loader)
+    next(iterator)
+    loader.close()
+    assert not own_threads()
+    with pytest.raises(StopIteration):
+        next(iterator)
+
+
+def test_a_newer_iterator_ends_the_older_one(backend, make_shards):
+    with make_loader(make_shards(1, 16), 4, views=VIEWS, backend=backend) as loader:
+        older = iter(loader)
+        first = next(older)
+        newer = iter(loader)
+        second = next(newer)
+        with pytest.raises(StopIteration):
+            next(older)
+        assert not same(first, second)
+        assert len(newer) == 2
+
+
+def test_keyboard_interrupt_leaves_nothing_behind(backend, make_shards, monkeypatch):
+    loader = make_loader(make_shards(1, 16), 4, views=VIEWS, backend=backend)
+    real = loader.dataset.read
+
+    def slow(index):
+        time.sleep(0.3)
+        return real(index)
+
+    monkeypatch.setattr(loader.dataset, "read", slow)
+    threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(loader)
+    assert not own_threads()
+    monkeypatch.undo()
+    assert len(list(loader)) == 4
+
+
+def test_a_sample_that_does_not_decode_is_replaced_alike(backend, make_shards):
+    shards = make_shards(2, 16, bad=(3, 20, 21))
+    with make_loader(shards, 8, views=VIEWS, backend="reference") as reference:
+        truth = list(reference)
+    with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
+        mine = list(loader)
+        assert len(mine) == len(loader) == 4
+        report = loader.quarantine.report()
+        assert report["quarantined"] == 3
+        assert [entry["key"] for entry in report["samples"]] == ["000003", "000020", "000021"]
+        assert {entry["found"] for entry in report["samples"]} == {"decode"}
+        assert list(report["by_reason"].values()) == [3]
+        list(loader)
+        assert len(loader.quarantine) == 3  # known by now: neither read nor counted again
+    for one, two in zip(mine, truth, strict=True):
+        assert torch.equal(one.sample_id, two.sample_id)
+        assert torch.equal(one.key_boxes, two.key_boxes)
+    counts = torch.cat([batch.index for batch in mine]).bincount(minlength=32)
+    assert counts[[3, 20, 21]].tolist() == [0, 0, 0]
+    assert counts[[4, 22]].tolist() == [2, 3]
+
+
+def test_too_many_bad_samples_end_the_run(backend, make_shards):
+    loader = make_loader(make_shards(1, 6, bad=range(6)), 2, views=VIEWS, backend=backend)
+    with pytest.raises(TooManyBadSamples, match=r"6 of 6 samples do not decode.*shard-0000.tar"):
+        list(loader)
+    assert not own_threads()
+
+
+def test_a_shard_that_vanishes_is_named(backend, make_shards):
+    shards = make_shards(1, 8)
+    loader = make_loader(shards, 4, views=VIEWS, backend=backend)
+    with open(shards[0], "r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(EOFError, match=r"shard-0000\.tar.*index"):
+        list(loader)
+
+
+def test_fewer_samples_than_a_batch_is_an_error(backend, make_shards):
+    with pytest.raises(ValueError, match="6 usable samples make no batch of 8"):
+        next(iter(make_loader(make_shards(1, 6), 8, views=VIEWS, backend=backend)))
+
+
+def test_odd_images_of_every_kind(backend, tmp_path):
+    image = picture(40, 56, 1)
+    members = {
+        "one.jpg": encode(picture(1, 1, 0)),
+        "thin.jpg": encode(picture(3, 700, 0)),
+        "tall.png": encode(picture(900, 2, 0), "png"),
+        "gray.jpg": encode(image[..., 0]),
+        "progressive.jpg": encode(image, progressive=True),
+        "alpha.png": encode(np.dstack([image, image[..., 0]]), "png"),
+        "gif.gif": encode(image, "gif"),
+        "webp.webp": encode(image, "webp"),
+    }
+    shard = write_tar(tmp_path / "odd.tar", members)
+    with (
+        make_loader(shard, 8, views=VIEWS, backend=backend, shuffle=False) as loader,
+        make_loader(shard, 8, views=VIEWS, backend="reference", shuffle=False) as reference,
+    ):
+        (mine,), (theirs,) = loader, reference
+        assert not loader.quarantine.entries
+    assert_close(mine, theirs)
+
+
+def test_the_hostile_shards_end_an_epoch(backend, shared_data):
+    shards = [str(shared_data / "hostile-0000.tar")]
+    with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
+        assert sum(len(batch) for batch in loader) == 48
+        assert loader.quarantine.by_reason() == {
+            "not an image": 2,
+            "truncated": 1,
+            "empty": 1,
+            "too many pixels": 1,
+            "no image member": 1,
+        }
+
+
+def test_options_that_do_not_fit_are_refused(make_shards):
+    shards = make_shards(1, 4)
+    with pytest.raises(ValueError, match="no loader 'fast'; choose auto or one of"):
+        make_loader(shards, 2, backend="fast")
+    for wrong in ({"rank": 1}, {"rank": 2, "world_size": 2}, {"dtype": torch.int8}, {"threads": 0}):
+        with pytest.raises(ValueError, match=r"want|give"):
+            make_loader(shards, 2, **wrong)
+    with pytest.raises(ValueError, match="max_bad_share"):
+        make_loader(shards, 2, max_bad_share=0)

@@ -1,0 +1,82 @@
+"""The order: a permutation, the same whatever the ranks, and well mixed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskco_fast.loaders.order import batch_count, batch_positions, mixing, order
+
+sizes = st.lists(st.integers(0, 40), min_size=1, max_size=40)
+seeds = st.integers(-(2**63), 2**64 - 1)
+
+
+@given(sizes=sizes, seed=seeds, epoch=st.integers(0, 1000), block=st.integers(1, 50), shuffle=st.booleans())
+@settings(deadline=None)
+def test_an_order_is_a_permutation_in_blocks_of_shards(sizes, seed, epoch, block, shuffle):
+    positions = order(sizes, seed=seed, epoch=epoch, block=block, shuffle=shuffle)
+    assert sorted(positions) == list(range(sum(sizes)))
+    assert (positions == order(sizes, seed=seed, epoch=epoch, block=block, shuffle=shuffle)).all()
+    # A reader that holds `block` shards never goes back to one that it let go of.
+    shards = np.repeat(np.arange(len(sizes)), sizes)[positions]
+    spans = {}
+    for place, shard in enumerate(shards):
+        first, _ = spans.get(shard, (place, place))
+        spans[shard] = (first, place)
+    at_once = [sum(first <= place <= last for first, last in spans.values()) for place in range(len(shards))]
+    assert max(at_once, default=0) <= (block if shuffle else 1)
+
+
+@given(
+    samples=st.integers(0, 3000),
+    batch_size=st.integers(1, 16),
+    world_size=st.integers(1, 64),
+    consumed=st.integers(0, 200),
+)
+@settings(deadline=None)
+def test_ranks_are_disjoint_equal_and_complete(samples, batch_size, world_size, consumed):
+    left = max(samples - consumed, 0)
+    batches = batch_count(left, batch_size, world_size)
+    positions = np.arange(samples)
+    taken = [
+        positions[batch_positions(batch, consumed, batch_size, rank, world_size)]
+        for batch in range(batches)
+        for rank in range(world_size)
+    ]
+    assert all(len(part) == batch_size for part in taken)
+    joined = np.concatenate([*taken, []]).astype(int)
+    # Global batch after global batch, the ranks' slices are the order itself: no world size changes it.
+    assert joined.tolist() == list(range(consumed, consumed + batches * batch_size * world_size))
+    assert left - len(joined) < batch_size * world_size
+
+
+def test_seed_and_epoch_change_the_order():
+    base = order([1000] * 3, seed=0, epoch=0)
+    for other in (order([1000] * 3, seed=1, epoch=0), order([1000] * 3, seed=0, epoch=1)):
+        assert (base == other).mean() < 0.01
+
+
+def test_the_order_is_the_same_on_every_machine():
+    assert order([5, 3], seed=7, epoch=2).tolist() == [7, 1, 5, 4, 2, 6, 3, 0]
+
+
+def test_it_mixes_well_and_says_so():
+    sizes = [1000] * 64
+    assert mixing(order(sizes, seed=0, epoch=0, block=64), sizes, 256) == pytest.approx(1, abs=0.01)
+    assert 0.2 < mixing(order(sizes, seed=0, epoch=0, block=16), sizes, 256) < 0.3  # 16 of 64 shards at a time
+    assert mixing(order(sizes, seed=0, epoch=0, shuffle=False), sizes, 256) < 0.03
+    # Two epochs bring other samples together: few pairs of neighbours stay neighbours.
+    first, second = (order(sizes, seed=0, epoch=epoch, block=16) for epoch in (0, 1))
+    pairs = [set(zip(one[:-1].tolist(), one[1:].tolist(), strict=True)) for one in (first, second)]
+    assert len(pairs[0] & pairs[1]) < 10
+    # Within a block the shuffle is uniform: where a sample comes in it is not tied to where it lies.
+    place = np.empty(len(first))
+    place[first] = np.arange(len(first))
+    assert abs(np.corrcoef(place[:1000], np.arange(1000))[0, 1]) < 0.15
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="block is 0"):
+        order([3], seed=0, epoch=0, block=0)
+    with pytest.raises(ValueError, match="holds no batch"):
+        mixing(np.arange(3), [3], 4)
