@@ -10,7 +10,6 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR := runs/demo
-ASSEMBLED := build/assembled
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,13 +32,14 @@ lint: install-dev ## check format, lint and types
 # Type checkers cannot follow pyproject's package-dir map, so mypy reads the package as a wheel lays it out. The wheel is
 # built from a copy: setuptools would leave a build/ folder in the tree and take deleted modules from it the next time.
 typecheck: install-dev
-	@rm -rf $(ASSEMBLED)
-	@mkdir -p $(ASSEMBLED)/source
-	@cp -r pyproject.toml README.md LICENSE maskco_fast loaders kernels $(ASSEMBLED)/source
-	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(ASSEMBLED) $(ASSEMBLED)/source
-	@$(BIN)/python -m zipfile -e $(ASSEMBLED)/maskco_fast-*.whl $(ASSEMBLED)/package
-	cd $(ASSEMBLED)/package && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
-		--cache-dir $(CURDIR)/.mypy_cache -p maskco_fast
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	mkdir "$$folder/source"; \
+	cp -r pyproject.toml README.md LICENSE maskco_fast loaders kernels "$$folder/source"; \
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$$folder" "$$folder/source"; \
+	$(BIN)/python -m zipfile -e "$$folder"/maskco_fast-*.whl "$$folder/package"; \
+	cd "$$folder/package"; \
+	echo "mypy on the assembled package"; \
+	"$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p maskco_fast
 
 format: install-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -1,0 +1,181 @@
+"""What the package promises as a whole: quiet imports, one direction between the folders, a complete wheel."""
+
+import ast
+import importlib.metadata
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FOLDERS = {"maskco_fast": "maskco_fast", "loaders": "maskco_fast/loaders", "kernels": "maskco_fast/kernels"}
+"""Folder in the repository to folder in the wheel."""
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
+
+QUIET = """
+import os, signal, sys, threading
+import numpy, torch
+sys.modules["ffcv"] = sys.modules["nvidia.dali"] = None  # as if they were not installed: an import of them fails
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "threads of torch": torch.get_num_threads(),
+        "torch's random state": torch.get_rng_state().tolist(),
+        "numpy's random state": str(numpy.random.get_state()),
+        "default dtype": torch.get_default_dtype(),
+        "CUDA": torch.cuda.is_initialized(),
+        "gradients": torch.is_grad_enabled(),
+        "threads": threading.active_count(),
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "folder": os.getcwd(),
+        "cache": os.path.exists(os.environ["MASKCO_FAST_CACHE"]),
+    }
+
+before = state()
+__import__(sys.argv[1])
+after = state()
+changed = [name for name in before if before[name] != after[name]]
+assert not changed, f"importing {sys.argv[1]} changed: {changed}"
+"""
+
+
+def module_name(path):
+    """The dotted name that a source file has when installed."""
+    parts = [*FOLDERS[path.parent.name].split("/"), path.stem]
+    return ".".join(parts[:-1] if path.stem == "__init__" else parts)
+
+
+def run(*arguments, **options):
+    result = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, **options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", ["maskco_fast", "maskco_fast.kernels", "maskco_fast.loaders"])
+def test_import_changes_nothing_and_needs_no_extra(name, tmp_path):
+    environment = {**os.environ, "MASKCO_FAST_CACHE": str(tmp_path / "cache")}
+    run("-c", QUIET, name, cwd=tmp_path, env=environment)
+
+
+def imported(source, name):
+    """The absolute names of all modules that `source`, the text of module `name`, imports anywhere in it."""
+    package = name if source.startswith("#package") else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                parts = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+            else:
+                base = node.module
+            # `from package import module` imports the module too
+            yield from {base, *(f"{base}.{alias.name}" for alias in node.names)}
+
+
+def upward(source, name):
+    """Which of a module's imports go against the direction maskco_fast, loaders, kernels."""
+    own = [module for module in imported(source, name) if module.split(".")[0] == "maskco_fast"]
+    if name.startswith("maskco_fast.kernels"):
+        return [module for module in own if not module.startswith("maskco_fast.kernels")]
+    if name.startswith("maskco_fast.loaders"):
+        allowed = ("maskco_fast.kernels", "maskco_fast.loaders")
+        return [module for module in own if not module.startswith(allowed)]
+    return []
+
+
+def source_of(path):
+    return ("#package\n" if path.stem == "__init__" else "") + path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_imports_go_down_only(path):
+    assert upward(source_of(path), module_name(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "found"),
+    [
+        ("maskco_fast.kernels.x", "from ..loaders.batch import Batch", True),
+        ("maskco_fast.kernels.x", "def f():\n    import maskco_fast.trainer", True),
+        ("maskco_fast.kernels.x", "from .. import loaders", True),
+        ("maskco_fast.kernels.x", "from . import plan\nfrom .views import ViewConfig\nimport numpy", False),
+        ("maskco_fast.loaders.x", "from maskco_fast import trainer", True),
+        ("maskco_fast.loaders.x", "from ..trainer import train", True),
+        ("maskco_fast.loaders.x", "from ..kernels.plan import plan\nfrom .batch import Batch", False),
+        ("maskco_fast.loaders", "#package\nfrom ..kernels.views import View\nfrom .batch import Batch", False),
+        ("maskco_fast.loaders", "#package\nfrom ..trainer import train", True),
+        ("maskco_fast.x", "from maskco_fast.loaders import Batch", False),
+    ],
+)
+def test_the_direction_check_itself(name, source, found):
+    assert bool(upward(source, name)) is found
+
+
+PYPI_NAMES = {"PIL": "pillow", "nvidia": "nvidia-dali-cuda130", "llvmlite": "numba", "triton": "torch"}
+"""Import name to the distribution that brings it, where they differ."""
+
+
+def test_every_import_is_a_declared_dependency():
+    declared = {
+        re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in importlib.metadata.requires("maskco-fast") or ()
+    }
+    used = {module.split(".")[0] for path in SOURCES for module in imported(source_of(path), module_name(path))}
+    foreign = used - set(sys.stdlib_module_names) - {"maskco_fast"}
+    assert {PYPI_NAMES.get(name, name).lower() for name in foreign} <= declared
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_sources_are_python_3_10(path):
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel's path, built from a copy, so that no build folder is left in the repository."""
+    pytest.importorskip("setuptools", minversion="77", reason="setuptools>=77 builds the wheel without a download")
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, folder / name)
+    build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder))
+    run("-m", "pip", *build, str(folder))
+    (path,) = folder.glob("maskco_fast-*.whl")
+    return path
+
+
+def test_wheel_holds_every_source_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        code = {name for name in archive.namelist() if ".dist-info/" not in name}
+        info = {name.split(".dist-info/")[1]: name for name in archive.namelist() if ".dist-info/" in name}
+        assert code == {f"{FOLDERS[path.parent.name]}/{path.name}" for path in SOURCES}
+        assert archive.read(info["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
+        assert b"maskco-fast = maskco_fast.cli:main" in archive.read(info["entry_points.txt"])
+        assert b"License-Expression: Apache-2.0" in archive.read(info["METADATA"])
+
+
+def test_wheel_imports_from_itself(wheel, tmp_path):
+    """The assembled layout works without the repository: relative imports between the folders resolve."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = "import maskco_fast.kernels.plan as a, maskco_fast.loaders as b; print(a.__file__); print(b.__file__)"
+    out = run("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert out.split() == [str(tmp_path / "maskco_fast" / name) for name in ("kernels/plan.py", "loaders/__init__.py")]
+
+
+def test_readme_names_commands_that_exist():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE)) | set(re.findall(r"`make ([a-z-]+)`", readme))
+    assert {"train", "test"} <= named <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", readme)
+    assert [link for link in links if not (ROOT / link).exists()] == []
