@@ -1,269 +1,358 @@
 """Colour, blur, normalisation and mask of one view on the CPU.
 
-Jitter, gray and solarisation equal torchvision's operators on uint8 tensors to the bit: they are written in float32 in
+Jitter, gray and solarisation equal torchvision's operators on uint8 tensors to the bit: they are float32 in
 torchvision's own order of operations, compiled without fast-math, and truncate where it truncates. That is also what
 keeps errors from growing along the chain. The blur is fixed point and within one level.
 
-Rows of a view are planar, so that every loop runs over contiguous values: `red`, `green` and `blue` are (P,) float32
-that hold whole levels; S is the view's side and P, the pitch, is S rounded up to a multiple of 64. What lies between S
-and P is never read into a result.
+The work goes by rows, each read once from the planar levels and, without a blur, written straight to the batch; a blur
+keeps a ring of as many rows as its window spans. Only contrast needs a pass over the whole view beforehand.
+
+S is the view's side; P, the pitch of a planar row, is S rounded up to a multiple of 32. `red`, `green` and `blue` are
+vectors of `LANES` float32 that hold whole levels.
 """
 
 import math
 
 import numpy as np
+from llvmlite import binding
+from numba import types
+from numba.core import config
+from numba.extending import overload
 
 from .jit import leaf
 from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
-from .views import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from .vector import (
+    broadcast,
+    convert,
+    interleave,
+    load,
+    maximum,
+    minimum,
+    multiply_high,
+    reinterpret,
+    select,
+    store,
+    total,
+)
+from .views import BRIGHTNESS, CONTRAST, SATURATION
 
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
 """Formats of a rendered view. Half precision is written as its bits, into uint16."""
+LANES = 32
+"""Values worked on at once: two AVX-512 registers of float32, since one would wait for its own results."""
+MAX_RADIUS = 15
+"""Of a blur of 5 pixels, the widest that a view may have."""
+HALO = 32
+"""Room for reflected pixels on either side of a row, at least `MAX_RADIUS`."""
 
 _F = np.float32
-_ZERO, _ONE, _TOP, _HALF = _F(0.0), _F(1.0), _F(255.0), _F(0.5)
-_TWO, _THREE, _FOUR, _FIVE, _SIX = _F(2.0), _F(3.0), _F(4.0), _F(5.0), _F(6.0)
+_ZERO, _ONE, _TWO, _THREE, _FOUR, _FIVE, _SIX = _F(0), _F(1), _F(2), _F(3), _F(4), _F(5), _F(6)
+_TOP, _THRESHOLD = _F(255), _F(128)
 _LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = _F(0.2989), _F(0.587), _F(0.114)  # torchvision's rgb_to_grayscale
 _TO_LEVEL = _F(255.0 + 1.0 - 1e-3)  # torchvision's convert_image_dtype from float to uint8
-_THRESHOLD = _F(128.0)
+# 1/255 as a sum: the first part has 16 bits, so that its product with a level is exact, and the sum of both products
+# rounds to the quotient by 255 for every level (a test holds it).
+_UNIT_HIGH = _F(int(2**23 / 255) / 2**23)
+_UNIT_LOW = _F(1 / 255 - int(2**23 / 255) / 2**23)
+_I0, _I1 = np.int32(0), np.int32(1)
 
 
-@leaf()
+@leaf(forceinline=True)
 def _truncate(value):
-    """The whole part of a float32 in 0..2^31, as float32."""
-    return _F(np.int32(value))
+    """The whole part of non-negative float32."""
+    return convert(convert(value, np.int32), np.float32)
 
 
-@leaf()
+@leaf(forceinline=True)
 def _luma(red, green, blue):
     return _truncate(_LUMA_RED * red + _LUMA_GREEN * green + _LUMA_BLUE * blue)
 
 
-@leaf()
+@leaf(forceinline=True)
 def _blend(value, factor, addend):
     """torchvision's _blend: factor · value + addend, clamped and truncated."""
-    return _truncate(min(max(factor * value + addend, _ZERO), _TOP))
+    raw = factor * value + addend
+    return _truncate(minimum(maximum(raw, broadcast(_ZERO, LANES)), broadcast(_TOP, LANES)))
 
 
-@leaf()
-def _brightness(red, green, blue, factor):
-    for x in range(len(red)):
-        red[x] = _truncate(min(factor * red[x], _TOP))
-        green[x] = _truncate(min(factor * green[x], _TOP))
-        blue[x] = _truncate(min(factor * blue[x], _TOP))
+@leaf(forceinline=True)
+def _to_unit(levels):
+    """Whole levels / 255, rounded as the division is."""
+    return levels * _UNIT_HIGH + levels * _UNIT_LOW
 
 
-@leaf()
-def _contrast(red, green, blue, factor, addend):
-    for x in range(len(red)):
-        red[x] = _blend(red[x], factor, addend)
-        green[x] = _blend(green[x], factor, addend)
-        blue[x] = _blend(blue[x], factor, addend)
+@leaf(forceinline=True)
+def _turned(red, green, blue, turn):
+    """torchvision's adjust_hue: to HSV in 0..1, turn the hue, back to levels.
 
-
-@leaf()
-def _saturation(red, green, blue, factor, rest):
-    for x in range(len(red)):
-        addend = rest * _luma(red[x], green[x], blue[x])
-        red[x] = _blend(red[x], factor, addend)
-        green[x] = _blend(green[x], factor, addend)
-        blue[x] = _blend(blue[x], factor, addend)
-
-
-@leaf()
-def _gray(red, green, blue):
-    for x in range(len(red)):
-        red[x] = _luma(red[x], green[x], blue[x])
-        green[x] = red[x]
-        blue[x] = red[x]
-
-
-@leaf()
-def _hue(red, green, blue, turn):
-    """torchvision's adjust_hue, branch by branch: to HSV in 0..1, turn the hue, back to levels.
-
-    Of its three quotients (largest - channel) / chroma one is 0 and one is 1; only that of the middle channel is
-    computed. Likewise the largest and the smallest channel come back as the levels that they were.
+    Of its three quotients (largest - channel) / chroma one is 0 and one is 1, so that only the middle channel's is
+    computed; and the largest and the smallest channel come back as the levels that they were.
     """
-    for x in range(len(red)):
-        r, g, b = red[x] / _TOP, green[x] / _TOP, blue[x] / _TOP
-        largest, smallest = max(max(r, g), b), min(min(r, g), b)
-        middle = max(min(r, g), min(max(r, g), b))
-        chroma = largest - smallest
-        safe = chroma if chroma > _ZERO else _ONE
-        saturation = chroma / (largest if chroma > _ZERO else _ONE)
-        part = (largest - middle) / safe
-        hue_red = (_ONE - part) if b <= g else (part - _ONE)
-        hue_green = ((_TWO + part) - _ONE) if b <= r else (_THREE - part)
-        hue_blue = ((_FOUR + part) - _ONE) if r <= g else (_FIVE - part)
-        hue = hue_red if largest == r else (hue_green if largest == g else hue_blue)
-        hue = hue / _SIX + _ONE
-        hue = (hue - _ONE if hue >= _ONE else hue) + turn
-        hue = hue - _ONE if hue >= _ONE else hue
-        hue = hue + _ONE if hue < _ZERO else hue
+    one, zero = broadcast(_ONE, LANES), broadcast(_ZERO, LANES)
+    low_pair, high_pair = minimum(red, green), maximum(red, green)
+    high, low = maximum(high_pair, blue), minimum(low_pair, blue)
+    middle = maximum(low_pair, minimum(high_pair, blue))
+    largest = _to_unit(high)
+    chroma = largest - _to_unit(low)
+    colourless = chroma == zero
+    saturation = chroma / select(colourless, one, largest)
+    part = (largest - _to_unit(middle)) / select(colourless, one, chroma)
 
-        sixths = hue * _SIX
-        sector = np.int32(sixths)
-        part = sixths - _F(sector)
-        sector = sector if sector < np.int32(6) else np.int32(0)
-        part = part if sector & np.int32(1) else _ONE - part
-        high, low = largest * _TOP, smallest * _TOP
-        mid = _truncate(max(largest * (_ONE - saturation * part), _ZERO) * _TO_LEVEL)
-        high, low = _truncate(high + _HALF), _truncate(low + _HALF)
-        s = sector
-        red[x] = high if (s == 0 or s == 5) else (mid if (s == 1 or s == 4) else low)
-        green[x] = high if (s == 1 or s == 2) else (mid if (s == 0 or s == 3) else low)
-        blue[x] = high if (s == 3 or s == 4) else (mid if (s == 2 or s == 5) else low)
+    hue_red = select(blue <= green, _ONE - part, part - _ONE)
+    hue_green = select(blue <= red, (_TWO + part) - _ONE, _THREE - part)
+    hue_blue = select(red <= green, (_FOUR + part) - _ONE, _FIVE - part)
+    hue = select(high == red, hue_red, select(high == green, hue_green, hue_blue))
+    hue = hue / _SIX + _ONE
+    hue = select(hue >= one, hue - _ONE, hue) + turn
+    hue = select(hue < zero, hue + _ONE, hue)
+    hue = select(hue >= one, hue - _ONE, hue)
+
+    sixths = hue * _SIX
+    sector = convert(sixths, np.int32)
+    fall = sixths - convert(sector, np.float32)
+    odd = (sector & _I1) == _I1
+    middle = _truncate(largest * (_ONE - saturation * select(odd, fall, _ONE - fall)) * _TO_LEVEL)
+    # Each third of the circle has a pair of channels that the largest level passes between, first to second.
+    first, second = select(odd, middle, high), select(odd, high, middle)
+    red_green, blue_red = sixths < _TWO, sixths >= _FOUR
+    return (
+        select(red_green, first, select(blue_red, second, low)),
+        select(red_green, second, select(blue_red, low, first)),
+        select(red_green, low, select(blue_red, first, second)),
+    )
 
 
 @leaf()
-def _jitter(red, green, blue, operation, factors, mean):
-    """One jitter operation on one row; `mean` is the view's mean gray level, which contrast alone needs."""
-    factor = factors[operation]
+def _hue(row, pitch, turn):
+    for x in range(0, pitch, LANES):
+        red, green, blue = load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES)
+        red, green, blue = _turned(red, green, blue, turn)
+        store(row, x, red)
+        store(row, pitch + x, green)
+        store(row, 2 * pitch + x, blue)
+
+
+@leaf()
+def _saturation(row, pitch, factor):
     rest = _F(1.0 - np.float64(factor))
-    if operation == BRIGHTNESS:
-        _brightness(red, green, blue, factor)
-    elif operation == CONTRAST:
-        _contrast(red, green, blue, factor, rest * mean)
-    elif operation == SATURATION:
-        _saturation(red, green, blue, factor, rest)
-    elif operation == HUE:
-        _hue(red, green, blue, factor)
+    for x in range(0, pitch, LANES):
+        red, green, blue = load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES)
+        addend = rest * _luma(red, green, blue)
+        store(row, x, _blend(red, factor, addend))
+        store(row, pitch + x, _blend(green, factor, addend))
+        store(row, 2 * pitch + x, _blend(blue, factor, addend))
 
 
 @leaf()
-def _load(levels, red, green, blue):
-    for x in range(len(red)):
-        red[x], green[x], blue[x] = _F(levels[0, x]), _F(levels[1, x]), _F(levels[2, x])
+def _brightness_or_contrast(row, pitch, factor, addend):
+    for x in range(0, 3 * pitch, LANES):
+        store(row, x, _blend(load(row, x, LANES), factor, broadcast(addend, LANES)))
 
 
 @leaf()
-def _keep(levels, red, green, blue):
-    for x in range(len(red)):
-        levels[0, x], levels[1, x], levels[2, x] = np.int32(red[x]), np.int32(green[x]), np.int32(blue[x])
+def _gray(row, pitch):
+    for x in range(0, pitch, LANES):
+        luma = _luma(load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES))
+        store(row, x, luma)
+        store(row, pitch + x, luma)
+        store(row, 2 * pitch + x, luma)
 
 
 @leaf()
-def _before_contrast(levels, order, factors, contrast_at, row32, size):
-    """Do the operations ahead of contrast on the whole view and return its mean gray level as it then stands."""
-    red, green, blue = row32[0], row32[1], row32[2]
-    total = 0
+def _solarize(row, pitch):
+    for x in range(0, 3 * pitch, LANES):
+        values = load(row, x, LANES)
+        store(row, x, select(values < _THRESHOLD, values, _TOP - values))
+
+
+@leaf()
+def _jitter(row, pitch, order, factors, begin, end, mean):
+    """The jitter operations number `begin` up to `end`; `mean` is the view's gray level, which contrast alone needs."""
+    for i in range(begin, end):
+        operation = int(order[i])
+        factor = factors[operation]
+        if operation == BRIGHTNESS:
+            _brightness_or_contrast(row, pitch, factor, _ZERO)
+        elif operation == CONTRAST:
+            _brightness_or_contrast(row, pitch, factor, _F(1.0 - np.float64(factor)) * mean)
+        elif operation == SATURATION:
+            _saturation(row, pitch, factor)
+        else:
+            _hue(row, pitch, factor)
+
+
+@leaf()
+def _load_row(levels, y, pitch, row):
+    for x in range(0, 3 * pitch, LANES):
+        store(row, x, convert(convert(load(levels, 3 * y * pitch + x, LANES), np.int32), np.float32))
+
+
+@leaf()
+def _before_contrast(levels, order, factors, contrast_at, size, pitch, row):
+    """Do the operations ahead of contrast on the whole view and return its mean gray level as it then stands.
+
+    The lanes between S and P are 0 and stay so: every operation but contrast keeps black.
+    """
+    sum_all = 0
     for y in range(size):
-        _load(levels[y], red, green, blue)
-        for i in range(contrast_at):
-            _jitter(red, green, blue, int(order[i]), factors, _ZERO)
+        _load_row(levels, y, pitch, row)
+        _jitter(row, pitch, order, factors, 0, contrast_at, _ZERO)
         if contrast_at > 0:
-            _keep(levels[y], red, green, blue)
-        subtotal = np.int32(0)
-        for x in range(size):
-            subtotal += np.int32(_luma(red[x], green[x], blue[x]))
-        total += subtotal
-    return _F(total) / _F(size * size)
+            for x in range(0, 3 * pitch, LANES):
+                store(levels, 3 * y * pitch + x, convert(convert(load(row, x, LANES), np.int32), np.uint8))
+        luma = broadcast(_I0, LANES)
+        for x in range(0, pitch, LANES):
+            gray = _luma(load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES))
+            luma = luma + convert(gray, np.int32)
+        sum_all += total(luma)
+    return _F(sum_all) / _F(size * size)
 
 
 @leaf()
 def _blur_weights(sigma, radius, weights):
-    """torchvision's Gaussian of 2 radius + 1 taps, centre first, (radius + 1,) uint16 in 1/65536.
+    """torchvision's Gaussian of 2 radius + 1 taps, centre first, each 32 times; uint16 in 1/65536.
 
     They add up to one: the centre takes what rounding left over (and is capped, by less than 1/256 level).
     """
-    total = 1.0
+    whole = 1.0
     for k in range(1, radius + 1):
-        total += 2.0 * math.exp(-0.5 * (k / sigma) ** 2)
+        whole += 2.0 * math.exp(-0.5 * (k / sigma) ** 2)
     rest = 65536
     for k in range(1, radius + 1):
-        weights[k] = int(math.exp(-0.5 * (k / sigma) ** 2) / total * 65536.0 + 0.5)
-        rest -= 2 * int(weights[k])
-    weights[0] = min(rest, 65535)
+        weight = int(math.exp(-0.5 * (k / sigma) ** 2) / whole * 65536.0 + 0.5)
+        rest -= 2 * weight
+        weights[32 * k : 32 * k + 32] = weight
+    weights[:32] = min(rest, 65535)
+
+
+@leaf(forceinline=True)
+def _ring_row(y, size, radius, pitch):
+    """Where row `y`, reflected into the view without repeating the border, lies in the ring."""
+    y = abs(y)
+    y = 2 * (size - 1) - y if y >= size else y
+    return y % (2 * radius + 1) * 3 * pitch
 
 
 @leaf()
-def _reflected(i, size):
-    """The pixel that lies `i` off the start of a reflected view, its border pixel not repeated."""
-    i = abs(i)
-    return 2 * (size - 1) - i if i >= size else i
-
-
-@leaf()
-def _blur_row(levels, y, radius, weights, across, row32, size):
-    """Row `y` of the blurred view into `row32` (3, P); `across` (P + 32,) uint16 in 1/128 level."""
+def _blur_down(y, size, pitch, radius, scratch):
+    """Blur row `y` vertically, from `scratch.ring` to `scratch.line`, and reflect its ends. Levels in 1/128."""
+    ring, line, weights, above, below = scratch.ring, scratch.line, scratch.blur, scratch.above, scratch.below
+    for k in range(radius + 1):
+        above[k], below[k] = _ring_row(y - k, size, radius, pitch), _ring_row(y + k, size, radius, pitch)
+    half_lost = np.uint16((radius + 1) // 2)  # each product is floored, by half a unit on average
     for channel in range(3):
-        line = across[16:]
-        centre = levels[y, channel]
-        weight = np.uint32(weights[0])
-        for x in range(size):
-            line[x] = ((np.uint32(centre[x]) << 7) * weight >> 16) + (radius + 1) // 2
-        for k in range(1, radius + 1):
-            above, below = levels[_reflected(y - k, size), channel], levels[_reflected(y + k, size), channel]
-            weight = np.uint32(weights[k])
-            for x in range(size):
-                line[x] += ((np.uint32(above[x]) + np.uint32(below[x])) << 7) * weight >> 16
-        for k in range(1, radius + 1):
-            across[16 - k] = across[16 + k]
-            across[16 + size - 1 + k] = across[16 + size - 1 - k]
-        for x in range(size):
-            total = (np.uint32(across[16 + x]) * np.uint32(weights[0]) >> 16) + (radius + 1) // 2 + 64
+        start = channel * (pitch + 2 * HALO) + HALO
+        for x in range(0, size, 32):
+            at = channel * pitch + x
+            result = multiply_high(load(ring, above[0] + at, 32), load(weights, 0, 32)) + half_lost
             for k in range(1, radius + 1):
-                pair = np.uint32(across[16 + x - k]) + np.uint32(across[16 + x + k])
-                total += pair * np.uint32(weights[k]) >> 16
-            row32[channel, x] = _F(np.int32(total >> 7))
+                pair = load(ring, above[k] + at, 32) + load(ring, below[k] + at, 32)
+                result = result + multiply_high(pair, load(weights, 32 * k, 32))
+            store(line, start + x, result)
+        for k in range(1, radius + 1):
+            line[start - k] = line[start + k]
+            line[start + size - 1 + k] = line[start + size - 1 - k]
 
 
 @leaf()
-def _solarize(values):
-    for x in range(len(values)):
-        values[x] = values[x] if values[x] < _THRESHOLD else _TOP - values[x]
-
-
-@leaf()
-def _bfloat16(value):
-    """The bits of the nearest bfloat16, ties to even."""
-    bits = np.float32(value).view(np.uint32)
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-
-@leaf()
-def _float16(value):
-    """The bits of the nearest float16, ties to even; normal numbers only, smaller ones become 0."""
-    bits = np.float32(value).view(np.uint32)
-    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
-    size = bits & np.uint32(0x7FFFFFFF)
-    if size < np.uint32(0x38800000):
-        return np.uint16(sign)
-    size = size - np.uint32(0x38000000)
-    size = (size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1))) >> np.uint32(13)
-    return np.uint16(sign | size)
-
-
-@leaf()
-def _store(row32, size, form, normalisation, out):
-    """One row of the view to its place in the batch, (S, 3), interleaved; float32, uint16 or uint8 as `form` says."""
+def _blur_across(size, pitch, radius, scratch):
+    """Blur the row in `scratch.line` horizontally and round it to whole levels, into `scratch.row`."""
+    line, weights, row = scratch.line, scratch.blur, scratch.row
+    half_lost = np.uint16((radius + 1) // 2 + 64)
     for channel in range(3):
-        values = row32[channel]
-        scale, offset = normalisation[0, channel], normalisation[1, channel]
-        if form == UINT8:
-            for x in range(size):
-                out[x, channel] = np.int32(values[x])
-        elif form == FLOAT32:
-            for x in range(size):
-                out[x, channel] = values[x] * scale + offset
-        elif form == FLOAT16:
-            for x in range(size):
-                out[x, channel] = _float16(values[x] * scale + offset)
-        else:
-            for x in range(size):
-                out[x, channel] = _bfloat16(values[x] * scale + offset)
+        start = channel * (pitch + 2 * HALO) + HALO
+        for x in range(0, size, 32):
+            result = multiply_high(load(line, start + x, 32), load(weights, 0, 32)) + half_lost
+            for k in range(1, radius + 1):
+                pair = load(line, start + x - k, 32) + load(line, start + x + k, 32)
+                result = result + multiply_high(pair, load(weights, 32 * k, 32))
+            store(row, channel * pitch + x, convert(convert(result >> np.uint16(7), np.int32), np.float32))
+
+
+def _converts_float16() -> bool:
+    """Whether the machine converts to float16 by itself; where it doesn't, LLVM calls a function that Numba lacks."""
+    return config.CPU_NAME is None and binding.get_host_cpu_features().get("f16c", False)
+
+
+@leaf(forceinline=True)
+def _float16_bits(values):
+    """The nearest float16, ties to even, as bits; values below float16's normal numbers (6e-5) become 0."""
+    bits = reinterpret(values, np.int32)
+    sign = (bits >> np.int32(16)) & np.int32(0x8000)
+    size = bits & np.int32(0x7FFFFFFF)
+    shifted = size - np.int32(0x38000000)
+    rounded = (shifted + np.int32(0xFFF) + ((shifted >> np.int32(13)) & _I1)) >> np.int32(13)
+    return convert(sign | select(size < np.int32(0x38800000), broadcast(_I0, 16), rounded), np.uint16)
+
+
+@leaf(forceinline=True)
+def _bfloat16_bits(values):
+    """The nearest bfloat16, ties to even, as bits."""
+    bits = reinterpret(values, np.int32)
+    return convert((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & _I1)) >> np.int32(16), np.uint16)
+
+
+def _encode(values, scale, offset, form, out):
+    """Whole levels as the lanes that `out` stores: normalised, but for uint8."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_encode, jit_options={"forceinline": True})
+def _encode_overload(values, scale, offset, form, out):
+    if out.dtype == types.uint8:
+        return lambda values, scale, offset, form, out: convert(convert(values, np.int32), np.uint8)
+    if out.dtype == types.float32:
+        return lambda values, scale, offset, form, out: values * scale + offset
+    if _converts_float16():
+
+        def encode(values, scale, offset, form, out):
+            normal = values * scale + offset
+            if form == FLOAT16:
+                return reinterpret(convert(normal, np.float16), np.uint16)
+            return _bfloat16_bits(normal)
+
+        return encode
+
+    def encode_by_bits(values, scale, offset, form, out):
+        normal = values * scale + offset
+        if form == FLOAT16:
+            return _float16_bits(normal)
+        return _bfloat16_bits(normal)
+
+    return encode_by_bits
 
 
 @leaf()
-def augment_view(view, size, form, normalisation, masked, scratch, out):
-    """Augment `scratch.levels` (S, 3, P) into `out` (S, S, 3) as `form`; the levels are used up.
+def _write_row(row, size, pitch, form, normalisation, tail, out, start):
+    """Encode `row` and write its S pixels to the flat `out` from `start` on."""
+    for x in range(0, size, 16):
+        encoded = interleave(
+            _encode(load(row, x, 16), normalisation[0, 0], normalisation[1, 0], form, out),
+            _encode(load(row, pitch + x, 16), normalisation[0, 1], normalisation[1, 1], form, out),
+            _encode(load(row, 2 * pitch + x, 16), normalisation[0, 2], normalisation[1, 2], form, out),
+        )
+        if x + 16 <= size:
+            store(out, start + 3 * x, encoded)
+        else:  # what lies behind the row's end may be another thread's
+            store(tail, 0, encoded)
+            for i in range(3 * (size - x)):
+                out[start + 3 * x + i] = tail[i]
+
+
+@leaf()
+def augment_view(view, size, form, normalisation, masked, scratch, out, start):
+    """Augment `scratch.levels` into the flat `out` from `start` on, (S, S, 3), as `form`; the levels are used up.
 
     `view` are the view's columns of the plan row; `normalisation` (2, 3) float32, scale and offset of each channel from
     levels; `masked` (x1, y1, x2, y2) whole pixels to zero after normalisation.
     """
-    levels, row32 = scratch.levels, scratch.row32
-    red, green, blue = row32[0], row32[1], row32[2]
+    levels, row, ring, pitch, tail = (
+        scratch.levels,
+        scratch.row,
+        scratch.ring,
+        scratch.pitch,
+        scratch.tail.view(out.dtype),
+    )
     jitter, gray, sigma, solarize = (
         view[JITTER] != 0,
         view[GRAY] != 0,
@@ -271,35 +360,36 @@ def augment_view(view, size, form, normalisation, masked, scratch, out):
         view[SOLARIZE] != 0,
     )
     order, factors = view[ORDER : ORDER + 4], view[FACTORS : FACTORS + 4]
-    contrast_at, mean = 0, _ZERO
+    contrast_at, mean, radius = 0, _ZERO, 0
     if jitter:
         while int(order[contrast_at]) != CONTRAST:
             contrast_at += 1
-        mean = _before_contrast(levels, order, factors, contrast_at, row32, size)
-    radius = 0
+        mean = _before_contrast(levels, order, factors, contrast_at, size, pitch, row)
     if sigma > 0.0:
         radius = min(math.ceil(3.0 * sigma), size - 1)
         _blur_weights(sigma, radius, scratch.blur)
     x1, y1, x2, y2 = masked
 
-    for blurring in range(2 if radius else 1):
-        for y in range(size):
-            if blurring:
-                _blur_row(levels, y, radius, scratch.blur, scratch.across, row32, size)
-            else:
-                _load(levels[y], red, green, blue)
-                if jitter:
-                    for i in range(contrast_at, 4):
-                        _jitter(red, green, blue, int(order[i]), factors, mean)
-                if gray:
-                    _gray(red, green, blue)
-            if radius and not blurring:
-                _keep(levels[y], red, green, blue)
-                continue
-            if solarize:
-                _solarize(red)
-                _solarize(green)
-                _solarize(blue)
-            _store(row32, size, form, normalisation, out[y])
-            if y1 <= y < y2:
-                out[y, x1:x2] = 0
+    for step in range(size + radius):  # a blurred row needs `radius` rows below it
+        if step < size:
+            _load_row(levels, step, pitch, row)
+            if jitter:
+                _jitter(row, pitch, order, factors, contrast_at, 4, mean)
+            if gray:
+                _gray(row, pitch)
+            if radius > 0:
+                at = _ring_row(step, size, radius, pitch)
+                for x in range(0, 3 * pitch, LANES):
+                    store(ring, at + x, convert(convert(load(row, x, LANES), np.int32), np.uint16) << np.uint16(7))
+        y = step - radius
+        if y < 0:
+            continue
+        if radius > 0:
+            _blur_down(y, size, pitch, radius, scratch)
+            _blur_across(size, pitch, radius, scratch)
+        if solarize:
+            _solarize(row, pitch)
+        _write_row(row, size, pitch, form, normalisation, tail, out, start + 3 * y * size)
+        if y1 <= y < y2:
+            begin = start + 3 * y * size
+            out[begin + 3 * x1 : begin + 3 * x2] = 0

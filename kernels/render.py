@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, UINT8, augment_view
+from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, HALO, MAX_RADIUS, UINT8, augment_view
 from .augment_reference import IMAGENET_MEAN, IMAGENET_STD
 from .jit import jit, leaf
 from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
@@ -33,28 +33,51 @@ class Scratch(NamedTuple):
     strip: np.ndarray
     """(2 · STRIP · 3 W,) uint16: rows resized vertically, and the same transposed."""
     levels: np.ndarray
-    """(S, 3, P) uint8: the view, planar by row; P is S rounded up to a multiple of 64."""
-    row32: np.ndarray
-    """(3, P) float32: the row at hand."""
+    """(S' · 3 · P,) uint8: the view, planar by row; P is S rounded up to a multiple of 32, S' likewise."""
+    pitch: int
+    """P."""
+    row: np.ndarray
+    """(3 · P,) float32: the row at hand, in whole levels."""
+    ring: np.ndarray
+    """((2 MAX_RADIUS + 1) · 3 · P,) uint16: the rows that a blur's window spans, in 1/128 level."""
+    line: np.ndarray
+    """(3 · (P + 2 HALO),) uint16: a row blurred vertically, with its reflected ends, in 1/128 level."""
     blur: np.ndarray
-    """(16,) uint16: half of the blur's taps, centre first."""
-    across: np.ndarray
-    """(P + 32,) uint16: a row blurred vertically, with its reflected borders."""
+    """((MAX_RADIUS + 1) · 32,) uint16: half of the blur's taps, centre first, each 32 times."""
+    above: np.ndarray
+    """(MAX_RADIUS + 1,) int64: where the rows above the one being blurred lie in `ring`."""
+    below: np.ndarray
+    """Likewise below it."""
+    tail: np.ndarray
+    """(192,) uint8: the last pixels of a row, where they are fewer than the kernels write at once."""
+
+
+@leaf()
+def _aligned(count, dtype):
+    """`count` zeros that begin at a cache line, so that no vector straddles two."""
+    memory = np.zeros(count + 64, dtype)
+    begin = -memory.ctypes.data % 64 // memory.itemsize
+    return memory[begin : begin + count]
 
 
 @jit()
 def make_scratch(size, width):
-    """Working memory for views of `size` pixels from images of up to `width` pixels; callable from compiled code too."""
-    pitch = (size + 63) // 64 * 64
+    """Working memory for views of `size` pixels, images of up to `width` pixels; compiled code may call it too."""
+    pitch = (size + 31) // 32 * 32
     return Scratch(
         np.zeros((2, size), np.int32),
         np.zeros((2, size), np.int32),
         np.zeros((2, size, NARROW_TAPS), np.uint16),
-        np.zeros(2 * STRIP * 3 * (width + 16), np.uint16),
-        np.zeros((size, 3, pitch), np.uint8),
-        np.zeros((3, pitch), np.float32),
-        np.zeros(16, np.uint16),
-        np.zeros(pitch + 32, np.uint16),
+        _aligned(2 * STRIP * 3 * (width + 32), np.uint16),
+        _aligned(pitch * 3 * pitch, np.uint8),
+        pitch,
+        _aligned(3 * pitch, np.float32),
+        _aligned((2 * MAX_RADIUS + 1) * 3 * pitch, np.uint16),
+        _aligned(3 * (pitch + 2 * HALO), np.uint16),
+        _aligned((MAX_RADIUS + 1) * 32, np.uint16),
+        np.zeros(MAX_RADIUS + 1, np.int64),
+        np.zeros(MAX_RADIUS + 1, np.int64),
+        _aligned(192, np.uint8),
     )
 
 
@@ -84,38 +107,40 @@ def render_views(image, origin_y, origin_x, row, views, mask, form, normalisatio
     `form` one of `augment_numba.FLOAT32` and so on; `normalisation` (2, 3) float32, scale and offset from levels.
     `out` (V, N, S, S, 3) float32, uint16 (the bits of halves) or uint8 (levels: neither normalised nor masked).
     """
-    size = out.shape[2]
+    size, flat = out.shape[2], out.reshape(-1)
     for v in range(views):
+        start = (v * out.shape[1] + position) * size * size * 3
         _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
         masked = _masked_pixels(row, views, v, size, mask)
-        augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, out[v, position])
+        augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, flat, start)
 
 
 @jit()
 def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
     """Crop, resize and flip all views of one image into `out[:, position]`, (V, N, S, S, 3) uint8; see `render_views`."""
-    size = out.shape[2]
+    size, flat = out.shape[2], out.reshape(-1)
     for v in range(views):
+        start = (v * out.shape[1] + position) * size * size * 3
         _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
-        target = out[v, position]
         for y in range(size):
             for x in range(size):
                 for channel in range(3):
-                    target[y, x, channel] = scratch.levels[y, channel, x]
+                    flat[start + 3 * (y * size + x) + channel] = scratch.levels[(3 * y + channel) * scratch.pitch + x]
 
 
 @jit()
 def augment_views(resized, row, views, mask, form, normalisation, scratch, out, position):
     """Augment what `resize_views` made, `resized[:, position]`, into `out[:, position]`; see `render_views`."""
-    size = out.shape[2]
+    size, flat = out.shape[2], out.reshape(-1)
     for v in range(views):
-        source = resized[v, position]
+        start = (v * out.shape[1] + position) * size * size * 3
         for y in range(size):
             for x in range(size):
                 for channel in range(3):
-                    scratch.levels[y, channel, x] = source[y, x, channel]
+                    level = resized[v, position, y, x, channel]
+                    scratch.levels[(3 * y + channel) * scratch.pitch + x] = level
         masked = _masked_pixels(row, views, v, size, mask)
-        augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, out[v, position])
+        augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, flat, start)
 
 
 class Renderer:

@@ -114,7 +114,7 @@ def _resize_narrow(rows, y, x, height, width, flip, size, scratch):
                 total = _ONE_HALF + (count + 1) // 2
                 for k in range(count):
                     total += (np.int64(line[at + 3 * k]) * np.int64(weights[1, column, k])) >> 16
-                levels[row, channel, column] = total >> 8
+                levels[(3 * row + channel) * scratch.pitch + column] = total >> 8
 
 
 @leaf()
@@ -142,6 +142,6 @@ def _resize_wide(rows, y, x, height, width, flip, size, scratch):
                 blue += line[3 * k + 2] * weight
             column = size - 1 - i if flip else i
             scale = 1.0 / (total * row_weight)
-            scratch.levels[row, 0, column] = int(red * scale + 0.5)
-            scratch.levels[row, 1, column] = int(green * scale + 0.5)
-            scratch.levels[row, 2, column] = int(blue * scale + 0.5)
+            scratch.levels[(3 * row + 0) * scratch.pitch + column] = int(red * scale + 0.5)
+            scratch.levels[(3 * row + 1) * scratch.pitch + column] = int(green * scale + 0.5)
+            scratch.levels[(3 * row + 2) * scratch.pitch + column] = int(blue * scale + 0.5)

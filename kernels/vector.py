@@ -1,0 +1,291 @@
+"""Vectors as Numba values: a few operations on LLVM vectors, for loops that the compiler does not vectorise by itself.
+
+A vector has a NumPy element type and a number of lanes; `+ - * & | << >>` and comparisons work lane by lane, and with
+scalars of the element type. LLVM splits vectors that are wider than the machine's registers, so that the code runs on
+any CPU. Nothing is checked: loads and stores go where they are told.
+"""
+
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, models, overload, register_model
+
+
+class VectorType(types.Type):
+    """The Numba type of `lanes` values of `element`, a Numba number type or boolean."""
+
+    def __init__(self, element: types.Type, lanes: int) -> None:
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"vector({element} x {lanes})")
+
+
+@register_model(VectorType)
+class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    """A vector lives in an LLVM vector register."""
+
+    def __init__(self, manager: Any, vector: VectorType) -> None:
+        super().__init__(manager, vector, _llvm(vector))
+
+
+def _llvm_element(element: types.Type) -> ir.Type:
+    if isinstance(element, types.Boolean):
+        return ir.IntType(1)
+    if isinstance(element, types.Float):
+        return {16: ir.HalfType(), 32: ir.FloatType(), 64: ir.DoubleType()}[element.bitwidth]
+    return ir.IntType(element.bitwidth)
+
+
+def _llvm(vector: VectorType) -> ir.VectorType:
+    return ir.VectorType(_llvm_element(vector.element), vector.lanes)
+
+
+def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
+    """`scalar` in all lanes."""
+    single = builder.insert_element(
+        ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+    )
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    return builder.shuffle_vector(single, single, zeros)
+
+
+def _pointer(context: Any, builder: Any, array_type: types.Array, array: Any, index: Any, vector: VectorType) -> Any:
+    if array_type.layout != "C" or array_type.ndim != 1:
+        raise TypingError(f"vectors are loaded from and stored to contiguous 1-D arrays, not {array_type}")
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), _llvm(vector).as_pointer())
+
+
+@intrinsic(prefer_literal=True)
+def load(typing_context, array, index, lanes):
+    """`lanes` (a literal) elements of `array` from `index` on; no alignment needed."""
+    vector = VectorType(array.dtype, lanes.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, array, arguments[0], arguments[1], vector)
+        return builder.load(pointer, align=array.dtype.bitwidth // 8)
+
+    return vector(array, types.intp, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def store(typing_context, array, index, vector):
+    """Write all lanes to `array` from `index` on; no alignment needed."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = _pointer(context, builder, array, arguments[0], arguments[1], vector)
+        builder.store(arguments[2], pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+@intrinsic(prefer_literal=True)
+def broadcast(typing_context, scalar, lanes):
+    """`scalar` in each of `lanes` (a literal) lanes."""
+    vector = VectorType(scalar, lanes.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, arguments[0], vector.lanes)
+
+    return vector(scalar, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def convert(typing_context, vector, dtype):
+    """Lanes as `dtype` (np.float32 and so on): integers wrap, floats are truncated and must fit."""
+    source, result = vector.element, VectorType(dtype.dtype, vector.lanes)
+    target = result.element
+
+    def generate(context, builder, signature, arguments):
+        value, wanted = arguments[0], _llvm(result)
+        if isinstance(source, types.Float) and isinstance(target, types.Float):
+            return (builder.fptrunc if target.bitwidth < source.bitwidth else builder.fpext)(value, wanted)
+        if isinstance(source, types.Float):
+            return (builder.fptosi if target.signed else builder.fptoui)(value, wanted)
+        if isinstance(target, types.Float):
+            return (builder.sitofp if source.signed else builder.uitofp)(value, wanted)
+        if target.bitwidth == source.bitwidth:
+            return value
+        if target.bitwidth < source.bitwidth:
+            return builder.trunc(value, wanted)
+        return (builder.sext if source.signed else builder.zext)(value, wanted)
+
+    return result(vector, dtype), generate
+
+
+@intrinsic(prefer_literal=True)
+def reinterpret(typing_context, vector, dtype):
+    """The same bits as lanes of `dtype`, as many as they make; little-endian."""
+    result = VectorType(dtype.dtype, vector.lanes * vector.element.bitwidth // dtype.dtype.bitwidth)
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], _llvm(result))
+
+    return result(vector, dtype), generate
+
+
+@intrinsic(prefer_literal=True)
+def multiply_high(typing_context, a, b):
+    """The high 16 bits of the products of uint16 lanes."""
+
+    def generate(context, builder, signature, arguments):
+        wide = ir.VectorType(ir.IntType(32), a.lanes)
+        product = builder.mul(*[builder.zext(argument, wide) for argument in arguments])
+        shift = ir.Constant(wide, [16] * a.lanes)
+        return builder.trunc(builder.lshr(product, shift), _llvm(a))
+
+    return a(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def minimum(typing_context, a, b):
+    """The smaller of two vectors' lanes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.select(_less(builder, a, arguments), *arguments)
+
+    return a(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def maximum(typing_context, a, b):
+    """The larger of two vectors' lanes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.select(_less(builder, a, arguments), *reversed(arguments))
+
+    return a(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def select(typing_context, condition, a, b):
+    """`a` in the lanes where `condition` holds, `b` elsewhere."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.select(*arguments)
+
+    return a(condition, a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def total(typing_context, vector):
+    """The sum of all lanes, of integers."""
+
+    def generate(context, builder, signature, arguments):
+        lanes = [builder.extract_element(arguments[0], ir.Constant(ir.IntType(32), i)) for i in range(vector.lanes)]
+        return functools.reduce(builder.add, lanes)
+
+    return vector.element(vector), generate
+
+
+@intrinsic(prefer_literal=True)
+def halves(typing_context, vector):
+    """The lower and the upper half of the lanes, as a tuple."""
+    half = VectorType(vector.element, vector.lanes // 2)
+
+    def generate(context, builder, signature, arguments):
+        picks = range(half.lanes), range(half.lanes, vector.lanes)
+        parts = [builder.shuffle_vector(arguments[0], arguments[0], _lanes(pick)) for pick in picks]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(half, 2)(vector), generate
+
+
+@intrinsic(prefer_literal=True)
+def interleave(typing_context, a, b, c):
+    """Lanes a0 b0 c0 a1 b1 c1 and so on."""
+    result = VectorType(a.element, 3 * a.lanes)
+
+    def generate(context, builder, signature, arguments):
+        first, second, third = arguments
+        pair = builder.shuffle_vector(first, second, _lanes(range(2 * a.lanes)))
+        single = builder.shuffle_vector(third, third, _lanes(range(2 * a.lanes)))
+        order = [i % 3 * a.lanes + i // 3 for i in range(3 * a.lanes)]
+        return builder.shuffle_vector(pair, single, _lanes(order))
+
+    return result(a, b, c), generate
+
+
+def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
+    if isinstance(vector.element, types.Float):
+        return builder.fcmp_ordered("<", *arguments)
+    return (builder.icmp_signed if vector.element.signed else builder.icmp_unsigned)("<", *arguments)
+
+
+def _lanes(picks: Iterable[int]) -> ir.Constant:
+    """A shuffle's choice of lanes."""
+    chosen = list(picks)
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(chosen)), chosen)
+
+
+def _binary(integer: str, floating: str) -> Any:
+    """An intrinsic that applies one LLVM instruction, by the kind of the lanes, to two vectors."""
+
+    @intrinsic(prefer_literal=True)
+    def apply(typing_context, a, b):
+        def generate(context, builder, signature, arguments):
+            name = floating if isinstance(a.element, types.Float) else integer
+            return getattr(builder, name)(*arguments)
+
+        return a(a, b), generate
+
+    return apply
+
+
+def _comparison(symbol: str) -> Any:
+    """An intrinsic that compares two vectors; the result has boolean lanes."""
+
+    @intrinsic(prefer_literal=True)
+    def apply(typing_context, a, b):
+        def generate(context, builder, signature, arguments):
+            if isinstance(a.element, types.Float):
+                return builder.fcmp_ordered(symbol, *arguments)
+            compare = builder.icmp_signed if a.element.signed else builder.icmp_unsigned
+            return compare(symbol, *arguments)
+
+        return VectorType(types.boolean, a.lanes)(a, b), generate
+
+    return apply
+
+
+def _overload_operator(function: Any, apply: Any) -> None:
+    """Let `function` (of the module `operator`) take a vector and a vector or scalar of its element type."""
+
+    @overload(function, jit_options={"forceinline": True})
+    def choose(a, b):
+        if isinstance(a, VectorType) and a == b:
+            return lambda a, b: apply(a, b)
+        if isinstance(a, VectorType) and not isinstance(b, VectorType):
+            lanes, dtype = a.lanes, a.element
+            return lambda a, b: apply(a, broadcast(dtype(b), lanes))
+        if isinstance(b, VectorType) and not isinstance(a, VectorType):
+            lanes, dtype = b.lanes, b.element
+            return lambda a, b: apply(broadcast(dtype(a), lanes), b)
+        return None
+
+
+for _function, _names in {
+    operator.add: ("add", "fadd"),
+    operator.sub: ("sub", "fsub"),
+    operator.mul: ("mul", "fmul"),
+    operator.truediv: ("udiv", "fdiv"),
+    operator.and_: ("and_", "and_"),
+    operator.or_: ("or_", "or_"),
+    operator.lshift: ("shl", "shl"),
+    operator.rshift: ("lshr", "lshr"),
+}.items():
+    _overload_operator(_function, _binary(*_names))
+for _function, _symbol in {
+    operator.lt: "<",
+    operator.le: "<=",
+    operator.gt: ">",
+    operator.ge: ">=",
+    operator.eq: "==",
+}.items():
+    _overload_operator(_function, _comparison(_symbol))
