@@ -24,16 +24,26 @@ FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8"
 class Scratch(NamedTuple):
     """One thread's working memory; only `strip` depends on the images, by their width W."""
 
-    firsts: np.ndarray
-    """(2, S) int32: first source pixel of each output row and column."""
-    counts: np.ndarray
-    """(2, S) int32: how many source pixels it draws on."""
-    weights: np.ndarray
-    """(2, S, NARROW_TAPS) uint16."""
+    row_firsts: np.ndarray
+    """(P,) int32: first source pixel of each output row; P, the pitch, is S rounded up to a multiple of 32."""
+    row_counts: np.ndarray
+    """(P,) int32: how many source pixels it draws on."""
+    row_weights: np.ndarray
+    """(NARROW_TAPS · P,) uint16: their weights in 1/65536."""
+    column_firsts: np.ndarray
+    column_counts: np.ndarray
+    column_weights: np.ndarray
+    """Likewise of each output column."""
+    wide: np.ndarray
+    """(NARROW_TAPS · 32,) uint16: one row's weights, each 32 times."""
     strip: np.ndarray
-    """(2 · STRIP · 3 W,) uint16: rows resized vertically, and the same transposed."""
+    """(STRIP · (3 W + 128),) uint16: rows resized vertically, in 1/256 level."""
+    columns: np.ndarray
+    """(3 W · STRIP,) uint16: the same transposed."""
+    block: np.ndarray
+    """(3 · P · STRIP,) uint8: the strip when resized, its columns in a row; 0 from column S on."""
     levels: np.ndarray
-    """(S' · 3 · P,) uint8: the view, planar by row; P is S rounded up to a multiple of 32, S' likewise."""
+    """(P · 3 · P,) uint8: the view, planar by row; 0 from column S on."""
     pitch: int
     """P."""
     row: np.ndarray
@@ -65,10 +75,16 @@ def make_scratch(size, width):
     """Working memory for views of `size` pixels, images of up to `width` pixels; compiled code may call it too."""
     pitch = (size + 31) // 32 * 32
     return Scratch(
-        np.zeros((2, size), np.int32),
-        np.zeros((2, size), np.int32),
-        np.zeros((2, size, NARROW_TAPS), np.uint16),
-        _aligned(2 * STRIP * 3 * (width + 32), np.uint16),
+        _aligned(pitch, np.int32),
+        _aligned(pitch, np.int32),
+        _aligned(NARROW_TAPS * pitch, np.uint16),
+        _aligned(pitch, np.int32),
+        _aligned(pitch, np.int32),
+        _aligned(NARROW_TAPS * pitch, np.uint16),
+        _aligned(NARROW_TAPS * 32, np.uint16),
+        _aligned(STRIP * (3 * width + 128), np.uint16),
+        _aligned(3 * width * STRIP, np.uint16),
+        _aligned(3 * pitch * STRIP, np.uint8),
         _aligned(pitch * 3 * pitch, np.uint8),
         pitch,
         _aligned(3 * pitch, np.float32),

@@ -12,6 +12,19 @@ import numpy as np
 from PIL import Image
 
 from .jit import leaf
+from .vector import (
+    broadcast,
+    convert,
+    lane_numbers,
+    load,
+    maximum,
+    minimum,
+    multiply_high,
+    reinterpret,
+    select,
+    store,
+    transpose,
+)
 
 NARROW_TAPS = 64
 """The most source pixels an output pixel may draw on in fixed point (a downscaling by about 31).
@@ -22,7 +35,9 @@ left a pass, and 0.05 for the rounded weights; less than the 0.5 that keeps the 
 STRIP = 32
 """Output rows that are resized together, so that their intermediate stays in the L2 cache."""
 
-_ONE_HALF = 128  # half a level, in 1/256
+_MAX_SCALE = (NARROW_TAPS - 2) / 2  # a downscaling by s draws on 2 s + 1 pixels at most, and one is to spare
+_CHUNK = 64  # bytes of an image row that are worked on at once: a crop of 22 pixels is the narrowest
+_HALF_LEVEL = 128  # in 1/256
 
 
 def resize_reference(image: np.ndarray, crop: tuple[int, int, int, int], size: int, flip: bool) -> np.ndarray:
@@ -34,114 +49,162 @@ def resize_reference(image: np.ndarray, crop: tuple[int, int, int, int], size: i
 
 
 @leaf()
-def _window(i, length, size):
-    """First pixel, number of pixels, centre and 1/support of output `i` when `length` pixels become `size`."""
-    scale = length / size
-    support = max(scale, 1.0)
-    centre = (i + 0.5) * scale
-    first = max(int(centre - support + 0.5), 0)
-    count = min(int(centre + support + 0.5), length) - first
-    return first, count, centre, 1.0 / support
+def resize_view(image, y, x, height, width, flip, size, scratch):
+    """Crop, resize and flip one view into `scratch.levels`.
+
+    `image` (H, W, 3) uint8, C-contiguous; the crop's `y`, `x`, `height`, `width` in its pixels, inside it.
+    """
+    if max(height, width) <= _MAX_SCALE * size and 3 * width >= _CHUNK:
+        _resize_narrow(image, y, x, height, width, flip, size, scratch)
+    else:
+        _resize_wide(image, y, x, height, width, flip, size, scratch)
 
 
 @leaf()
-def _triangle(pixel, centre, inverse_support):
+def _fill_taps(length, size, flip, firsts, counts, weights, pitch):
+    """The taps of all outputs along one axis, by Pillow's rules (precompute_coeffs in its Resample.c).
+
+    Output i draws on `counts[i]` pixels from `firsts[i]` on, weighted by `weights[k · P + i]`, uint16 in 1/65536. The
+    rounding error of a weight goes into the next one, so that they add up to 65536 and constant images stay what they
+    are. `flip` mirrors the outputs. A weight of one is capped at 65535, which costs less than 1/256 level.
+    """
+    scale = length / size
+    support = max(scale, 1.0)
+    zero = broadcast(0.0, 16)
+    for at in range(0, size, 16):
+        output = lane_numbers(np.float64, 16) + np.float64(at)
+        if flip:
+            output = np.float64(size - 1) - output
+        centre = (output + 0.5) * scale
+        begin = convert(convert(maximum(centre - support + 0.5, zero), np.int32), np.float64)
+        end = convert(convert(minimum(centre + support + 0.5, broadcast(np.float64(length), 16)), np.int32), np.float64)
+        whole = zero
+        for k in range(int(2.0 * support) + 2):
+            whole = whole + _triangle(begin + np.float64(k), end, centre, 1.0 / support)
+        to_fixed = 65536.0 / whole
+        running, before = broadcast(0.5, 16), broadcast(np.int32(0), 16)
+        for k in range(int(2.0 * support) + 2):
+            running = running + _triangle(begin + np.float64(k), end, centre, 1.0 / support) * to_fixed
+            until = convert(running, np.int32)
+            weight = minimum(until - before, broadcast(np.int32(65535), 16))
+            store(weights, k * pitch + at, convert(weight, np.uint16))
+            before = until
+        store(firsts, at, convert(begin, np.int32))
+        store(counts, at, convert(end - begin, np.int32))
+
+
+@leaf(forceinline=True)
+def _triangle(pixel, end, centre, inverse_support):
+    """The filter's height over `pixel`, not yet normalised; 0 from `end` on."""
+    distance = pixel - centre + 0.5
+    height = 1.0 - maximum(distance, 0.0 - distance) * inverse_support
+    return select(pixel < end, maximum(height, broadcast(0.0, 16)), broadcast(0.0, 16))
+
+
+@leaf()
+def _resize_narrow(image, y, x, height, width, flip, size, scratch):
+    """`resize_view` in fixed point, by strips of `STRIP` output rows."""
+    pitch = scratch.pitch
+    _fill_taps(height, size, False, scratch.row_firsts, scratch.row_counts, scratch.row_weights, pitch)
+    _fill_taps(width, size, flip, scratch.column_firsts, scratch.column_counts, scratch.column_weights, pitch)
+    flat = image.reshape(-1)
+    stride = 3 * image.shape[1]
+    begin = y * stride + 3 * x
+    # An odd number of cache lines a row, so that the rows of a column do not compete for the same places in the cache.
+    line = (3 * width + _CHUNK - 1) // _CHUNK * _CHUNK + 32
+    for top in range(0, size, STRIP):
+        for row in range(top, min(top + STRIP, size)):
+            _resize_row(flat, begin, stride, 3 * width, row, (row - top) * line, scratch)
+        for chunk in range(0, 3 * width, _CHUNK):
+            column = min(chunk, 3 * width - _CHUNK)
+            for i in range(0, _CHUNK // 2, 8):
+                even, odd = chunk + i, chunk + _CHUNK // 2 + i
+                to = (column + 2 * i) * STRIP
+                transpose(scratch.strip, even, line, scratch.columns, to, 2 * STRIP)
+                transpose(scratch.strip, odd, line, scratch.columns, to + STRIP, 2 * STRIP)
+        _resize_columns(size, scratch)
+        for channel in range(3):
+            for column in range(0, pitch, STRIP):
+                at, to = (channel * pitch + column) * STRIP, (3 * top + channel) * pitch + column
+                transpose(scratch.block, at, STRIP, scratch.levels, to, 3 * pitch)
+
+
+@leaf()
+def _resize_row(flat, begin, stride, values, row, to, scratch):
+    """One output row from the image's rows, into `scratch.strip` from `to` on: each chunk's even values, then its odd ones.
+
+    Two bytes are taken as one uint16: each in its upper half is a level in 1/256, which the weight's product keeps.
+    """
+    strip, wide = scratch.strip, scratch.wide
+    count = scratch.row_counts[row]
+    begin += scratch.row_firsts[row] * stride
+    for k in range(count):
+        store(wide, 32 * k, broadcast(scratch.row_weights[k * scratch.pitch + row], 32))
+    half_lost = broadcast(np.uint16(count // 2), 32)
+    for chunk in range(0, values, _CHUNK):
+        at = begin + min(chunk, values - _CHUNK)
+        even, odd = broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32)
+        for k in range(count):
+            pairs, weight = reinterpret(load(flat, at + k * stride, _CHUNK), np.uint16), load(wide, 32 * k, 32)
+            even = even + multiply_high(pairs << np.uint16(8), weight)
+            odd = odd + multiply_high(pairs & np.uint16(0xFF00), weight)
+        store(strip, to + chunk, even + half_lost)
+        store(strip, to + chunk + 32, odd + half_lost)
+
+
+@leaf()
+def _resize_columns(size, scratch):
+    """All output columns of a strip, from `scratch.columns` into `scratch.block`; the strip's rows are the lanes."""
+    columns, block, pitch = scratch.columns, scratch.block, scratch.pitch
+    for column in range(size):
+        count = scratch.column_counts[column]
+        at = 3 * scratch.column_firsts[column] * STRIP
+        red, green, blue = broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32)
+        for k in range(count):
+            weight = broadcast(scratch.column_weights[k * pitch + column], 32)
+            red = red + multiply_high(load(columns, at, 32), weight)
+            green = green + multiply_high(load(columns, at + STRIP, 32), weight)
+            blue = blue + multiply_high(load(columns, at + 2 * STRIP, 32), weight)
+            at += 3 * STRIP
+        rounding = broadcast(np.uint16(_HALF_LEVEL + count // 2), 32)
+        to = column * STRIP
+        store(block, to, convert((red + rounding) >> np.uint16(8), np.uint8))
+        store(block, to + pitch * STRIP, convert((green + rounding) >> np.uint16(8), np.uint8))
+        store(block, to + 2 * pitch * STRIP, convert((blue + rounding) >> np.uint16(8), np.uint8))
+
+
+@leaf()
+def _scalar_triangle(pixel, centre, inverse_support):
     return max(0.0, 1.0 - abs(pixel - centre + 0.5) * inverse_support)
 
 
 @leaf()
-def fits_narrow(length, size):
-    """Whether every output pixel draws on at most `NARROW_TAPS` of `length` pixels."""
-    return 2.0 * length / size + 1.0 <= NARROW_TAPS
-
-
-@leaf()
-def fill_taps(length, size, flip, firsts, counts, weights):
-    """The taps of all outputs along one axis: `firsts`, `counts` (S,) int32, `weights` (S, T) uint16 in 1/65536.
-
-    The rounding error of a weight goes into the next one, so that constant images stay what they are. `flip` mirrors the
-    outputs. A weight of one is capped at 65535, which costs less than 1/256 level.
-    """
-    for i in range(size):
-        first, count, centre, inverse_support = _window(i, length, size)
-        total = 0.0
-        for k in range(count):
-            total += _triangle(first + k, centre, inverse_support)
-        at = size - 1 - i if flip else i
-        firsts[at], counts[at] = first, count
-        running, before = 0.0, 0
-        for k in range(count):
-            running += _triangle(first + k, centre, inverse_support) * (65536.0 / total)
-            until = int(running + 0.5)
-            weights[at, k] = min(until - before, 65535)
-            before = until
-
-
-@leaf()
-def resize_view(image, y, x, height, width, flip, size, scratch):
-    """Crop, resize and flip one view into `scratch.levels` (S, 3, P).
-
-    `image` (H, W, 3) uint8, C-contiguous; the crop's `y`, `x`, `height`, `width` in its pixels, inside it.
-    """
-    rows = image.reshape(image.shape[0], image.shape[1] * 3)
-    if fits_narrow(height, size) and fits_narrow(width, size):
-        _resize_narrow(rows, y, x, height, width, flip, size, scratch)
-    else:
-        _resize_wide(rows, y, x, height, width, flip, size, scratch)
-
-
-@leaf()
-def _resize_narrow(rows, y, x, height, width, flip, size, scratch):
-    """`resize_view` in fixed point. `rows` (H, 3 W) uint8."""
-    firsts, counts, weights, levels = scratch.firsts, scratch.counts, scratch.weights, scratch.levels
-    fill_taps(height, size, False, firsts[0], counts[0], weights[0])
-    fill_taps(width, size, flip, firsts[1], counts[1], weights[1])
-    values = 3 * width
-    line = scratch.strip[:values]
-    for row in range(size):
-        count = counts[0, row]
-        for j in range(values):
-            line[j] = (count + 1) // 2
-        for k in range(count):
-            source = rows[y + firsts[0, row] + k, 3 * x : 3 * x + values]
-            weight = np.uint32(weights[0, row, k])
-            for j in range(values):
-                line[j] += np.uint16(((np.uint32(source[j]) << np.uint32(8)) * weight) >> np.uint32(16))
-        for column in range(size):
-            count = counts[1, column]
-            for channel in range(3):
-                at = 3 * firsts[1, column] + channel
-                total = _ONE_HALF + (count + 1) // 2
-                for k in range(count):
-                    total += (np.int64(line[at + 3 * k]) * np.int64(weights[1, column, k])) >> 16
-                levels[(3 * row + channel) * scratch.pitch + column] = total >> 8
-
-
-@leaf()
-def _resize_wide(rows, y, x, height, width, flip, size, scratch):
-    """`resize_view` in float32, for downscalings beyond `NARROW_TAPS`: seldom met, so that it need not be fast."""
+def _resize_wide(image, y, x, height, width, flip, size, scratch):
+    """`resize_view` in floating point, for what the fixed point form does not take. Seldom met; need not be fast."""
     line = scratch.strip[: 2 * 3 * width].view(np.float32)
+    scale_y, scale_x = height / size, width / size
+    support_y, support_x = max(scale_y, 1.0), max(scale_x, 1.0)
     for row in range(size):
-        first, count, centre, inverse_support = _window(row, height, size)
+        centre = (row + 0.5) * scale_y
         line[:] = np.float32(0.0)
         row_weight = 0.0
-        for k in range(count):
-            weight = np.float32(_triangle(first + k, centre, inverse_support))
+        for k in range(max(int(centre - support_y + 0.5), 0), min(int(centre + support_y + 0.5), height)):
+            weight = np.float32(_scalar_triangle(k, centre, 1.0 / support_y))
             row_weight += weight
-            source = rows[y + first + k, 3 * x : 3 * x + 3 * width]
-            for j in range(3 * width):
-                line[j] += np.float32(source[j]) * weight
+            for j in range(width):
+                for channel in range(3):
+                    line[3 * j + channel] += np.float32(image[y + k, x + j, channel]) * weight
         for i in range(size):
-            first, count, centre, inverse_support = _window(i, width, size)
+            centre = (i + 0.5) * scale_x
             total, red, green, blue = 0.0, 0.0, 0.0, 0.0
-            for k in range(first, first + count):
-                weight = _triangle(k, centre, inverse_support)
+            for k in range(max(int(centre - support_x + 0.5), 0), min(int(centre + support_x + 0.5), width)):
+                weight = _scalar_triangle(k, centre, 1.0 / support_x)
                 total += weight
                 red += line[3 * k] * weight
                 green += line[3 * k + 1] * weight
                 blue += line[3 * k + 2] * weight
-            column = size - 1 - i if flip else i
-            scale = 1.0 / (total * row_weight)
-            scratch.levels[(3 * row + 0) * scratch.pitch + column] = int(red * scale + 0.5)
-            scratch.levels[(3 * row + 1) * scratch.pitch + column] = int(green * scale + 0.5)
-            scratch.levels[(3 * row + 2) * scratch.pitch + column] = int(blue * scale + 0.5)
+            at = 3 * row * scratch.pitch + (size - 1 - i if flip else i)
+            inverse = 1.0 / (total * row_weight)
+            scratch.levels[at] = int(red * inverse + 0.5)
+            scratch.levels[at + scratch.pitch] = int(green * inverse + 0.5)
+            scratch.levels[at + 2 * scratch.pitch] = int(blue * inverse + 0.5)

@@ -10,7 +10,6 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
@@ -185,16 +184,62 @@ def total(typing_context, vector):
 
 
 @intrinsic(prefer_literal=True)
-def halves(typing_context, vector):
-    """The lower and the upper half of the lanes, as a tuple."""
-    half = VectorType(vector.element, vector.lanes // 2)
+def lane_numbers(typing_context, dtype, lanes):
+    """0, 1, 2 and so on as `lanes` (a literal) lanes of `dtype`."""
+    vector = VectorType(dtype.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
-        picks = range(half.lanes), range(half.lanes, vector.lanes)
-        parts = [builder.shuffle_vector(arguments[0], arguments[0], _lanes(pick)) for pick in picks]
-        return context.make_tuple(builder, signature.return_type, parts)
+        return ir.Constant(_llvm(vector), list(range(vector.lanes)))
 
-    return types.UniTuple(half, 2)(vector), generate
+    return vector(dtype, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def transpose(typing_context, source, at, stride, target, to, step):
+    """Transpose 32 rows of 8 uint16, or of 32 uint8, from `source` into rows of 32 in `target`.
+
+    Source rows begin at `at`, `stride` elements apart, those of the target at `to`, `step` apart. By rounds of
+    interleaving the first half of the registers with the second within 128-bit lanes, which x86 does in one
+    instruction; the lanes are loaded so that the target's rows come out whole.
+    """
+    count = 128 // source.dtype.bitwidth  # elements of a lane, and registers
+    groups = 32 // count  # lanes that a target row is made of
+    pieces = 4 // groups  # lanes that a source row is made of
+    piece = VectorType(source.dtype, count)
+
+    def generate(context, builder, signature, arguments):
+        source_array, at, stride, target_array, to, step = arguments
+
+        def number(value):
+            return ir.Constant(at.type, value)
+
+        def load_piece(row, part):
+            index = builder.add(builder.add(at, builder.mul(stride, number(row))), number(part * count))
+            pointer = _pointer(context, builder, source, source_array, index, piece)
+            return builder.load(pointer, align=source.dtype.bitwidth // 8)
+
+        def concatenate(a, b):
+            return builder.shuffle_vector(a, b, _lanes(range(2 * a.type.count)))
+
+        registers = []
+        for i in range(count):
+            parts = [load_piece(i + count * group, part) for part in range(pieces) for group in range(groups)]
+            registers.append(concatenate(concatenate(parts[0], parts[1]), concatenate(parts[2], parts[3])))
+        low = [lane * count + i // 2 + i % 2 * 4 * count for lane in range(4) for i in range(count)]
+        high = [pick + count // 2 for pick in low]
+        for _ in range(count.bit_length() - 1):
+            pairs = zip(registers[: count // 2], registers[count // 2 :])
+            registers = [builder.shuffle_vector(a, b, _lanes(picks)) for a, b in pairs for picks in (low, high)]
+        for i, register in enumerate(registers):
+            for part in range(pieces):
+                row = builder.shuffle_vector(register, register, _lanes(range(32 * part, 32 * part + 32)))
+                index = builder.add(to, builder.mul(step, number(i + count * part)))
+                pointer = _pointer(context, builder, target, target_array, index, VectorType(source.dtype, 32))
+                builder.store(row, pointer, align=source.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    intp = types.intp
+    return types.void(source, intp, intp, target, intp, intp), generate
 
 
 @intrinsic(prefer_literal=True)
