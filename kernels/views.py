@@ -87,7 +87,7 @@ class ViewConfig:
             raise ValueError("ViewConfig: boxes and min_overlap relate a query to a key; give at least two views")
         if self.mask and not self.boxes:
             raise ValueError("ViewConfig.mask needs boxes: the positive box is what is masked")
-        if not 0 < self.box_side[0] <= self.box_side[1] <= self.size:
+        if self.boxes and not 0 < self.box_side[0] <= self.box_side[1] <= self.size:
             raise ValueError(f"ViewConfig.box_side is {self.box_side}; it wants 0 < low <= high <= size = {self.size}")
         if not 0 <= self.min_overlap <= self.size:
             raise ValueError(f"ViewConfig.min_overlap is {self.min_overlap}; it wants 0..size = {self.size}")

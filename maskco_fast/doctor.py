@@ -295,12 +295,16 @@ def report() -> Report:
     return Report(machine=machine(), packages=packages, loaders=loaders, devices=_devices(found))
 
 
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Tell what is installed, which loaders and devices work here, and what to install for the rest."""
+
+    json: bool = False
+    """Print JSON instead of text."""
+
+
 def doctor(*, as_json: bool = False) -> int:
     """Print the report, as text or JSON; returns the exit code, 0 where training can run."""
     result = report()
     print(result.as_json() if as_json else result.as_text())
     return 0 if result.usable else 1
-
-
-if __name__ == "__main__":
-    sys.exit(doctor(as_json="--json" in sys.argv[1:]))

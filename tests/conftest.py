@@ -65,7 +65,7 @@ def write_tar(path: pathlib.Path, members: dict[str, bytes], *, form: int = tarf
 def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
     """A function that writes tar shards of generated JPEGs: `make_shards(shards=2, samples=20, bad=())`."""
 
-    def make(shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 96) -> list[str]:
+    def make(shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 64) -> list[str]:
         paths = []
         for shard in range(shards):
             members = {}
@@ -73,9 +73,9 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
                 key = f"{shard * samples + number:06d}"
                 shape = (side + number % 5 * 7, side + number % 3 * 11)
                 data = encode(picture(*shape, seed=shard * samples + number), quality=90)
-                if shard * samples + number in bad:  # a header that reads well before damaged image data
-                    middle = len(data) // 2
-                    data = data[:middle] + b"\xff\xd9" * 40 + data[-2:]
+                if shard * samples + number in bad:  # a frame header that reads well before damaged Huffman tables
+                    table = data.index(b"\xff\xc4") + 5
+                    data = data[:table] + b"\xff" * 16 + data[table + 16 :]
                 members[f"{key}.jpg"] = data
                 members[f"{key}.cls"] = str(number % 4).encode()
             paths.append(str(write_tar(tmp_path / f"shard-{shard:04d}.tar", members)))

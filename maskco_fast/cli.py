@@ -1,0 +1,100 @@
+"""The command line: each command is a configuration dataclass, from which tyro makes the options, and a function."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+USAGE = """\
+usage: maskco-fast COMMAND [OPTIONS]      (maskco-fast COMMAND --help shows a command's options)
+
+commands:
+  train    pre-train from tar shards into a run folder; goes on where an interrupted run stood
+  index    count what shards hold, and name what cannot be used and why
+  views    draw a few images with their crops, mask and boxes
+  doctor   tell what is installed, which loaders and devices work here, and what to install for the rest
+
+examples:
+  maskco-fast train --shards 'cc3m-{0000..0331}.tar' --recipe paper --run-dir runs/cc3m
+  maskco-fast index --shards 'cc3m-{0000..0331}.tar'
+  maskco-fast views --shards cc3m-0000.tar --out views.png
+
+exit codes: 0 done, 1 an error that is named, 2 options that do not fit
+"""
+
+C = TypeVar("C")
+
+
+def _parse(config: type[C], command: str, arguments: Sequence[str], default: C | None = None) -> C:
+    extra: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(config, prog=f"maskco-fast {command}", args=arguments, **extra)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from maskco_fast.config import TrainConfig
+    from maskco_fast.errors import named_errors
+    from maskco_fast.recipes import RECIPES
+    from maskco_fast.train import train
+
+    recipe = RECIPES[_recipe(arguments, RECIPES)]()
+    config = _parse(TrainConfig, "train", arguments, recipe)
+    return named_errors(lambda: train(config))
+
+
+def _recipe(arguments: Sequence[str], recipes: Any) -> str:
+    """The recipe that the options name: read before the others, since it gives their defaults."""
+    name = "paper"
+    for at, argument in enumerate(arguments):
+        if argument == "--recipe" and at + 1 < len(arguments):
+            name = arguments[at + 1]
+        elif argument.startswith("--recipe="):
+            name = argument.partition("=")[2]
+    if name not in recipes:
+        print(f"maskco-fast: there is no recipe {name!r}; choose one of {', '.join(recipes)}", file=sys.stderr)
+        raise SystemExit(2)
+    return name
+
+
+def _index(arguments: Sequence[str]) -> int:
+    from maskco_fast.errors import named_errors
+    from maskco_fast.inspect import IndexConfig, index
+
+    config = _parse(IndexConfig, "index", arguments)
+    return named_errors(lambda: index(config))
+
+
+def _views(arguments: Sequence[str]) -> int:
+    from maskco_fast.errors import named_errors
+    from maskco_fast.inspect import ViewsConfig, views
+
+    config = _parse(ViewsConfig, "views", arguments)
+    return named_errors(lambda: views(config))
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from maskco_fast.doctor import DoctorConfig, doctor
+
+    config = _parse(DoctorConfig, "doctor", arguments)
+    return doctor(as_json=config.json)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "index": _index,
+    "views": _views,
+    "doctor": _doctor,
+}
+"""Each imports what it needs when it is called, so that `--help` answers at once."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code: 0 done, 1 an error that is named, 2 options that do not fit."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if given else 2
+    if given[0] not in COMMANDS:
+        print(f"maskco-fast: there is no command {given[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    return COMMANDS[given[0]](given[1:])
