@@ -111,8 +111,9 @@ class RegionEncoder(nn.Module):
 def region_features(
     map_NCHW: torch.Tensor, boxes_NK4: torch.Tensor, *, sampling_ratio: int, aligned: bool
 ) -> torch.Tensor:
-    """RoIAlign with a 1×1 output at scale 1/32: (N, K, C) float32, the mean of the map over each box.
+    """RoIAlign with a 1×1 output at scale 1/32: (N, K, C), the mean of the map over each box.
 
+    float32, or float64 for a float64 map.
     `boxes_NK4` float32 xyxy in image pixels, inside the image. Equals `torchvision.ops.roi_align(map, boxes, 1, 1/32,
     sampling_ratio, aligned)`: its samples form a grid, so the mean of bilinear samples is `Wy·F·Wxᵀ` with one weight
     vector an axis. As one batched product over the cells it reads the channels-last map in place, has a deterministic
@@ -124,8 +125,9 @@ def region_features(
         weight_y = _axis_weights(boxes_NK4[..., 1], boxes_NK4[..., 3], height, sampling_ratio, aligned)
         weight_x = _axis_weights(boxes_NK4[..., 0], boxes_NK4[..., 2], width, sampling_ratio, aligned)
         weights = (weight_y.unsqueeze(-1) * weight_x.unsqueeze(-2)).flatten(-2)  # (N, K, H·W)
-        cells = map_NCHW.float().permute(0, 2, 3, 1).flatten(1, 2)  # (N, H·W, C)
-        return torch.bmm(weights, cells)
+        dtype = torch.promote_types(map_NCHW.dtype, torch.float32)
+        cells = map_NCHW.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)  # (N, H·W, C)
+        return torch.bmm(weights.to(dtype), cells)
 
 
 def _axis_weights(

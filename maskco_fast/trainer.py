@@ -64,7 +64,7 @@ class Readings:
     def add(self, line: dict[str, float | int], scalars: dict[str, torch.Tensor], sample_id: torch.Tensor) -> None:
         """Keep one step: `line` without the method's scalars, the scalars, the batch's sample ids."""
         self._names = list(scalars)
-        self._scalars.append(torch.stack([value.detach().float() for value in scalars.values()]))
+        self._scalars.append(torch.stack([value.detach() for value in scalars.values()]))
         self._lines.append(line)
         self._sample_ids.append(sample_id)
 

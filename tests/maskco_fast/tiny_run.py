@@ -1,0 +1,143 @@
+"""A training run small enough for tests: MaskCo on a one-layer trunk, and a loader of noise that keeps the contract.
+
+As a program, `tiny_run.py RUN_DIR STEPS [KILL_AT SIGNAL]`, it trains in a process of its own that can be killed.
+"""
+
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from maskco_fast.config import ModelConfig, TrainConfig
+from maskco_fast.loaders import Batch, Quarantine
+from maskco_fast.methods import MaskCo, Method
+from maskco_fast.model import GroupBatchNorm2d, initialise, momentum_copy, region_features
+from maskco_fast.trainer import Trainer
+
+SIZE, BATCH = 64, 6
+
+
+class TinyEncoder(nn.Module):
+    """One convolution to the 2×2 map, BatchNorm per group, RoIAlign and a linear layer."""
+
+    def __init__(self, group_size: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 8, 32, stride=32, bias=False)
+        self.norm = GroupBatchNorm2d(8, group_size=group_size)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor, boxes_NK4: torch.Tensor) -> torch.Tensor:
+        feature_map = torch.relu(self.norm(self.convolution(images)))
+        return self.head(region_features(feature_map, boxes_NK4, sampling_ratio=-1, aligned=True))
+
+
+class TinyMaskCo(MaskCo):
+    """MaskCo's forward pass and moving average on `TinyEncoder`."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        Method.__init__(self)
+        self.config = config.maskco
+        self.group_size = config.model.group_size
+        self.views = config.maskco.views(config.model.view_size)
+        self.query = TinyEncoder(self.group_size)
+        initialise(self.query, torch.Generator().manual_seed(config.seed))
+        self.key = momentum_copy(self.query)
+
+
+class NoiseLoader:
+    """Batches of noise, each a function of its epoch and place; 5 an epoch."""
+
+    def __init__(
+        self,
+        *,
+        size: int = SIZE,
+        batch: int = BATCH,
+        signal_at: int = 0,
+        number: int = 0,
+        nan_at: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """`signal_at`: the process gets signal `number` when this many batches were asked for; `nan_at`: that batch is
+        not a number."""
+        self.quarantine = Quarantine()
+        self.epoch = 0
+        self._consumed = 0
+        self._size, self._batch = size, batch
+        self._dtype = dtype
+        self._signal_at, self._number, self._nan_at = signal_at, number, nan_at
+
+    def __len__(self) -> int:
+        return 5
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self._consumed < len(self):
+            place = self.epoch * len(self) + self._consumed
+            self._consumed += 1
+            if self._consumed == len(self):
+                self.epoch, self._consumed = self.epoch + 1, 0
+            if place + 1 == self._signal_at:
+                os.kill(os.getpid(), self._number)
+            yield self._make(place)
+            if self._consumed == 0:
+                return
+
+    def _make(self, place: int) -> Batch:
+        # numpy's numbers are the same to the bit on every CPU; torch's are not.
+        random = np.random.default_rng(1000 + place)
+        shape = (self._batch, 3, self._size, self._size)
+        views = [torch.from_numpy(random.standard_normal(shape)).to(self._dtype) for _ in range(2)]
+        if place + 1 == self._nan_at:
+            views[0][0, 0, 0, 0] = torch.nan
+        ends = np.sort(random.random((self._batch, 18, 2, 2), np.float32), axis=2) * self._size
+        boxes = torch.from_numpy(ends).flatten(2)
+        return Batch(
+            views=tuple(view.contiguous(memory_format=torch.channels_last) for view in views),
+            sample_id=torch.arange(self._batch) + 100 * place,
+            target=torch.full((self._batch,), -1),
+            index=torch.arange(self._batch),
+            masked_box=boxes[:, 0],
+            key_boxes=boxes[:, 1:],
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "consumed": self._consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self._consumed = state["epoch"], state["consumed"]
+
+
+def tiny_config(run_dir: pathlib.Path, **fields: object) -> TrainConfig:
+    """12 steps with a checkpoint every 3, on the CPU in float32, with BatchNorm and contrast in two groups."""
+    settings: dict[str, object] = {
+        "run_dir": run_dir,
+        "batch_size": BATCH,
+        "max_steps": 12,
+        "checkpoint_every": 3,
+        "device": "cpu",
+        "precision": "fp32",
+        "tensorboard": False,
+        "model": ModelConfig(view_size=SIZE, group_size=BATCH // 2),
+    }
+    return TrainConfig(**{**settings, **fields})
+
+
+def tiny_trainer(config: TrainConfig, **loader: int) -> Trainer:
+    """A trainer of `TinyMaskCo` on `NoiseLoader(**loader)`."""
+    return Trainer(config, TinyMaskCo(config).train(), NoiseLoader(**loader))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    run_dir, steps, *rest = sys.argv[1:]
+    at, name = (int(rest[0]), rest[1]) if rest else (0, "SIGTERM")
+    config = tiny_config(pathlib.Path(run_dir), max_steps=int(steps))
+    print(tiny_trainer(config, signal_at=at, number=signal.Signals[name]).fit())
+
+
+if __name__ == "__main__":
+    main()
