@@ -15,6 +15,7 @@ from .augment_reference import IMAGENET_MEAN, IMAGENET_STD
 from .jit import jit, leaf
 from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
 from .resize import NARROW_TAPS, STRIP, resize_view
+from .vector import deinterleave, interleave, load, store
 from .views import ViewConfig
 
 FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": UINT8}
@@ -139,22 +140,45 @@ def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
         start = (v * out.shape[1] + position) * size * size * 3
         _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
         for y in range(size):
-            for x in range(size):
-                for channel in range(3):
-                    flat[start + 3 * (y * size + x) + channel] = scratch.levels[(3 * y + channel) * scratch.pitch + x]
+            _interleave_row(scratch, y, size, flat, start + 3 * y * size)
+
+
+@leaf()
+def _interleave_row(scratch, y, size, out, start):
+    """Row `y` of the levels to the flat `out` from `start` on."""
+    levels, pitch, at = scratch.levels, scratch.pitch, 3 * y * scratch.pitch
+    whole = size // 32 * 32
+    for x in range(0, whole, 32):
+        red, green = load(levels, at + x, 32), load(levels, at + pitch + x, 32)
+        store(out, start + 3 * x, interleave(red, green, load(levels, at + 2 * pitch + x, 32)))
+    for x in range(whole, size):
+        for channel in range(3):
+            out[start + 3 * x + channel] = levels[at + channel * pitch + x]
+
+
+@leaf()
+def _deinterleave_row(source, start, size, scratch, y):
+    """Row `y` of the levels from the flat `source` from `start` on."""
+    levels, pitch, at = scratch.levels, scratch.pitch, 3 * y * scratch.pitch
+    whole = size // 32 * 32
+    for x in range(0, whole, 32):
+        red, green, blue = deinterleave(load(source, start + 3 * x, 96))
+        store(levels, at + x, red)
+        store(levels, at + pitch + x, green)
+        store(levels, at + 2 * pitch + x, blue)
+    for x in range(whole, size):
+        for channel in range(3):
+            levels[at + channel * pitch + x] = source[start + 3 * x + channel]
 
 
 @jit()
 def augment_views(resized, row, views, mask, form, normalisation, scratch, out, position):
     """Augment what `resize_views` made, `resized[:, position]`, into `out[:, position]`; see `render_views`."""
-    size, flat = out.shape[2], out.reshape(-1)
+    size, source, flat = out.shape[2], resized.reshape(-1), out.reshape(-1)
     for v in range(views):
         start = (v * out.shape[1] + position) * size * size * 3
         for y in range(size):
-            for x in range(size):
-                for channel in range(3):
-                    level = resized[v, position, y, x, channel]
-                    scratch.levels[(3 * y + channel) * scratch.pitch + x] = level
+            _deinterleave_row(source, start + 3 * y * size, size, scratch, y)
         masked = _masked_pixels(row, views, v, size, mask)
         augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, flat, start)
 

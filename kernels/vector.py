@@ -257,6 +257,19 @@ def interleave(typing_context, a, b, c):
     return result(a, b, c), generate
 
 
+@intrinsic(prefer_literal=True)
+def deinterleave(typing_context, vector):
+    """What `interleave` made, as a tuple of three."""
+    third = VectorType(vector.element, vector.lanes // 3)
+
+    def generate(context, builder, signature, arguments):
+        value = arguments[0]
+        parts = [builder.shuffle_vector(value, value, _lanes(range(i, vector.lanes, 3))) for i in range(3)]
+        return context.make_tuple(builder, signature.return_type, parts)
+
+    return types.UniTuple(third, 3)(vector), generate
+
+
 def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
     if isinstance(vector.element, types.Float):
         return builder.fcmp_ordered("<", *arguments)
