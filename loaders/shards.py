@@ -27,7 +27,8 @@ def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         raise FileNotFoundError("no shards were given; name tar files such as 'cc3m-{0000..0331}.tar', or a folder")
     paths: list[str] = []
     missing: list[str] = []
-    for pattern in map(os.fspath, patterns):
+    names = [os.fspath(pattern) for pattern in patterns]
+    for pattern in names:
         for name in _expand_ranges(pattern):
             found = _expand_path(name)
             paths.extend(found)
@@ -37,7 +38,7 @@ def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise FileNotFoundError(
             f"{len(missing)} of {len(missing) + len(paths)} shards do not exist: {listed}. "
-            f"The pattern was {', '.join(map(os.fspath, patterns))}, seen from {os.getcwd()}"
+            f"The pattern was {', '.join(names)}, seen from {os.getcwd()}"
         )
     return paths
 

@@ -2,7 +2,7 @@
 
 Every package is tried in a process of its own (`probes`), so that asking has no side effects: nothing of CUDA, DALI or
 FFCV is loaded into the caller, and a package that crashes on import is a line of the report. This module itself needs
-only the standard library: `python -m maskco_fast.doctor` works when the rest does not.
+only the standard library, so that it works when the rest does not.
 """
 
 import dataclasses

@@ -130,8 +130,16 @@ class ViewsConfig:
 
 def views(config: ViewsConfig) -> int:
     """Write the picture; returns 0."""
-    options = {"views": config.views, "backend": config.loader, "seed": config.seed, "dtype": torch.uint8}
-    with make_loader(config.shards, config.count, rank=0, world_size=1, **options) as loader:
+    with make_loader(
+        config.shards,
+        config.count,
+        views=config.views,
+        backend=config.loader,
+        dtype=torch.uint8,
+        seed=config.seed,
+        rank=0,
+        world_size=1,
+    ) as loader:
         loader.set_epoch(config.epoch)
         batch = next(iter(loader))
         images = []

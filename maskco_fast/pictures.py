@@ -9,6 +9,7 @@ import pathlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -250,4 +251,33 @@ def loss_picture(
     share.plot(steps, 100 * columns["data_wait"], color="#b06000", linewidth=1, marker=dots)
     share.set_ylabel("waiting for data (%)", color="#b06000")
     share.set_ylim(0, max(5.0, 110 * float(columns["data_wait"].max())))
+    _write(figure, out)
+
+
+BAR_COLOURS = {"ours": "#00a0d0", "peer": "#b0b0b0", "bound": "#ffb000"}
+"""Of `bench_picture`'s bars, by kind of row."""
+
+
+def bench_picture(rows: Sequence[dict[str, Any]], out: str | os.PathLike[str], *, title: str = "") -> None:
+    """A bar a row of `bench` (its JSON): images/s, slowest to fastest round; rows without a speed are left out."""
+    timed = [row for row in rows if row["images_per_s"] is not None and row["name"] != "cached_batch"]
+    if not timed:
+        raise ValueError("bench_picture: no row has a speed to show")
+    timed.sort(key=lambda row: row["images_per_s"])
+    figure = Figure(figsize=(9, 1.2 + 0.45 * len(timed)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    speeds = np.array([row["images_per_s"] for row in timed])
+    spreads = np.array([row["spread"] for row in timed])
+    axes.barh(
+        [row["name"] for row in timed],
+        speeds,
+        xerr=np.abs(spreads.T - speeds),
+        color=[BAR_COLOURS[row["kind"]] for row in timed],
+        ecolor="#404040",
+    )
+    for at, row in enumerate(timed):
+        axes.text(row["spread"][1], at, f"  {row['images_per_s']:.0f}", va="center", fontsize=9)
+    axes.set_xlabel("images/s, two views each: median of the rounds, slowest to fastest")
+    axes.set_title(title, fontsize=9)
+    axes.margins(x=0.12)
     _write(figure, out)

@@ -1,0 +1,117 @@
+"""Where the native path's time goes: milliseconds an image for each stage, on one thread."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
+from maskco_fast.kernels.render import Renderer
+from maskco_fast.loaders import Dataset, ViewConfig, make_loader
+from maskco_fast.loaders.decode import Decoder
+from maskco_fast.loaders.index import index_shard
+
+if TYPE_CHECKING:
+    from maskco_fast.bench_rows import Setting
+
+IMAGES, REPEATS = 200, 5
+
+
+def stages(setting: "Setting") -> dict[str, float]:
+    """Milliseconds an image by stage, both views, medians of `REPEATS` passes over `IMAGES` images of the shards.
+
+    Colour, blur and store are told apart by differences: rendered with the plan as drawn, without its blur, without its
+    colour too, and up to the seam alone. Hand-over is what Python does for a sample: a whole epoch of one thread, less
+    the stages that it spends its time in.
+    """
+    views = ViewConfig.maskco(setting.size)
+    dataset = Dataset.open(setting.shards)
+    positions = np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(np.int64)
+    samples = dataset.samples[positions]
+
+    def draw() -> np.ndarray:
+        return plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
+
+    data = [dataset.read(int(position)) for position in positions]
+    images = [Decoder().decode(encoded, sample).copy() for encoded, sample in zip(data, samples)]
+    decoder, rows = Decoder(), draw()
+    renderer = Renderer(views, setting.dtype)
+    seam = np.empty((2, 1, views.size, views.size, 3), np.uint8)
+    out = np.empty((2, 1, views.size, views.size, 3), renderer.buffer_dtype)
+
+    def render(rows: np.ndarray) -> Callable[[], None]:
+        return lambda: [renderer.render(image, 0, 0, row, out, 0) for image, row in zip(images, rows)] and None
+
+    sharp, plain = _without(rows, len(views.views), BLUR_SIGMA), _without(rows, 2, BLUR_SIGMA, JITTER, GRAY)
+    timed = {
+        "index": lambda: index_shard(dataset.shards[0].path) and None,
+        "plan": lambda: draw() is None,
+        "read": lambda: [dataset.read(int(position)) for position in positions] and None,
+        "decode": lambda: [decoder.decode(encoded, sample) for encoded, sample in zip(data, samples)] and None,
+        "resize": lambda: [renderer.resize(image, 0, 0, row, seam, 0) for image, row in zip(images, rows)] and None,
+        "all": render(rows),
+        "sharp": render(sharp),
+        "plain": render(plain),
+    }
+    counts = {name: len(positions) for name in timed} | {"index": len(dataset.shards[0].samples)}
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(REPEATS + 1):
+        for name, run in timed.items():
+            began = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - began)
+    took = {name: 1000 * statistics.median(times[1:]) / counts[name] for name, times in seconds.items()}
+    return {
+        **{name: took[name] for name in ("index", "plan", "read", "decode", "resize")},
+        "colour": took["sharp"] - took["plain"],
+        "blur": took["all"] - took["sharp"],
+        "store": took["plain"] - took["resize"],
+        "hand-over": _hand_over(),
+    }
+
+
+def _without(rows: np.ndarray, views: int, *columns: int) -> np.ndarray:
+    """The plan rows with these columns of every view at zero."""
+    changed = rows.copy()
+    for view in range(views):
+        for column in columns:
+            changed[:, view * VIEW_FLOATS + column] = 0
+    return changed
+
+
+def _hand_over() -> float:
+    """Milliseconds of Python an image: an epoch of one-pixel images into 8-pixel views, where little else is left."""
+    import io
+    import pathlib
+
+    from PIL import Image
+
+    count, size = 4000, 8
+    views = ViewConfig.moco_v2(size)
+    with tempfile.TemporaryDirectory() as folder:
+        buffer = io.BytesIO()
+        Image.new("RGB", (1, 1)).save(buffer, "JPEG")
+        for number in range(count):
+            pathlib.Path(folder, f"{number:06d}.jpg").write_bytes(buffer.getvalue())
+        with make_loader(folder, 100, views=views, backend="native", threads=1, index_folder=folder) as loader:
+            times = []
+            for _ in range(3):
+                began = time.thread_time(), time.perf_counter()
+                for _ in loader:
+                    continue
+                times.append(time.perf_counter() - began[1])
+    return 1000 * min(times) / count
+
+
+def print_stages(setting: "Setting") -> None:
+    """The stages as a table, with each one's share of an image's time in the loop."""
+    took = stages(setting)
+    total = sum(value for name, value in took.items() if name != "index")
+    print(f"\n{'stage':12}{'ms/image':>10}{'share':>8}   one thread, both views, {setting.dtype}")
+    for name, value in took.items():
+        share = "once" if name == "index" else f"{value / total:.0%}"
+        print(f"{name:12}{value:>10.4f}{share:>8}")
+    print(f"{'sum':12}{total:>10.4f}   (index is paid once a shard)")
