@@ -25,8 +25,15 @@ LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(48)
 
 
+WANTS = {"dali": "nvidia.dali", "ffcv": "ffcv"}
+"""What a backend imports that an extra of the same name brings."""
+
+
 @pytest.fixture(params=sorted(LOADERS))
 def backend(request):
+    if request.param in WANTS:
+        reason = f"pip install 'maskco-fast[{request.param}]' brings the {request.param} loader"
+        pytest.importorskip(WANTS[request.param], reason=reason)
     return request.param
 
 
