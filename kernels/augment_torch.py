@@ -3,7 +3,7 @@
 It says obviously what `augment_triton` says fast, runs on every device and under `torch.compile`, and is the fallback
 where Triton is missing. Every operation is torchvision's functional one on a uint8 tensor, operation for operation and
 rounding for rounding: on a CPU the levels are torchvision's own to the bit, but for the blur, which is separable here
-(at most 1 level off, in fewer than one value in ten thousand).
+(at most 1 level off, in fewer than one value in a thousand).
 
 Suffixes: N views, C = 3 channels, S the side in pixels.
 """
@@ -13,17 +13,12 @@ import math
 import torch
 import torch.nn.functional
 
+from .augment_reference import IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_THRESHOLD
 from .plan import BLUR_SIGMA, FACTORS, FLIP, GRAY, JITTER, ORDER, SOLARIZE, VIEW_FLOATS
 from .views import BRIGHTNESS, CONTRAST, HUE
 
-MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's mean of red, green and blue, in levels / 255 (torchvision's references)."""
-STANDARD_DEVIATION = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation, likewise."""
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Red, green and blue in a gray level (torchvision's `rgb_to_grayscale`)."""
-SOLARIZE_THRESHOLD = 128
-"""The lowest level that solarisation inverts (BYOL; torchvision's recipes)."""
 MAX_BLUR_SIGMA = 5.0
 """The widest Gaussian that a `View` allows, pixels: 31 taps."""
 OUTPUT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.uint8)
@@ -46,7 +41,7 @@ def augment(
     are zero after normalisation. `flip`: the views came unflipped and are mirrored here where the plan says so; by
     default they came flipped, as our resize leaves them.
 
-    `dtype` float16, bfloat16 or float32: normalised by `MEAN` and `STANDARD_DEVIATION`; uint8: the augmented levels,
+    `dtype` float16, bfloat16 or float32: normalised by ImageNet's mean and deviation; uint8: the augmented levels,
     neither normalised nor masked. `max_blur_sigma` is the widest sigma among `parameters`, pixels: a wider one is cut
     to that many taps. The default is right for every `View`; `config`'s own maximum is faster.
 
@@ -184,7 +179,7 @@ def gaussian_taps(sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
 def _normalize(levels_NCSS: torch.Tensor, masked_box: torch.Tensor | None) -> torch.Tensor:
     """float32, by mean and standard deviation, the masked boxes of the first views at zero."""
     # Channel by channel, since a tensor of the three means would be a copy from the host in every call.
-    channels = [(levels_NCSS[:, c] / 255 - MEAN[c]) / STANDARD_DEVIATION[c] for c in range(3)]
+    channels = [(levels_NCSS[:, c] / 255 - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
     normalized = torch.stack(channels, 1)
     if masked_box is None:
         return normalized

@@ -179,10 +179,8 @@ def _launch(
     count = min(workspace.views, views.shape[0] * batch - first)
     source = (views, *views.stride())
     plan = (parameters, *parameters.stride())
-    if masked_box is None:
-        box = (parameters, 0, 0, 0)
-    else:
-        box = (masked_box, *masked_box.stride(), batch)
+    # Where no box is masked the kernels are compiled without it, and take any pointer in its place.
+    box = (parameters, 0, 0, 0) if masked_box is None else (masked_box, *masked_box.stride(), batch)
     shared = {"S": size, "PITCH": pitch(size), "VECTOR_STORES": size % PIXELS == 0, "MASKED": masked_box is not None}
     loads = {"GROUPS": GROUPS, "VECTOR_LOADS": _dense(views)}
     grid = (programs(size), count)

@@ -143,11 +143,11 @@ def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES
         GROUPS: tl.constexpr = red.shape[0]
         PIXELS: tl.constexpr = red.shape[1]
         BITS: tl.constexpr = out.dtype.element_ty.primitive_bitwidth
+        # Elements in 16 bytes; 8 bytes where a group of 8 pixels has no more to share out evenly.
+        LANES: tl.constexpr = 8 if BITS * PIXELS == 64 else 128 // BITS
         if PIXELS == 16:
-            LANES: tl.constexpr = 128 // BITS  # elements in 16 bytes
             channels = (_split16(red), _split16(green), _split16(blue))
         else:
-            LANES: tl.constexpr = 8 if BITS == 8 else 128 // BITS
             channels = (_split8(red), _split8(green), _split8(blue))
         address = out + pixel_G[:, None] * 3 + tl.arange(0, LANES)[None, :]
         for vector in tl.static_range(3 * PIXELS // LANES):
