@@ -84,7 +84,9 @@ class DaliLoader(Loader):
         probe, decoder = Probe(), Decoder()
         refused = [n for n in np.flatnonzero(~samples.cut).tolist() if not probe.decodes(samples, n)]
         if not refused:
-            raise RuntimeError(f"DALI's pipeline failed, though it decodes each image of the batch: {failure}") from failure
+            raise RuntimeError(
+                f"DALI's pipeline failed, though it decodes each image of the batch: {failure}"
+            ) from failure
         for n in refused:
             self._aside.add(int(samples.request.indices[n]))
             self._decode_here(samples, n, decoder)

@@ -300,9 +300,7 @@ def _run_function(size: int, form: str) -> Callable[..., None]:
     region = (image_type, integer, integer, row_type, integer)
     if form == SEAM:
         resize = machine_code(resize_views, *region, scratch_type, pixels, integer)
-        draw = numba.njit(
-            lambda image, y, x, row, mask, scratch, out: resize((image, y, x, row, 1, scratch, out, 0))
-        )
+        draw = numba.njit(lambda image, y, x, row, mask, scratch, out: resize((image, y, x, row, 1, scratch, out, 0)))
     else:
         number = FORMATS[form]
         scale = tuple(float(one) for one in np.float32(1 / (255 * np.float64(IMAGENET_STD))))
