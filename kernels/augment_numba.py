@@ -144,7 +144,13 @@ def _saturation(row, pitch, factor):
 
 
 @leaf()
-def _brightness_or_contrast(row, pitch, factor, addend):
+def _brightness(row, pitch, factor):
+    for x in range(0, 3 * pitch, LANES):
+        store(row, x, _truncate(minimum(factor * load(row, x, LANES), broadcast(_TOP, LANES))))
+
+
+@leaf()
+def _contrast(row, pitch, factor, addend):
     for x in range(0, 3 * pitch, LANES):
         store(row, x, _blend(load(row, x, LANES), factor, broadcast(addend, LANES)))
 
@@ -172,9 +178,9 @@ def _jitter(row, pitch, order, factors, begin, end, mean):
         operation = int(order[i])
         factor = factors[operation]
         if operation == BRIGHTNESS:
-            _brightness_or_contrast(row, pitch, factor, _ZERO)
+            _brightness(row, pitch, factor)
         elif operation == CONTRAST:
-            _brightness_or_contrast(row, pitch, factor, _F(1.0 - np.float64(factor)) * mean)
+            _contrast(row, pitch, factor, _F(1.0 - np.float64(factor)) * mean)
         elif operation == SATURATION:
             _saturation(row, pitch, factor)
         else:
@@ -233,40 +239,51 @@ def _ring_row(y, size, radius, pitch):
     return y % (2 * radius + 1) * 3 * pitch
 
 
-@leaf()
-def _blur_down(y, size, pitch, radius, scratch):
-    """Blur row `y` vertically, from `scratch.ring` to `scratch.line`, and reflect its ends. Levels in 1/128."""
-    ring, line, weights, above, below = scratch.ring, scratch.line, scratch.blur, scratch.above, scratch.below
+@leaf(forceinline=True)
+def _blur_down(ring, y, size, pitch, radius, weights, slots, line):
+    """Blur row `y` vertically, from `ring` to `line`, and reflect its ends. Levels in 1/128."""
     for k in range(radius + 1):
-        above[k], below[k] = _ring_row(y - k, size, radius, pitch), _ring_row(y + k, size, radius, pitch)
-    half_lost = np.uint16((radius + 1) // 2)  # each product is floored, by half a unit on average
+        slots[2 * k], slots[2 * k + 1] = _ring_row(y - k, size, radius, pitch), _ring_row(y + k, size, radius, pitch)
+    half_lost = broadcast(np.uint16((radius + 1) // 2), 32)  # each product is floored, by half a unit on average
+    gap = pitch + 2 * HALO
+    for x in range(0, size, 32):
+        at, weight = slots[0] + x, load(weights, 0, 32)
+        red = multiply_high(load(ring, at, 32), weight) + half_lost
+        green = multiply_high(load(ring, at + pitch, 32), weight) + half_lost
+        blue = multiply_high(load(ring, at + 2 * pitch, 32), weight) + half_lost
+        for k in range(1, radius + 1):
+            at, to, weight = slots[2 * k] + x, slots[2 * k + 1] + x, load(weights, 32 * k, 32)
+            red = red + multiply_high(load(ring, at, 32) + load(ring, to, 32), weight)
+            green = green + multiply_high(load(ring, at + pitch, 32) + load(ring, to + pitch, 32), weight)
+            blue = blue + multiply_high(load(ring, at + 2 * pitch, 32) + load(ring, to + 2 * pitch, 32), weight)
+        store(line, HALO + x, red)
+        store(line, HALO + gap + x, green)
+        store(line, HALO + 2 * gap + x, blue)
     for channel in range(3):
-        start = channel * (pitch + 2 * HALO) + HALO
-        for x in range(0, size, 32):
-            at = channel * pitch + x
-            result = multiply_high(load(ring, above[0] + at, 32), load(weights, 0, 32)) + half_lost
-            for k in range(1, radius + 1):
-                pair = load(ring, above[k] + at, 32) + load(ring, below[k] + at, 32)
-                result = result + multiply_high(pair, load(weights, 32 * k, 32))
-            store(line, start + x, result)
+        start = channel * gap + HALO
         for k in range(1, radius + 1):
             line[start - k] = line[start + k]
             line[start + size - 1 + k] = line[start + size - 1 - k]
 
 
-@leaf()
-def _blur_across(size, pitch, radius, scratch):
-    """Blur the row in `scratch.line` horizontally and round it to whole levels, into `scratch.row`."""
-    line, weights, row = scratch.line, scratch.blur, scratch.row
-    half_lost = np.uint16((radius + 1) // 2 + 64)
-    for channel in range(3):
-        start = channel * (pitch + 2 * HALO) + HALO
-        for x in range(0, size, 32):
-            result = multiply_high(load(line, start + x, 32), load(weights, 0, 32)) + half_lost
-            for k in range(1, radius + 1):
-                pair = load(line, start + x - k, 32) + load(line, start + x + k, 32)
-                result = result + multiply_high(pair, load(weights, 32 * k, 32))
-            store(row, channel * pitch + x, convert(convert(result >> np.uint16(7), np.int32), np.float32))
+@leaf(forceinline=True)
+def _blur_across(line, size, pitch, radius, weights, row):
+    """Blur `line` horizontally and round it to whole levels, into `row`."""
+    rounding = broadcast(np.uint16((radius + 1) // 2 + 64), 32)
+    gap = pitch + 2 * HALO
+    for x in range(0, size, 32):
+        at, weight = HALO + x, load(weights, 0, 32)
+        red = multiply_high(load(line, at, 32), weight) + rounding
+        green = multiply_high(load(line, at + gap, 32), weight) + rounding
+        blue = multiply_high(load(line, at + 2 * gap, 32), weight) + rounding
+        for k in range(1, radius + 1):
+            at, to, weight = HALO + x - k, HALO + x + k, load(weights, 32 * k, 32)
+            red = red + multiply_high(load(line, at, 32) + load(line, to, 32), weight)
+            green = green + multiply_high(load(line, at + gap, 32) + load(line, to + gap, 32), weight)
+            blue = blue + multiply_high(load(line, at + 2 * gap, 32) + load(line, to + 2 * gap, 32), weight)
+        store(row, x, convert(convert(red >> np.uint16(7), np.int32), np.float32))
+        store(row, pitch + x, convert(convert(green >> np.uint16(7), np.int32), np.float32))
+        store(row, 2 * pitch + x, convert(convert(blue >> np.uint16(7), np.int32), np.float32))
 
 
 def _converts_float16() -> bool:
@@ -346,18 +363,13 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
     `view` are the view's columns of the plan row; `normalisation` (2, 3) float32, scale and offset of each channel from
     levels; `masked` (x1, y1, x2, y2) whole pixels to zero after normalisation.
     """
-    levels, row, ring, pitch, tail = (
-        scratch.levels,
-        scratch.row,
-        scratch.ring,
-        scratch.pitch,
-        scratch.tail.view(out.dtype),
-    )
-    jitter, gray, sigma, solarize = (
+    levels, row, pitch, tail = scratch.levels, scratch.row, scratch.pitch, scratch.tail.view(out.dtype)
+    ring, line, weights, slots = scratch.ring, scratch.line, scratch.blur, scratch.slots
+    jitter, gray, solarize, sigma = (
         view[JITTER] != 0,
         view[GRAY] != 0,
-        np.float64(view[BLUR_SIGMA]),
         view[SOLARIZE] != 0,
+        np.float64(view[BLUR_SIGMA]),
     )
     order, factors = view[ORDER : ORDER + 4], view[FACTORS : FACTORS + 4]
     contrast_at, mean, radius = 0, _ZERO, 0
@@ -367,7 +379,7 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         mean = _before_contrast(levels, order, factors, contrast_at, size, pitch, row)
     if sigma > 0.0:
         radius = min(math.ceil(3.0 * sigma), size - 1)
-        _blur_weights(sigma, radius, scratch.blur)
+        _blur_weights(sigma, radius, weights)
     x1, y1, x2, y2 = masked
 
     for step in range(size + radius):  # a blurred row needs `radius` rows below it
@@ -385,8 +397,8 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         if y < 0:
             continue
         if radius > 0:
-            _blur_down(y, size, pitch, radius, scratch)
-            _blur_across(size, pitch, radius, scratch)
+            _blur_down(ring, y, size, pitch, radius, weights, slots, line)
+            _blur_across(line, size, pitch, radius, weights, row)
         if solarize:
             _solarize(row, pitch)
         _write_row(row, size, pitch, form, normalisation, tail, out, start + 3 * y * size)

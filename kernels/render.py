@@ -25,16 +25,10 @@ FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8"
 class Scratch(NamedTuple):
     """One thread's working memory; only `strip` depends on the images, by their width W."""
 
-    row_firsts: np.ndarray
-    """(P,) int32: first source pixel of each output row; P, the pitch, is S rounded up to a multiple of 32."""
-    row_counts: np.ndarray
-    """(P,) int32: how many source pixels it draws on."""
-    row_weights: np.ndarray
-    """(NARROW_TAPS · P,) uint16: their weights in 1/65536."""
-    column_firsts: np.ndarray
-    column_counts: np.ndarray
-    column_weights: np.ndarray
-    """Likewise of each output column."""
+    spans: np.ndarray
+    """(2 · 2 · P,) int32, of the output rows, then columns: first source pixels, numbers of them. P: see `pitch`."""
+    weights: np.ndarray
+    """(2 · NARROW_TAPS · P,) uint16, likewise: the weights of the source pixels in 1/65536."""
     wide: np.ndarray
     """(NARROW_TAPS · 32,) uint16: one row's weights, each 32 times."""
     strip: np.ndarray
@@ -46,7 +40,7 @@ class Scratch(NamedTuple):
     levels: np.ndarray
     """(P · 3 · P,) uint8: the view, planar by row; 0 from column S on."""
     pitch: int
-    """P."""
+    """P: S rounded up to a multiple of 32."""
     row: np.ndarray
     """(3 · P,) float32: the row at hand, in whole levels."""
     ring: np.ndarray
@@ -55,10 +49,8 @@ class Scratch(NamedTuple):
     """(3 · (P + 2 HALO),) uint16: a row blurred vertically, with its reflected ends, in 1/128 level."""
     blur: np.ndarray
     """((MAX_RADIUS + 1) · 32,) uint16: half of the blur's taps, centre first, each 32 times."""
-    above: np.ndarray
-    """(MAX_RADIUS + 1,) int64: where the rows above the one being blurred lie in `ring`."""
-    below: np.ndarray
-    """Likewise below it."""
+    slots: np.ndarray
+    """(2 · (MAX_RADIUS + 1),) int64: where the rows above and below the one being blurred lie in `ring`."""
     tail: np.ndarray
     """(192,) uint8: the last pixels of a row, where they are fewer than the kernels write at once."""
 
@@ -76,12 +68,8 @@ def make_scratch(size, width):
     """Working memory for views of `size` pixels, images of up to `width` pixels; compiled code may call it too."""
     pitch = (size + 31) // 32 * 32
     return Scratch(
-        _aligned(pitch, np.int32),
-        _aligned(pitch, np.int32),
-        _aligned(NARROW_TAPS * pitch, np.uint16),
-        _aligned(pitch, np.int32),
-        _aligned(pitch, np.int32),
-        _aligned(NARROW_TAPS * pitch, np.uint16),
+        _aligned(4 * pitch, np.int32),
+        _aligned(2 * NARROW_TAPS * pitch, np.uint16),
         _aligned(NARROW_TAPS * 32, np.uint16),
         _aligned(STRIP * (3 * width + 128), np.uint16),
         _aligned(3 * width * STRIP, np.uint16),
@@ -92,8 +80,7 @@ def make_scratch(size, width):
         _aligned((2 * MAX_RADIUS + 1) * 3 * pitch, np.uint16),
         _aligned(3 * (pitch + 2 * HALO), np.uint16),
         _aligned((MAX_RADIUS + 1) * 32, np.uint16),
-        np.zeros(MAX_RADIUS + 1, np.int64),
-        np.zeros(MAX_RADIUS + 1, np.int64),
+        _aligned(2 * (MAX_RADIUS + 1), np.int64),
         _aligned(192, np.uint8),
     )
 
@@ -136,17 +123,17 @@ def render_views(image, origin_y, origin_x, row, views, mask, form, normalisatio
 def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
     """Crop, resize and flip all views of one image into `out[:, position]`, (V, N, S, S, 3) uint8; see `render_views`."""
     size, flat = out.shape[2], out.reshape(-1)
+    levels, pitch = scratch.levels, scratch.pitch
     for v in range(views):
         start = (v * out.shape[1] + position) * size * size * 3
         _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
         for y in range(size):
-            _interleave_row(scratch, y, size, flat, start + 3 * y * size)
+            _interleave_row(levels, 3 * y * pitch, pitch, size, flat, start + 3 * y * size)
 
 
 @leaf()
-def _interleave_row(scratch, y, size, out, start):
-    """Row `y` of the levels to the flat `out` from `start` on."""
-    levels, pitch, at = scratch.levels, scratch.pitch, 3 * y * scratch.pitch
+def _interleave_row(levels, at, pitch, size, out, start):
+    """The row of the levels from `at` on to the flat `out` from `start` on."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green = load(levels, at + x, 32), load(levels, at + pitch + x, 32)
@@ -157,9 +144,8 @@ def _interleave_row(scratch, y, size, out, start):
 
 
 @leaf()
-def _deinterleave_row(source, start, size, scratch, y):
-    """Row `y` of the levels from the flat `source` from `start` on."""
-    levels, pitch, at = scratch.levels, scratch.pitch, 3 * y * scratch.pitch
+def _deinterleave_row(source, start, size, levels, at, pitch):
+    """The row of the levels from `at` on, from the flat `source` from `start` on."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green, blue = deinterleave(load(source, start + 3 * x, 96))
@@ -175,10 +161,11 @@ def _deinterleave_row(source, start, size, scratch, y):
 def augment_views(resized, row, views, mask, form, normalisation, scratch, out, position):
     """Augment what `resize_views` made, `resized[:, position]`, into `out[:, position]`; see `render_views`."""
     size, source, flat = out.shape[2], resized.reshape(-1), out.reshape(-1)
+    levels, pitch = scratch.levels, scratch.pitch
     for v in range(views):
         start = (v * out.shape[1] + position) * size * size * 3
         for y in range(size):
-            _deinterleave_row(source, start + 3 * y * size, size, scratch, y)
+            _deinterleave_row(source, start + 3 * y * size, size, levels, 3 * y * pitch, pitch)
         masked = _masked_pixels(row, views, v, size, mask)
         augment_view(row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, flat, start)
 

@@ -54,17 +54,35 @@ def resize_view(image, y, x, height, width, flip, size, scratch):
 
     `image` (H, W, 3) uint8, C-contiguous; the crop's `y`, `x`, `height`, `width` in its pixels, inside it.
     """
-    if max(height, width) <= _MAX_SCALE * size and 3 * width >= _CHUNK:
-        _resize_narrow(image, y, x, height, width, flip, size, scratch)
-    else:
-        _resize_wide(image, y, x, height, width, flip, size, scratch)
+    strip, levels, pitch = scratch.strip, scratch.levels, scratch.pitch
+    if max(height, width) > _MAX_SCALE * size or 3 * width < _CHUNK:
+        _resize_wide(image, y, x, height, width, flip, size, strip.view(np.float32), levels, pitch)
+        return
+    spans, weights = scratch.spans, scratch.weights
+    _fill_taps(height, size, False, spans, weights, 0, pitch)
+    _fill_taps(width, size, flip, spans, weights, 1, pitch)
+    flat, stride = image.reshape(-1), 3 * image.shape[1]
+    begin = y * stride + 3 * x
+    columns, block, wide = scratch.columns, scratch.block, scratch.wide
+    # An odd number of cache lines a row, so that the rows of a column do not compete for the same places in the cache.
+    line = (3 * width + _CHUNK - 1) // _CHUNK * _CHUNK + 32
+    for top in range(0, size, STRIP):
+        for row in range(top, min(top + STRIP, size)):
+            to = (row - top) * line
+            _resize_row(flat, begin, stride, 3 * width, row, spans, weights, pitch, wide, strip, to)
+        _resize_columns(strip, line, 3 * width, flip, size, spans, weights, pitch, columns, block)
+        for channel in range(3):
+            for column in range(0, pitch, STRIP):
+                at, to = (channel * pitch + column) * STRIP, (3 * top + channel) * pitch + column
+                transpose(block, at, STRIP, levels, to, 3 * pitch)
 
 
 @leaf()
-def _fill_taps(length, size, flip, firsts, counts, weights, pitch):
+def _fill_taps(length, size, flip, spans, weights, axis, pitch):
     """The taps of all outputs along one axis, by Pillow's rules (precompute_coeffs in its Resample.c).
 
-    Output i draws on `counts[i]` pixels from `firsts[i]` on, weighted by `weights[k · P + i]`, uint16 in 1/65536. The
+    Output i draws on `spans[1]` pixels from `spans[0]` on (each (2, 2, P) int32, the first axis `axis`), weighted by
+    `weights` (2, T, P) uint16 in 1/65536; both flat. The
     rounding error of a weight goes into the next one, so that they add up to 65536 and constant images stay what they
     are. `flip` mirrors the outputs. A weight of one is capped at 65535, which costs less than 1/256 level.
     """
@@ -87,10 +105,10 @@ def _fill_taps(length, size, flip, firsts, counts, weights, pitch):
             running = running + _triangle(begin + np.float64(k), end, centre, 1.0 / support) * to_fixed
             until = convert(running, np.int32)
             weight = minimum(until - before, broadcast(np.int32(65535), 16))
-            store(weights, k * pitch + at, convert(weight, np.uint16))
+            store(weights, (axis * NARROW_TAPS + k) * pitch + at, convert(weight, np.uint16))
             before = until
-        store(firsts, at, convert(begin, np.int32))
-        store(counts, at, convert(end - begin, np.int32))
+        store(spans, 2 * axis * pitch + at, convert(begin, np.int32))
+        store(spans, (2 * axis + 1) * pitch + at, convert(end - begin, np.int32))
 
 
 @leaf(forceinline=True)
@@ -101,45 +119,16 @@ def _triangle(pixel, end, centre, inverse_support):
     return select(pixel < end, maximum(height, broadcast(0.0, 16)), broadcast(0.0, 16))
 
 
-@leaf()
-def _resize_narrow(image, y, x, height, width, flip, size, scratch):
-    """`resize_view` in fixed point, by strips of `STRIP` output rows."""
-    pitch = scratch.pitch
-    _fill_taps(height, size, False, scratch.row_firsts, scratch.row_counts, scratch.row_weights, pitch)
-    _fill_taps(width, size, flip, scratch.column_firsts, scratch.column_counts, scratch.column_weights, pitch)
-    flat = image.reshape(-1)
-    stride = 3 * image.shape[1]
-    begin = y * stride + 3 * x
-    # An odd number of cache lines a row, so that the rows of a column do not compete for the same places in the cache.
-    line = (3 * width + _CHUNK - 1) // _CHUNK * _CHUNK + 32
-    for top in range(0, size, STRIP):
-        for row in range(top, min(top + STRIP, size)):
-            _resize_row(flat, begin, stride, 3 * width, row, (row - top) * line, scratch)
-        for chunk in range(0, 3 * width, _CHUNK):
-            column = min(chunk, 3 * width - _CHUNK)
-            for i in range(0, _CHUNK // 2, 8):
-                even, odd = chunk + i, chunk + _CHUNK // 2 + i
-                to = (column + 2 * i) * STRIP
-                transpose(scratch.strip, even, line, scratch.columns, to, 2 * STRIP)
-                transpose(scratch.strip, odd, line, scratch.columns, to + STRIP, 2 * STRIP)
-        _resize_columns(size, scratch)
-        for channel in range(3):
-            for column in range(0, pitch, STRIP):
-                at, to = (channel * pitch + column) * STRIP, (3 * top + channel) * pitch + column
-                transpose(scratch.block, at, STRIP, scratch.levels, to, 3 * pitch)
-
-
-@leaf()
-def _resize_row(flat, begin, stride, values, row, to, scratch):
-    """One output row from the image's rows, into `scratch.strip` from `to` on: each chunk's even values, then its odd ones.
+@leaf(forceinline=True)
+def _resize_row(flat, begin, stride, values, row, spans, weights, pitch, wide, strip, to):
+    """One output row from the image's rows, into `strip` from `to` on: each chunk's even values, then its odd ones.
 
     Two bytes are taken as one uint16: each in its upper half is a level in 1/256, which the weight's product keeps.
     """
-    strip, wide = scratch.strip, scratch.wide
-    count = scratch.row_counts[row]
-    begin += scratch.row_firsts[row] * stride
+    begin += spans[row] * stride
+    count = spans[pitch + row]
     for k in range(count):
-        store(wide, 32 * k, broadcast(scratch.row_weights[k * scratch.pitch + row], 32))
+        store(wide, 32 * k, broadcast(weights[k * pitch + row], 32))
     half_lost = broadcast(np.uint16(count // 2), 32)
     for chunk in range(0, values, _CHUNK):
         at = begin + min(chunk, values - _CHUNK)
@@ -152,16 +141,27 @@ def _resize_row(flat, begin, stride, values, row, to, scratch):
         store(strip, to + chunk + 32, odd + half_lost)
 
 
-@leaf()
-def _resize_columns(size, scratch):
-    """All output columns of a strip, from `scratch.columns` into `scratch.block`; the strip's rows are the lanes."""
-    columns, block, pitch = scratch.columns, scratch.block, scratch.pitch
-    for column in range(size):
-        count = scratch.column_counts[column]
-        at = 3 * scratch.column_firsts[column] * STRIP
+@leaf(forceinline=True)
+def _resize_columns(strip, line, values, flip, size, spans, weights, pitch, columns, block):
+    """All output columns of a strip into `block`; the strip's rows are the lanes.
+
+    The strip is transposed into `columns` just ahead of its use, while it is in the L1 cache.
+    """
+    chunk = 0
+    for i in range(size):
+        column = size - 1 - i if flip else i
+        count = spans[3 * pitch + column]
+        at = 3 * spans[2 * pitch + column] * STRIP
+        while chunk < values and chunk * STRIP < at + 3 * count * STRIP:
+            to = min(chunk, values - _CHUNK) * STRIP
+            for j in range(chunk, chunk + _CHUNK // 2, 8):
+                transpose(strip, j, line, columns, to, 2 * STRIP)
+                transpose(strip, j + _CHUNK // 2, line, columns, to + STRIP, 2 * STRIP)
+                to += 16 * STRIP
+            chunk += _CHUNK
         red, green, blue = broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32)
         for k in range(count):
-            weight = broadcast(scratch.column_weights[k * pitch + column], 32)
+            weight = broadcast(weights[(NARROW_TAPS + k) * pitch + column], 32)
             red = red + multiply_high(load(columns, at, 32), weight)
             green = green + multiply_high(load(columns, at + STRIP, 32), weight)
             blue = blue + multiply_high(load(columns, at + 2 * STRIP, 32), weight)
@@ -179,14 +179,13 @@ def _scalar_triangle(pixel, centre, inverse_support):
 
 
 @leaf()
-def _resize_wide(image, y, x, height, width, flip, size, scratch):
+def _resize_wide(image, y, x, height, width, flip, size, line, levels, pitch):
     """`resize_view` in floating point, for what the fixed point form does not take. Seldom met; need not be fast."""
-    line = scratch.strip[: 2 * 3 * width].view(np.float32)
     scale_y, scale_x = height / size, width / size
     support_y, support_x = max(scale_y, 1.0), max(scale_x, 1.0)
     for row in range(size):
         centre = (row + 0.5) * scale_y
-        line[:] = np.float32(0.0)
+        line[: 3 * width] = np.float32(0.0)
         row_weight = 0.0
         for k in range(max(int(centre - support_y + 0.5), 0), min(int(centre + support_y + 0.5), height)):
             weight = np.float32(_scalar_triangle(k, centre, 1.0 / support_y))
@@ -203,8 +202,8 @@ def _resize_wide(image, y, x, height, width, flip, size, scratch):
                 red += line[3 * k] * weight
                 green += line[3 * k + 1] * weight
                 blue += line[3 * k + 2] * weight
-            at = 3 * row * scratch.pitch + (size - 1 - i if flip else i)
+            at = 3 * row * pitch + (size - 1 - i if flip else i)
             inverse = 1.0 / (total * row_weight)
-            scratch.levels[at] = int(red * inverse + 0.5)
-            scratch.levels[at + scratch.pitch] = int(green * inverse + 0.5)
-            scratch.levels[at + 2 * scratch.pitch] = int(blue * inverse + 0.5)
+            levels[at] = int(red * inverse + 0.5)
+            levels[at + pitch] = int(green * inverse + 0.5)
+            levels[at + 2 * pitch] = int(blue * inverse + 0.5)
