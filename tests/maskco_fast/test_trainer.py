@@ -17,6 +17,7 @@ from torch import nn
 from maskco_fast import checkpoint
 from maskco_fast.config import MaskCoConfig, ModelConfig, OptimizerConfig, TrainConfig
 from maskco_fast.devices import choose_device, choose_precision, has_bf16_instructions
+from maskco_fast.errors import named_errors
 from maskco_fast.loaders import ViewConfig
 from maskco_fast.methods import Method, make_method
 from maskco_fast.model import momentum_update
@@ -314,7 +315,7 @@ def small_run(shards: list[str], run_dir: pathlib.Path, **fields: object) -> Tra
 def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, capsys):
     run_dir = tmp_path / "run"
     shards = make_shards(shards=1, samples=8, bad=(3,), side=64)
-    assert train(small_run(shards, run_dir, max_steps=2)) == 0
+    assert named_errors(lambda: train(small_run(shards, run_dir, max_steps=2))) == 0
     names = {path.name for path in run_dir.iterdir()}
     assert names >= {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "quarantine.json", "tensorboard"}
     assert json.loads((run_dir / "quarantine.json").read_text())["samples"][0]["key"] == "000003"
@@ -325,7 +326,7 @@ def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, c
 
 def test_the_command_names_what_is_wrong_in_one_line(tmp_path, make_shards, capsys):
     def error_of(config: TrainConfig) -> str:
-        assert train(config) == 1
+        assert named_errors(lambda: train(config)) == 1
         *_, last = capsys.readouterr().err.strip().splitlines()
         assert last.startswith("maskco-fast: error: ")
         return last
