@@ -69,7 +69,8 @@ class Quarantine:
 
     def by_reason(self) -> dict[str, int]:
         """How many samples each reason took, most first."""
-        return dict(collections.Counter(entry.reason for entry in self.entries).most_common())
+        counts = collections.Counter(entry.reason for entry in self.entries)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def report(self) -> dict:
         """What `write` writes: the total, the counts by reason, and every sample with its shard, key and reason."""

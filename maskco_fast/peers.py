@@ -24,18 +24,26 @@ if TYPE_CHECKING:
 
 
 class _Images(torch.utils.data.Dataset):
-    """A map-style dataset over the shards' bytes: `load` decodes them, `transform` makes each view."""
+    """A map-style dataset over the shards' bytes: `load` decodes them, `views` makes a list of views of the image."""
 
-    def __init__(self, dataset: Dataset, load: Any, transform: Any, views: int = 2) -> None:
-        self._dataset, self._load, self._transform, self._views = dataset, load, transform, views
+    def __init__(self, dataset: Dataset, load: Any, views: Any) -> None:
+        self._dataset, self._load, self._views = dataset, load, views
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, position: int) -> Any:
-        image = self._load(self._dataset.read(position))
-        views = [self._transform(image) for _ in range(self._views)]
-        return views, 0
+        return self._views(self._load(self._dataset.read(position))), 0
+
+
+class _Twice:
+    """Two views by the same transform (moco/loader.py's TwoCropsTransform)."""
+
+    def __init__(self, transform: Any) -> None:
+        self._transform = transform
+
+    def __call__(self, image: Any) -> list[torch.Tensor]:
+        return [self._transform(image), self._transform(image)]
 
 
 def _data_loader(images: _Images, setting: "Setting") -> DataLoader:
@@ -85,7 +93,7 @@ def torchvision_pil(dataset: Dataset, setting: "Setting") -> DataLoader:
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    return _data_loader(_Images(dataset, _pil, transform), setting)
+    return _data_loader(_Images(dataset, _pil, _Twice(transform)), setting)
 
 
 def _v2_transform(size: int) -> v2.Compose:
@@ -104,16 +112,14 @@ def _v2_transform(size: int) -> v2.Compose:
 
 def torchvision_v2(dataset: Dataset, setting: "Setting") -> DataLoader:
     """The v2 transforms on uint8 tensors, as torchvision's documentation recommends."""
-    return _data_loader(_Images(dataset, _tensor, _v2_transform(setting.size)), setting)
+    return _data_loader(_Images(dataset, _tensor, _Twice(_v2_transform(setting.size))), setting)
 
 
 def lightly_moco(dataset: Dataset, setting: "Setting") -> DataLoader:
     """lightly's MoCoV2Transform, which makes both views of a Pillow image."""
     from lightly.transforms import MoCoV2Transform
 
-    transform = MoCoV2Transform(input_size=setting.size)
-    images = _Images(dataset, lambda data: transform(_pil(data)), lambda views: views, views=1)
-    return _data_loader(images, setting)
+    return _data_loader(_Images(dataset, _pil, MoCoV2Transform(input_size=setting.size)), setting)
 
 
 def kornia_batched(dataset: Dataset, setting: "Setting") -> "_Mapped":
@@ -132,7 +138,9 @@ def kornia_batched(dataset: Dataset, setting: "Setting") -> "_Mapped":
         data_keys=["input"],
     )
     torch.set_num_threads(setting.workers)
-    return _Mapped(_data_loader(_Images(dataset, _tensor, crop), setting), lambda views: [augment(v) for v in views])
+    return _Mapped(
+        _data_loader(_Images(dataset, _tensor, _Twice(crop)), setting), lambda views: [augment(v) for v in views]
+    )
 
 
 class _Mapped:
@@ -147,19 +155,17 @@ class _Mapped:
 
 
 def spdl_threads(dataset: Dataset, setting: "Setting") -> Any:
-    """SPDL's thread pipeline: its decoder, torchvision v2 on the tensors."""
+    """SPDL's thread pipeline: its decoder (FFmpeg's libraries, from the system), torchvision v2 on the tensors."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
     transform = _v2_transform(setting.size)
 
     def views(position: int) -> list[torch.Tensor]:
-        frames = spdl.io.decode_packets(spdl.io.demux_image(dataset.read(position)))
-        buffer = spdl.io.convert_frames(frames)
-        image = spdl.io.to_torch(buffer)
-        image = image if image.shape[-1] == 3 else image[..., None].expand(*image.shape, 3)
-        image = image.permute(2, 0, 1)
-        return [transform(image) for _ in range(2)]
+        packets = spdl.io.demux_image(dataset.read(position))
+        frames = spdl.io.decode_packets(packets, filter_desc=spdl.io.get_video_filter_desc(pix_fmt="rgb24"))
+        image = spdl.io.to_torch(spdl.io.convert_frames(frames)).permute(2, 0, 1)
+        return [transform(image), transform(image)]
 
     def collate(samples: list[list[torch.Tensor]]) -> list[torch.Tensor]:
         return [torch.stack(view) for view in zip(*samples)]
