@@ -80,6 +80,11 @@ def programs(size: int) -> int:
     return math.ceil(size * math.ceil(size / PIXELS) / GROUPS)
 
 
+def padded_programs(size: int) -> int:
+    """The power of two that they fit in."""
+    return 1 << (programs(size) - 1).bit_length()
+
+
 def pitch(size: int) -> int:
     """Bytes from one row of the workspace's levels to the next: whole tiles and a halo on either side."""
     return math.ceil(size / TILE) * TILE + 2 * HALO
@@ -187,7 +192,7 @@ def _launch(
     kernels.gray_sums[grid](*source, *plan, workspace.sums, first, batch, S=size, **loads, **COLOUR_OPTIONS)
     kernels.colour[grid](
         *source, *plan, *box, workspace.sums, workspace.levels, out, first, batch,
-        SUMS=1 << (programs(size) - 1).bit_length(), FLIPPED=flip, **shared, **loads, **COLOUR_OPTIONS,
+        SUMS=padded_programs(size), FLIPPED=flip, **shared, **loads, **COLOUR_OPTIONS,
     )  # fmt: skip
     kernels.blur[(math.ceil(size / TILE), count)](
         *plan, *box, workspace.levels, out, first, batch, **shared, **BLUR_OPTIONS

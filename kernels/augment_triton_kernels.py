@@ -123,7 +123,7 @@ def _row(parameters, stride_v, stride_n, view, batch):
     return parameters + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_view", "batch"])
 def gray_sums(
     views, stride_v, stride_n, stride_y, stride_x, stride_c,
     parameters, stride_pv, stride_pn, stride_pc,
@@ -155,7 +155,7 @@ def gray_sums(
     tl.store(sums + place, tl.sum(tl.sum(gray, 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_view", "batch", "boxes"])
 def colour(
     views, stride_v, stride_n, stride_y, stride_x, stride_c,
     parameters, stride_pv, stride_pn, stride_pc,
@@ -262,7 +262,7 @@ def _blur_columns(words, source_K, rows_high, rows_low, columns_high, columns_lo
     return tl.dot(high, columns_high, blurred_YX)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_view", "batch", "boxes"])
 def blur(
     parameters, stride_pv, stride_pn, stride_pc,
     box, stride_box, stride_side, boxes,
