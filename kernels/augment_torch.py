@@ -32,6 +32,7 @@ def augment(
     flip: bool = False,
     dtype: torch.dtype = torch.float16,
     max_blur_sigma: float = MAX_BLUR_SIGMA,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Augmented views, (N, 3, S, S) or (V, N, 3, S, S), each channels-last in memory.
 
@@ -43,11 +44,14 @@ def augment(
 
     `dtype` float16, bfloat16 or float32: normalised by ImageNet's mean and deviation; uint8: the augmented levels,
     neither normalised nor masked. `max_blur_sigma` is the widest sigma among `parameters`, pixels: a wider one is cut
-    to that many taps. The default is right for every `View`; `config`'s own maximum is faster.
+    to that many taps. The default is right for every `View`; the configuration's own maximum is faster. `out` takes the
+    result: of that shape, dtype and layout, as `empty_output` makes it.
 
     Raises ValueError where shapes, dtypes or devices do not fit together.
     """
     check(views, parameters, masked_box, dtype)
+    if out is not None:
+        check_output(out, views, dtype)
     size = views.shape[-2]
     levels_NCSS = views.reshape(-1, size, size, 3).permute(0, 3, 1, 2).to(torch.float32)
     rows_N = parameters.reshape(-1, VIEW_FLOATS)
@@ -58,12 +62,26 @@ def augment(
     levels_NCSS = blur(levels_NCSS, rows_N[:, BLUR_SIGMA], max_blur_sigma)
     inverted = _flag(rows_N, SOLARIZE) & (levels_NCSS >= SOLARIZE_THRESHOLD)
     levels_NCSS = torch.where(inverted, 255 - levels_NCSS, levels_NCSS)
-    if dtype == torch.uint8:
-        out = levels_NCSS.to(torch.uint8)
-    else:
-        out = _normalize(levels_NCSS, masked_box).to(dtype)
-    out = out.contiguous(memory_format=torch.channels_last)
-    return out.view(*views.shape[:-3], 3, size, size)
+    finished = levels_NCSS if dtype == torch.uint8 else _normalize(levels_NCSS, masked_box)
+    if out is None:
+        out = empty_output(views, dtype)
+    return out.copy_(finished.view(out.shape))
+
+
+def empty_output(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialised result of `augment` for these views: (…, 3, S, S), each view channels-last in memory."""
+    return torch.empty(views.shape, dtype=dtype, device=views.device).movedim(-1, -3)
+
+
+def check_output(out: torch.Tensor, views: torch.Tensor, dtype: torch.dtype) -> None:
+    """ValueError where `out` is not such as `empty_output` makes for these views."""
+    if out.dtype != dtype or out.device != views.device or out.movedim(-3, -1).shape != views.shape:
+        raise ValueError(
+            f"out is {out.dtype} {tuple(out.shape)} on {out.device}; {dtype} "
+            f"{(*views.shape[:-3], 3, *views.shape[-3:-1])} on {views.device} is wanted"
+        )
+    if not out.movedim(-3, -1).is_contiguous():
+        raise ValueError("out is not channels-last and dense; empty_output makes one that is")
 
 
 def check(views: torch.Tensor, parameters: torch.Tensor, masked_box: torch.Tensor | None, dtype: torch.dtype) -> None:

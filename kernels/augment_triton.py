@@ -21,8 +21,10 @@ The same probabilities with one eager operator after the other are in `benchmark
 """
 
 import contextlib
+import functools
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,6 +107,17 @@ def unusable(device: torch.device | str) -> str | None:
     return None
 
 
+def augmenter(size: int, device: torch.device | str, *, views: int = 128) -> Callable[..., torch.Tensor]:
+    """The `augment` to use on this device: this module's, with a workspace of its own, or `augment_torch`'s.
+
+    Call it as `augment_torch.augment`, without `max_blur_sigma`; one for each stream. `size` and `views` as in
+    `Workspace.allocate`. `unusable` says why where it is the plain one.
+    """
+    if unusable(device) is not None:
+        return augment_torch.augment
+    return functools.partial(augment, workspace=Workspace.allocate(size, device, views=views))
+
+
 def augment(
     views: torch.Tensor,
     parameters: torch.Tensor,
@@ -118,9 +131,9 @@ def augment(
     """Augmented views, (N, 3, S, S) or (V, N, 3, S, S), each channels-last: arguments as in `augment_torch.augment`.
 
     `workspace` fits S and lies on the views' device. `out` takes the result: of that shape, dtype and layout, as
-    `empty_output` makes it; without it the result is newly allocated. Launches on the current stream and returns
-    without waiting; reads no value back, and with `out` allocates nothing, so that a CUDA graph can capture it after
-    one call that compiles the kernels (a few seconds for each combination of size, dtypes and options).
+    `augment_torch.empty_output` makes it; without it the result is newly allocated. Launches on the current stream and
+    returns without waiting; reads no value back, and with `out` allocates nothing, so that a CUDA graph can capture it
+    after one call that compiles the kernels (a few seconds for each combination of size, dtypes and options).
 
     16-byte accesses throughout where S is a multiple of 16 and the views lie densely; byte by byte otherwise.
     Raises ValueError where shapes, dtypes or devices do not fit together.
@@ -133,8 +146,10 @@ def augment(
             f"on {views.device}"
         )
     if out is None:
-        out = empty_output(views, dtype)
-    _check_output(out, views, dtype)
+        out = augment_torch.empty_output(views, dtype)
+    augment_torch.check_output(out, views, dtype)
+    if out.data_ptr() % 16:
+        raise ValueError("out does not start at a multiple of 16 bytes; augment_torch.empty_output makes one that does")
     if views.ndim == 4:
         views, parameters = views[None], parameters[None]
     guard = torch.cuda.device(views.device) if views.is_cuda else contextlib.nullcontext()
@@ -142,23 +157,6 @@ def augment(
         for first in range(0, views.shape[0] * views.shape[1], workspace.views):
             _launch(views, parameters, masked_box, flip, out, workspace, first)
     return out
-
-
-def empty_output(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised result of `augment` for these views: (…, 3, S, S), each view channels-last in memory."""
-    return torch.empty(views.shape, dtype=dtype, device=views.device).movedim(-1, -3)
-
-
-def _check_output(out: torch.Tensor, views: torch.Tensor, dtype: torch.dtype) -> None:
-    if out.dtype != dtype or out.device != views.device or out.movedim(-3, -1).shape != views.shape:
-        raise ValueError(
-            f"out is {out.dtype} {tuple(out.shape)} on {out.device}; {dtype} "
-            f"{(*views.shape[:-3], 3, *views.shape[-3:-1])} on {views.device} is wanted"
-        )
-    if not out.movedim(-3, -1).is_contiguous() or out.data_ptr() % 16:
-        raise ValueError(
-            "out is not channels-last and dense from a multiple of 16 bytes; empty_output makes one that is"
-        )
 
 
 def _dense(views: torch.Tensor) -> bool:

@@ -159,6 +159,8 @@ def test_compiled_and_eager_agree() -> None:
         ({"parameters": torch.zeros(2, 17, device="meta")}, r"different devices: \['cpu', 'meta'\]"),
         ({"masked_box": torch.zeros(3, 4)}, r"float32 \(2, 4\) is wanted"),
         ({"dtype": torch.float64}, "torch.float64; one of"),
+        ({"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)}, "not channels-last and dense"),
+        ({"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)}, r"torch.float16 \(2, 3, 32, 32\) on cpu is wanted"),
     ],
 )
 def test_errors_name_what_does_not_fit(change: dict[str, object], message: str) -> None:

@@ -253,7 +253,7 @@ def test_neither_allocates_nor_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskco_fast.kernels.augment_triton_kernels", kernels, raising=False)
     views, parameters = torch.zeros(2, 5, 64, 64, 3, dtype=torch.uint8), torch.zeros(2, 5, VIEW_FLOATS)
     workspace = augment_triton.Workspace.allocate(64, "cpu", views=4)
-    out = augment_triton.empty_output(views, torch.float16)
+    out = augment_torch.empty_output(views, torch.float16)
     box = torch.zeros(5, 4)
     with RecordedOperations() as operations:
         augment_triton.augment(views, parameters, workspace=workspace, masked_box=box, out=out)
@@ -307,8 +307,9 @@ def test_imports_without_triton() -> None:
     assert result.stdout.strip() == "triton is not installed"
 
 
-def test_unusable_says_why() -> None:
+def test_unusable_says_why_and_plain_torch_takes_over() -> None:
     pytest.importorskip("triton")
+    assert augment_triton.augmenter(32, "cpu") is augment_torch.augment
     assert augment_triton.unusable("cpu") == "Triton has no code for cpu devices"
     if not torch.cuda.is_available():
         assert augment_triton.unusable("cuda") == "torch sees no CUDA device"
@@ -321,7 +322,7 @@ def test_cuda_graph_replays_without_waiting() -> None:
     views = torch.from_numpy(make_views(8, 64)).cuda()
     rows = torch.from_numpy(make_rows(8, jitter=1, factors=(1.2, 0.8, 1.3, 0.1), blur_sigma=[0, 1] * 4)).cuda()
     workspace = augment_triton.Workspace.allocate(64, views=8)
-    out = augment_triton.empty_output(views, torch.float16)
+    out = augment_torch.empty_output(views, torch.float16)
     augment_triton.augment(views, rows, workspace=workspace, out=out)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
