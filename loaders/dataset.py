@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -53,8 +54,17 @@ class Dataset:
         threads: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
     ) -> "Dataset":
-        """Expand the patterns, index what is not yet indexed, number the samples. See `expand`, `index_shards`."""
-        return cls(index_shards(expand(shards), folder=index_folder, threads=threads, progress=progress))
+        """Expand the patterns, index what is not yet indexed, number the samples. See `expand`, `index_shards`.
+
+        .beton files need no index; ValueError where they are mixed with other shards.
+        """
+        paths = expand(shards)
+        betons = [path for path in paths if path.endswith(".beton")]
+        if betons:
+            if len(betons) != len(paths):
+                raise ValueError(f"{len(betons)} of {len(paths)} shards are .beton files: give them alone, or none")
+            return importlib.import_module(".beton", __package__).BetonDataset(betons)
+        return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
 
     def __len__(self) -> int:
         return len(self.samples)

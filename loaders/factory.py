@@ -10,7 +10,7 @@ from ..kernels.views import ViewConfig
 from .dataset import Dataset
 from .loader import Loader, LoaderConfig
 
-LOADERS = {"native": "NativeLoader", "reference": "ReferenceLoader", "dali": "DaliLoader"}
+LOADERS = {"native": "NativeLoader", "reference": "ReferenceLoader", "dali": "DaliLoader", "ffcv": "FfcvLoader"}
 """Backends by name: each is the class of that name in the module of that name, imported when asked for."""
 
 Shards = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Dataset

@@ -25,7 +25,7 @@ LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(48)
 
 
-WANTS = {"dali": "nvidia.dali", "ffcv": "ffcv"}
+WANTS = {"dali": "nvidia.dali", "ffcv": "maskco_fast.loaders.ffcv"}
 """What a backend imports that an extra of the same name brings."""
 
 
