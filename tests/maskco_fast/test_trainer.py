@@ -18,7 +18,7 @@ from maskco_fast import checkpoint
 from maskco_fast.config import MaskCoConfig, ModelConfig, OptimizerConfig, TrainConfig
 from maskco_fast.devices import choose_device, choose_precision, has_bf16_instructions
 from maskco_fast.errors import named_errors
-from maskco_fast.loaders import ViewConfig
+from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.methods import Method, make_method
 from maskco_fast.model import momentum_update
 from maskco_fast.optim import learning_rate
@@ -207,6 +207,29 @@ def test_killed_processes_leave_a_run_that_goes_on_to_the_last_bit(tmp_path, uni
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 12))
     assert tiny_trainer(tiny_config(tmp_path)).fit() is None
     assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_real_loader_resumes_in_mid_epoch_to_the_last_bit(tmp_path, make_shards):
+    shards = make_shards(shards=2, samples=14, bad=(5,), side=80)  # four batches of six an epoch
+
+    def run(name: str, stop_at: int | None = None) -> str | None:
+        config = tiny_config(tmp_path / name, max_steps=7)
+        method = TinyMaskCo(config).train()
+        with make_loader(shards, BATCH, views=method.views, backend="reference", threads=1) as loader:
+            trainer = Trainer(config, method, loader)
+            if stop_at is not None:
+                method.register_forward_hook(
+                    lambda *_: signal.raise_signal(signal.SIGTERM) if trainer.step + 1 == stop_at else None
+                )
+            return trainer.fit()
+
+    assert run("whole") is None
+    for stop_at in (2, 6):
+        assert run("parts", stop_at) == "SIGTERM"
+        assert metrics(tmp_path / "parts")[-1]["step"] == stop_at
+    assert run("parts") is None
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert [line["epoch"] for line in metrics(tmp_path / "whole")] == [0] * 4 + [1] * 3
 
 
 def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, uninterrupted):
