@@ -1,0 +1,284 @@
+"""What one GPU asks of the loader: a written model, printed with the origin of every number.
+
+    python benchmarks/gpu_budget.py --shards 'shards/in1k-sample-{0000..0003}.tar' --bench bench.json
+
+Counted: bytes and floating point operations, from the shapes, the view configuration's probabilities and torch's own
+counters. Measured: CPU-milliseconds an image, here (`--shards`) or by `maskco-fast bench --json` (`--bench`).
+Datasheet: NVIDIA's figures for the H100 SXM. Assumed: everything that only a GPU could tell, each a flag.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision.transforms.functional as F
+import tyro
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from maskco_fast.config import MaskCoConfig, ModelConfig
+from maskco_fast.kernels import augment_torch
+from maskco_fast.kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
+from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
+from maskco_fast.loaders import ViewConfig, make_loader
+from maskco_fast.model import RegionEncoder
+
+SEAM_DEVICE = "meta"
+"""Any device but a CPU has a loader's host stop at the seam; this one needs no hardware."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Print the budget of one GPU."""
+
+    shards: tuple[str, ...] = ()
+    """Time the native loader to the seam on these, for the CPU-milliseconds an image."""
+    bench: pathlib.Path | None = None
+    """Rows of `maskco-fast bench --json`: further loaders' CPU-milliseconds an image."""
+    cpu_ms: tuple[str, ...] = ()
+    """Further loaders, as NAME=MILLISECONDS."""
+    batch: int = 256
+    """Images a batch."""
+    peak_tflops: float = 989.4
+    """Dense bfloat16 (datasheet, H100 SXM)."""
+    memory_tb_per_s: float = 3.35
+    """Device memory (datasheet, H100 SXM)."""
+    pcie_gb_per_s: float = 50.0
+    """From pinned memory over PCIe 5 x16 (assumed; the bus itself does 63)."""
+    usage: tuple[float, float] = (0.08, 0.20)
+    """Share of the peak that the step reaches: a plain channels-last autocast ResNet-50, and a fully tuned one
+    (assumed)."""
+    json: pathlib.Path | None = None
+    """Write the lines here too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One number of the budget."""
+
+    name: str
+    value: float
+    unit: str
+    origin: str
+    """counted, measured, datasheet, assumed or derived."""
+
+
+class ByteCounter(TorchDispatchMode):
+    """Adds up the bytes of the tensors that every operator reads and writes; views of a tensor cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        inputs, outputs = _tensors((args, kwargs)), _tensors(result)
+        storages = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+        if func._schema.is_mutable or not all(out.untyped_storage().data_ptr() in storages for out in outputs):
+            self.bytes += sum(map(_bytes, inputs + outputs))
+        return result
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, list | tuple) else []
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Of a tensor's elements; an expanded one has no more than its storage."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+
+
+def count_bytes(call: Callable[[], object]) -> int:
+    """Bytes that the operators of one call read and write."""
+    with ByteCounter() as counter:
+        call()
+    return counter.bytes
+
+
+def torchvision_bytes(config: ViewConfig) -> float:
+    """Of one view, the mean over the configuration's views: torchvision's functional operators, one after the other,
+    each only where the view has it."""
+    image = torch.randint(0, 256, (3, config.size, config.size), dtype=torch.uint8)
+    jitter = (
+        count_bytes(lambda: F.adjust_brightness(image, 1.2))
+        + count_bytes(lambda: F.adjust_contrast(image, 1.2))
+        + count_bytes(lambda: F.adjust_saturation(image, 1.2))
+        + count_bytes(lambda: F.adjust_hue(image, 0.05))
+    )
+    gray = count_bytes(lambda: F.rgb_to_grayscale(image, 3).contiguous())
+    blur = count_bytes(lambda: F.gaussian_blur(image, [7, 7], [1.0, 1.0]))
+    solarize = count_bytes(lambda: F.solarize(image, 128))
+
+    def finish() -> torch.Tensor:
+        values = F.normalize(F.convert_image_dtype(image, torch.float32), list(IMAGENET_MEAN), list(IMAGENET_STD))
+        return values[None].to(torch.float16, memory_format=torch.channels_last)
+
+    total = sum(
+        view.jitter_probability * jitter
+        + view.gray_probability * gray
+        + view.blur_probability * blur
+        + view.solarize_probability * solarize
+        for view in config.views
+    )
+    return total / len(config.views) + count_bytes(finish)
+
+
+def plain_torch_bytes(config: ViewConfig) -> float:
+    """Of one view: `augment_torch`, eager, which does everything to every view and selects."""
+    rows = torch.zeros(4, VIEW_FLOATS)
+    rows[:, ORDER : ORDER + 4] = torch.arange(4.0)
+    rows[:, FACTORS : FACTORS + 3] = 1.0
+    views = torch.zeros(4, config.size, config.size, 3, dtype=torch.uint8)
+    widest = max(view.blur_sigma[1] for view in config.views)
+    return count_bytes(lambda: augment_torch.augment(views, rows, max_blur_sigma=widest)) / 4
+
+
+def fused_bytes(config: ViewConfig) -> tuple[float, float]:
+    """Of one view: the three Triton passes, and the least that could be, both with float16 output."""
+    image = 3 * config.size**2
+    jitter = sum(view.jitter_probability for view in config.views) / len(config.views)
+    blur = sum(view.blur_probability for view in config.views) / len(config.views)
+    return image * (jitter + 1 + 2 * blur + 2), image * 3.0
+
+
+def step_gflops(batch: int = 4) -> float:
+    """Of one image: query forward and backward and key forward, of the paper's encoders; 1e9 operations."""
+    method = MaskCoConfig()
+    with FakeTensorMode():  # shapes alone: no weights, no arithmetic
+        encoder = RegionEncoder(
+            ModelConfig(group_size=batch),
+            mph_blocks=method.mph_blocks,
+            roi_sampling_ratio=method.roi_sampling_ratio,
+            roi_aligned=method.roi_aligned,
+        )
+        images = torch.empty(batch, 3, 224, 224)
+        with FlopCounterMode(display=False) as counter:
+            encoder(images, torch.empty(batch, 1, 4)).sum().backward()
+            with torch.no_grad():
+                encoder(images, torch.empty(batch, 17, 4))
+    return counter.get_total_flops() / batch / 1e9
+
+
+def seam_cpu_ms(shards: tuple[str, ...]) -> float:
+    """CPU-milliseconds of this process an image: the native loader to the seam, the second of two epochs."""
+    with make_loader(shards, 50, device=SEAM_DEVICE, rank=0, world_size=1) as loader:
+        for _ in range(2):
+            began, images = time.process_time(), 0
+            for batch in loader:
+                images += len(batch)
+            spent = time.process_time() - began
+    return 1000 * spent / images
+
+
+def host_costs(options: Options) -> list[Line]:
+    """CPU-milliseconds an image of every loader that is known."""
+    lines = []
+    if options.shards:
+        lines.append(Line(name="native, to the seam", value=seam_cpu_ms(options.shards), unit="ms", origin="measured"))
+    if options.bench is not None:
+        for row in json.loads(options.bench.read_text()):
+            if row.get("cpu_ms_per_image"):
+                lines.append(Line(name=row["name"], value=row["cpu_ms_per_image"], unit="ms", origin="measured"))
+    for text in options.cpu_ms:
+        name, _, value = text.rpartition("=")
+        if not name:
+            raise ValueError(f"--cpu-ms {text!r}; NAME=MILLISECONDS is wanted")
+        lines.append(Line(name=name, value=float(value), unit="ms", origin="given"))
+    if not lines:
+        # libjpeg-turbo on an average ImageNet JPEG, and two antialiased resizes, on a core of 2024's servers.
+        lines.append(Line(name="native, to the seam", value=1.3, unit="ms", origin="assumed"))
+    return lines
+
+
+def budget(options: Options) -> list[Line]:
+    """All lines but those of the hosts."""
+    config = ViewConfig.maskco()
+    views = len(config.views)
+    passes, floor = (views * value for value in fused_bytes(config))
+    transfer = views * 3 * config.size**2 + 4 * plan_columns(config.plan_dtype)
+    gflops = step_gflops()
+    slow, fast = (options.peak_tflops * 1000 * usage / gflops for usage in options.usage)
+    memory = options.memory_tb_per_s * 1e12
+
+    def us(amount: float) -> float:
+        return options.batch * amount / memory * 1e6
+
+    def line(name: str, value: float, unit: str, origin: str) -> Line:
+        return Line(name=name, value=value, unit=unit, origin=origin)
+
+    return [
+        line("host to device, an image: two uint8 views and the plan", transfer, "bytes", "counted"),
+        line(
+            "augmentation: torchvision's operators one by one, an image",
+            views * torchvision_bytes(config),
+            "bytes",
+            "counted",
+        ),
+        line(
+            "augmentation: plain torch, batched, eager, an image", views * plain_torch_bytes(config), "bytes", "counted"
+        ),
+        line("augmentation: the Triton passes, an image", passes, "bytes", "counted"),
+        line("augmentation: views in, output out, an image", floor, "bytes", "counted"),
+        line("two encoders, query forward and backward, key forward, an image", gflops, "GFLOP", "counted"),
+        line("device memory", options.memory_tb_per_s, "TB/s", "datasheet"),
+        line("dense bfloat16", options.peak_tflops, "TFLOP/s", "datasheet"),
+        line("PCIe from pinned memory", options.pcie_gb_per_s, "GB/s", "assumed"),
+        line("share of the peak, plain step", 100 * options.usage[0], "%", "assumed"),
+        line("share of the peak, tuned step", 100 * options.usage[1], "%", "assumed"),
+        line("images that the GPU asks for, plain step", slow, "/s", "derived"),
+        line("images that the GPU asks for, tuned step", fast, "/s", "derived"),
+        line(f"step of {options.batch} images, tuned", options.batch / fast * 1e6, "µs", "derived"),
+        line(
+            "the batch over PCIe, beside the step",
+            options.batch * transfer / options.pcie_gb_per_s / 1e3,
+            "µs",
+            "derived",
+        ),
+        line("augmentation of the batch, at the floor", us(floor), "µs", "derived"),
+        line("augmentation of the batch, by the passes' bytes", us(passes), "µs", "derived"),
+        line(
+            "augmentation at the passes' bytes, of a tuned step",
+            1e-4 * us(passes) * fast / options.batch,
+            "%",
+            "derived",
+        ),
+    ]
+
+
+def main(options: Options) -> int:
+    """Print the budget and the cores that a GPU needs with each loader."""
+    lines = budget(options)
+    print(f"One H100 SXM, MaskCo at ResNet-50 and 224 pixels, batch {options.batch}; {os.cpu_count()} CPUs here\n")
+    for line in lines:
+        value = f"{line.value:,.0f}" if line.value >= 1000 else f"{line.value:.3g}"
+        print(f"{line.name:66}{value:>14} {line.unit:8} {line.origin}")
+    slow, fast = (line.value for line in lines if line.name.startswith("images that the GPU asks for"))
+    hosts = host_costs(options)
+    print(
+        f"\n{'cores that the GPU needs':32}{'CPU-ms/image':>14}{'plain step':>12}{'tuned step':>12}  origin of the ms"
+    )
+    for host in hosts:
+        cores = [f"{speed * host.value / 1000:.1f}" for speed in (slow, fast)]
+        print(f"{host.name:32}{host.value:>14.2f}{cores[0]:>12}{cores[1]:>12}  {host.origin}")
+    print(
+        "\nCores are those of the machine that the milliseconds were measured on. A loader that augments on the CPU "
+        "needs no Triton pass; one that stops at the seam does."
+    )
+    if options.json is not None:
+        options.json.write_text(json.dumps([vars(line) for line in lines + hosts], indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))
