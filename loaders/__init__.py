@@ -11,8 +11,9 @@ from ..kernels.views import View, ViewConfig
 from .batch import Batch
 from .dataset import Dataset, EmptyDataset
 from .factory import LOADERS, make_loader
-from .loader import Loader, LoaderConfig
+from .loader import Loader
 from .quarantine import Quarantine, TooManyBadSamples
+from .request import LoaderConfig
 
 __all__ = [
     "LOADERS",

@@ -24,9 +24,11 @@ class BufferPool:
     KEPT = 16
     """Buffers that the pool remembers; beyond that they are left to the collector."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, *, page_locked: bool = False) -> None:
+        """`page_locked`: memory that a CUDA device copies from without the host waiting."""
         self._shape = shape
         self._dtype = dtype
+        self._page_locked = page_locked
         self._arrays: list[np.ndarray] = []
         self._lock = threading.Lock()
 
@@ -37,6 +39,8 @@ class BufferPool:
                 if sys.getrefcount(array) == _FREE:
                     return array
             array = np.empty(self._shape, _BITS[self._dtype])
+            if self._page_locked:
+                array = torch.from_numpy(array).pin_memory().numpy()
             if len(self._arrays) < self.KEPT:
                 self._arrays.append(array)
             return array

@@ -17,7 +17,8 @@ from ..kernels import headers
 from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless, import_dali, regions_of
 from .dataset import Dataset
 from .decode import Decoder
-from .loader import Loader, LoaderConfig, Rendered, Request
+from .loader import Loader
+from .request import LoaderConfig, Rendered, Request
 
 
 class DaliLoader(Loader):

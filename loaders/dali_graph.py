@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from ..kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
 from ..kernels.plan import CROP, FLIP, VIEW_FLOATS
 from ..kernels.render import FORMATS, make_scratch, render_views, resize_views
-from .loader import LoaderConfig, Request
+from .request import LoaderConfig, Request
 
 SEAM = "seam"
 """What `resampler` makes besides `FORMATS`: views that are resized and flipped, and no more."""
@@ -196,12 +196,13 @@ class DeviceGraph(Graph):
 
     @property
     def inputs_count(self) -> int:
-        return 3 + 3 * self.views_count
+        return (1 if self._decode_on_device else 3) + 3 * self.views_count
 
     def arrays(self, samples: Samples) -> tuple[Any, ...]:
-        rows, shapes = samples.request.rows, samples.regions[:, 2:].astype(np.int32)
-        fed: list[Any] = [samples.encoded, samples.starts, shapes]
-        origins = samples.regions[:, :2] - (samples.starts if self._decode_on_device else 0)
+        rows, origins = samples.request.rows, samples.regions[:, :2]
+        fed: list[Any] = [samples.encoded, samples.starts, samples.regions[:, 2:].astype(np.int32)]
+        if self._decode_on_device:
+            fed, origins = [samples.encoded], origins - samples.starts
         for v in range(self.views_count):
             crop = rows[:, v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4].astype(np.int32)
             flip = rows[:, v * VIEW_FLOATS + FLIP].astype(np.int32)
@@ -211,16 +212,16 @@ class DeviceGraph(Graph):
     def define(self, inputs: list[Any]) -> list[Any]:
         from nvidia.dali import fn, types
 
-        encoded, starts, shapes = inputs[:3]
         if self._decode_on_device:
             on = "cpu" if self.device_id is None else "mixed"
-            images = fn.decoders.image(encoded, device=on, jpeg_fancy_upsampling=True, adjust_orientation=False)
+            images = fn.decoders.image(inputs[0], device=on, jpeg_fancy_upsampling=True, adjust_orientation=False)
         else:
-            images = _decode(encoded, starts, shapes)
+            images = _decode(*inputs[:3])
             images = images if self.device_id is None else images.gpu()
         size, views = self.config.views.size, []
+        crops = inputs[-3 * self.views_count :]
         for v in range(self.views_count):
-            start, shape, flip = inputs[3 + 3 * v : 6 + 3 * v]
+            start, shape, flip = crops[3 * v : 3 * v + 3]
             view = fn.slice(images, start=start, shape=shape, axes=[0, 1])
             view = fn.resize(view, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
             views.append(fn.flip(view, horizontal=flip))

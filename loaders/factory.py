@@ -8,7 +8,8 @@ import torch
 
 from ..kernels.views import ViewConfig
 from .dataset import Dataset
-from .loader import Loader, LoaderConfig
+from .loader import Loader
+from .request import LoaderConfig
 
 LOADERS = {"native": "NativeLoader", "reference": "ReferenceLoader", "dali": "DaliLoader", "ffcv": "FfcvLoader"}
 """Backends by name: each is the class of that name in the module of that name, imported when asked for."""

@@ -3,11 +3,11 @@
 A backend implements `Loader._run`, which turns requests into pixels, and nothing else of this.
 """
 
+import contextlib
 import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,85 +15,15 @@ import torch
 import torch.distributed
 
 from ..kernels.plan import plan
-from ..kernels.views import ViewConfig
 from .batch import Batch
 from .dataset import Dataset
 from .decode import BadImage
-from .order import SHARDS_PER_BLOCK, batch_count, batch_positions, order
+from .device import DeviceStage, make_streams
+from .order import batch_count, batch_positions, order
 from .quarantine import BadSample, Quarantine
+from .request import LoaderConfig, Rendered, Request
 
 STATE_VERSION = 1
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """What a loader yields and how; `make_loader` documents the fields for users."""
-
-    batch_size: int
-    """Samples a batch on this rank."""
-    views: ViewConfig
-    dtype: torch.dtype = torch.float32
-    device: str = "cpu"
-    seed: int = 0
-    rank: int | None = None
-    world_size: int | None = None
-    shuffle: bool = True
-    block: int = SHARDS_PER_BLOCK
-    """Shards that are shuffled together."""
-    threads: int | None = None
-    """Decoding threads; None for the CPUs that this process may use."""
-    prefetch: int = 3
-    """Batches in the making at a time."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.prefetch < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError(
-                f"batch_size {self.batch_size}, prefetch {self.prefetch} and threads {self.threads} want at least 1"
-            )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype}; views come as {', '.join(map(str, DTYPES))}")
-        if (self.rank is None) != (self.world_size is None):
-            raise ValueError(f"rank is {self.rank} and world_size {self.world_size}; give both or neither")
-        if self.rank is not None and self.world_size is not None and not 0 <= self.rank < self.world_size:
-            raise ValueError(
-                f"rank is {self.rank}; with world_size {self.world_size} it wants 0..{self.world_size - 1}"
-            )
-
-    @property
-    def seam(self) -> bool:
-        """Whether the host stops at the seam, two uint8 views, since the rest happens on the device."""
-        return torch.device(self.device).type != "cpu"
-
-    @property
-    def pixel_dtype(self) -> torch.dtype:
-        """What `Rendered.pixels` holds."""
-        return torch.uint8 if self.seam else self.dtype
-
-    @property
-    def thread_count(self) -> int:
-        """`threads`, or the CPUs that this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
-
-
-@dataclass
-class Request:
-    """One batch to be made: which samples, and their plans. `Loader._fetch` changes both where a sample is replaced."""
-
-    epoch: int
-    indices: np.ndarray
-    """(N,) int64, into the dataset."""
-    rows: np.ndarray
-    """(N, columns) float32, the plan."""
-
-
-@dataclass
-class Rendered:
-    """A request carried out."""
-
-    request: Request
-    pixels: torch.Tensor
-    """(V, N, size, size, 3) of the configuration's `pixel_dtype`: finished views, or those at the seam."""
 
 
 class Loader(ABC):
@@ -249,8 +179,22 @@ class Loader(ABC):
         bad = BadSample(shard=shard.path, key=shard.key(number), reason=reason, found="decode")
         self.quarantine.add(index, bad, len(self.dataset))
 
+    def _deliver(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
+        """The batches that the user gets: as rendered, or finished on the device where the host stops at the seam."""
+        if self.config.seam:
+            device = torch.device(self.config.device)
+            stage = DeviceStage(self.dataset, self.config, make_streams(device), device)
+            yield from stage.batches(rendered)
+            return
+        with contextlib.closing(rendered):
+            for one in rendered:
+                batch = self._batch(one)
+                del one  # the batch alone holds its buffer, so that dropping it frees that for reuse
+                yield batch
+                del batch
+
     def _batch(self, rendered: Rendered) -> Batch:
-        """The batch that the user gets; `pixels` may be handed on, everything else is copied."""
+        """A batch finished on the host; `pixels` are handed on, everything else is copied."""
         views = self.config.views
         indices = rendered.request.indices
         samples = self.dataset.samples[indices]
@@ -270,7 +214,7 @@ class _EpochIterator:
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        self._batches: Generator[Rendered, None, None] | None = None
+        self._batches: Generator[Batch, None, None] | None = None
         self._left: int | None = None
 
     def _start(self) -> None:
@@ -284,7 +228,7 @@ class _EpochIterator:
                 f"{world_size} ranks; lower the batch size, or give more shards"
             )
         self._global_batch = loader.config.batch_size * world_size
-        self._batches = loader._run(loader._requests(rank, world_size, self._left))
+        self._batches = loader._deliver(loader._run(loader._requests(rank, world_size, self._left)))
         loader._current = weakref.ref(self)
 
     def __len__(self) -> int:
@@ -307,7 +251,7 @@ class _EpochIterator:
             self.close()
             raise StopIteration
         try:
-            batch = loader._batch(next(self._batches))
+            batch = next(self._batches)
         except BaseException:
             self.close()
             raise

@@ -10,7 +10,8 @@ import numpy as np
 from ..kernels.render import Renderer
 from .buffers import BufferPool
 from .decode import Decoder
-from .loader import Loader, Rendered, Request
+from .loader import Loader
+from .request import Rendered, Request
 
 Render = Callable[[Request, int, np.ndarray], None]
 """Renders sample n of a request into a batch buffer."""
@@ -25,7 +26,8 @@ class NativeLoader(Loader):
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
         size = config.views.size
-        pool = BufferPool((len(config.views.views), config.batch_size, size, size, 3), config.pixel_dtype)
+        shape = (len(config.views.views), config.batch_size, size, size, 3)
+        pool = BufferPool(shape, config.pixel_dtype, page_locked=config.device.startswith("cuda"))
         workers = _Workers(config.thread_count, self._make_render)
         pending: collections.deque[_Work] = collections.deque()
         try:

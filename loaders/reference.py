@@ -8,7 +8,8 @@ import torch
 from ..kernels.augment_reference import augment_reference, finish_reference
 from ..kernels.resize import resize_reference
 from .decode import decode_pillow
-from .loader import Loader, Rendered, Request
+from .loader import Loader
+from .request import Rendered, Request
 
 
 class ReferenceLoader(Loader):

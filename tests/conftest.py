@@ -82,3 +82,14 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
         return paths
 
     return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` run where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; `make gpu-check` runs these where there is one"))
