@@ -143,9 +143,9 @@ def _samples(path: str, rows: np.ndarray, types: list[int], names: list[bytes], 
     """(n,) SAMPLE_DTYPE of the rows. A raw image is of the format OTHER: `BetonDataset.read` makes a file of it."""
     image = rows[f"f{types.index(_IMAGE)}"]
     samples = np.zeros(len(rows), SAMPLE_DTYPE)
-    order = np.argsort(table["ptr"])
-    found = order[np.searchsorted(table["ptr"], image["data_ptr"], sorter=order).clip(max=max(len(table) - 1, 0))]
-    if not np.array_equal(table["ptr"][found], image["data_ptr"]):
+    table = table[np.argsort(table["ptr"])]
+    found = np.searchsorted(table["ptr"], image["data_ptr"]).clip(max=max(len(table) - 1, 0))
+    if len(rows) > len(table) or not np.array_equal(table["ptr"][found], image["data_ptr"]):
         raise ValueError(f"{path}: images lie outside the allocation table; write it again with `maskco-fast beton`")
     samples["offset"], samples["size"] = image["data_ptr"], table["size"][found]
     samples["height"], samples["width"] = image["height"], image["width"]

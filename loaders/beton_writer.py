@@ -102,6 +102,8 @@ def store(dataset: Dataset, index: int, options: BetonOptions, decoder: Decoder)
     if not shrunk and sample["format"] == headers.JPEG:
         return Stored(JPEG_MODE, height, width, data)
     image = decoder.decode(data, sample)
+    if image.shape[:2] != (height, width):
+        raise BadImage("size differs from the header")
     if not shrunk:
         return Stored(RAW_MODE, height, width, image.tobytes())
     scale = (options.max_side or 1) / max(height, width)

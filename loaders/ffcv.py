@@ -231,17 +231,14 @@ class FfcvLoader(Loader):
 
 def _reader(dataset: Dataset) -> Reader:
     """FFCV's reader of the dataset's rows: of its .beton where it is one, of a directory without data elsewhere."""
-    if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1 and _has_our_fields(dataset.paths[0]):
-        return Reader(dataset.paths[0])
+    if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1:
+        reader = Reader(dataset.paths[0])
+        if "image" in reader.handlers:  # files of FFCV's own writer may name it otherwise
+            return reader
     with tempfile.TemporaryDirectory(prefix="maskco-fast-") as folder:
         path = Path(folder, "directory.beton")
         write_directory(dataset, path)
         return Reader(os.fspath(path))
-
-
-def _has_our_fields(path: str) -> bool:
-    """Whether FFCV's reader finds the field `image`; files of FFCV's own writer may name it otherwise."""
-    return "image" in Reader(path).handlers
 
 
 class _Team:
