@@ -304,8 +304,11 @@ def _run_function(size: int, form: str) -> Callable[..., None]:
         draw = numba.njit(lambda image, y, x, row, mask, scratch, out: resize((image, y, x, row, 1, scratch, out, 0)))
     else:
         number = FORMATS[form]
-        scale = tuple(float(one) for one in np.float32(1 / (255 * np.float64(IMAGENET_STD))))
-        offset = tuple(float(one) for one in np.float32(-np.float64(IMAGENET_MEAN) / np.float64(IMAGENET_STD)))
+        scale = tuple(float(one) for one in np.float32(1 / (255 * np.asarray(IMAGENET_STD, np.float64))))
+        offset = tuple(
+            float(one)
+            for one in np.float32(-np.asarray(IMAGENET_MEAN, np.float64) / np.asarray(IMAGENET_STD, np.float64))
+        )
         normalisation_type = numba_types.Array(numba_types.float32, 2, "C")
         arguments = (*region, numba_types.boolean, integer, normalisation_type, scratch_type, pixels, integer)
         render = machine_code(render_views, *arguments)

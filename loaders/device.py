@@ -144,7 +144,10 @@ class DeviceStage:
         streams, request = self._streams, rendered.request
         samples = self._dataset.samples[request.indices]
         numbers = np.stack([samples["sample_id"], samples["target"], request.indices])
-        pageable = (rendered.pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
+        pixels = rendered.pixels if isinstance(rendered.pixels, torch.Tensor) else torch.stack(rendered.pixels)
+        if pixels.device == self._device:
+            streams.side_waits(streams.done())  # a loader that renders on the device does so on the current stream
+        pageable = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
         source = tuple(self._page_locked(tensor) for tensor in pageable)
         if len(self._slots) < SLOTS:
             slot = _Slot(source, self._device)
@@ -160,7 +163,7 @@ class DeviceStage:
 
     def _page_locked(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor where a copy to the device does not hold up the host; pixels come so from their pool already."""
-        return tensor if self._device.type != "cuda" or tensor.is_pinned() else tensor.pin_memory()
+        return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
     def _finish(self, slot: _Slot) -> Batch:
         """Augment a slot's batch on the current stream, into memory that is the caller's, and free the slot."""

@@ -163,7 +163,7 @@ class _Epoch(EpochIterator):
                 pixels = self._pool.take()
                 self.storage_state = (request, pixels)
                 self.run_pipeline(number, request.indices, next(slots), None)
-                self.storage_state = None
+                self.storage_state = None  # type: ignore[assignment]
                 if not self._put(Rendered(request, self._pool.tensor(pixels))):
                     return
                 del pixels

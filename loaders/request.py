@@ -78,5 +78,5 @@ class Rendered:
     """A request carried out."""
 
     request: Request
-    pixels: torch.Tensor
-    """(V, N, size, size, 3) of the configuration's `pixel_dtype`: finished views, or those at the seam."""
+    pixels: torch.Tensor | tuple[torch.Tensor, ...]
+    """(V, N, size, size, 3), or V of (N, size, size, 3), of the configuration's `pixel_dtype`: finished views, or those at the seam."""

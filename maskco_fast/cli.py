@@ -13,6 +13,7 @@ commands:
   train    pre-train from tar shards into a run folder; goes on where an interrupted run stood
   index    count what shards hold, and name what cannot be used and why
   views    draw a few images with their crops, mask and boxes
+  beton    write shards as one .beton file, for FFCV
   bench    time the loaders, ours and others', side by side on your shards
   doctor   tell what is installed, which loaders and devices work here, and what to install for the rest
 
@@ -73,6 +74,14 @@ def _views(arguments: Sequence[str]) -> int:
     return named_errors(lambda: views(config))
 
 
+def _beton(arguments: Sequence[str]) -> int:
+    from maskco_fast.beton import BetonConfig, beton
+    from maskco_fast.errors import named_errors
+
+    config = _parse(BetonConfig, "beton", arguments)
+    return named_errors(lambda: beton(config))
+
+
 def _bench(arguments: Sequence[str]) -> int:
     from maskco_fast.bench import BenchConfig, bench
     from maskco_fast.errors import named_errors
@@ -92,6 +101,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "index": _index,
     "views": _views,
+    "beton": _beton,
     "bench": _bench,
     "doctor": _doctor,
 }

@@ -161,19 +161,19 @@ def spdl_threads(dataset: Dataset, setting: "Setting") -> Any:
 
     transform = _v2_transform(setting.size)
 
-    def views(position: int) -> list[torch.Tensor]:
+    def views(position: Any) -> Any:
         packets = spdl.io.demux_image(dataset.read(position))
         frames = spdl.io.decode_packets(packets, filter_desc=spdl.io.get_video_filter_desc(pix_fmt="rgb24"))
         image = spdl.io.to_torch(spdl.io.convert_frames(frames)).permute(2, 0, 1)
         return [transform(image), transform(image)]
 
-    def collate(samples: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    def collate(samples: Any) -> Any:
         return [torch.stack(view) for view in zip(*samples)]
 
     class Epochs:
         def __iter__(self) -> Iterator[Any]:
             positions = torch.randperm(len(dataset)).tolist()
-            pipeline = (
+            pipeline: Any = (
                 PipelineBuilder()
                 .add_source(positions)
                 .pipe(views, concurrency=setting.workers)

@@ -92,4 +92,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; `make gpu-check` runs these where there is one"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; `make gpu-check` runs these"))
