@@ -3,12 +3,10 @@
 No GPU is needed. The bounds stand a little above what Triton 3.8 reaches, so that a change that ruins a kernel fails.
 """
 
-import functools
-import importlib.util
+import importlib
 import pathlib
 import re
-import sys
-from types import ModuleType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,22 +24,13 @@ OUTPUT_STORES = {torch.float16: 6, torch.bfloat16: 6, torch.float32: 12, torch.u
 WORKSPACE_STORES = 3
 
 
-@functools.cache
-def gpu_compile() -> ModuleType:
-    """benchmarks/gpu_compile.py, which is no part of the package."""
-    path = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_compile.py"
-    spec = importlib.util.spec_from_file_location("gpu_compile", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_compile"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def compiled(**variant: Any) -> Any:
-    module = gpu_compile()
-    return module.compile_variant(module.Variant(**variant))
+@pytest.fixture(scope="module")
+def compiled() -> Iterator[Callable[..., Any]]:
+    """`compile_variant` of benchmarks/gpu_compile.py, which is no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(pathlib.Path(__file__).resolve().parents[2] / "benchmarks")
+        module = importlib.import_module("gpu_compile")
+        yield lambda **variant: module.compile_variant(module.Variant(**variant))
 
 
 VARIANTS = [
@@ -54,7 +43,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(str(value) for value in v.values()))
-def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
+def test_registers_shared_memory_and_vectors(compiled: Callable[..., Any], variant: dict[str, Any]) -> None:
     """No spills, within the bounds, and every access to pixels 16 bytes wide."""
     result = compiled(**variant)
     kernel, dtype = variant["kernel"], variant.get("dtype", torch.float16)
@@ -72,7 +61,7 @@ def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["gray_sums", "colour"])
-def test_colour_arithmetic_rounds_as_written(kernel: str) -> None:
+def test_colour_arithmetic_rounds_as_written(compiled: Callable[..., Any], kernel: str) -> None:
     """No fused multiply-add and no approximate division, which would truncate to other levels."""
     ptx = compiled(kernel=kernel, architecture=90).ptx
     assert len(re.findall(r"\bmul(?:\.rn)?\.f32", ptx)) > 10
@@ -80,25 +69,19 @@ def test_colour_arithmetic_rounds_as_written(kernel: str) -> None:
     assert not re.findall(r"\bdiv\.(?:full|approx)", ptx)
 
 
-def test_half_precision_is_rounded_to_nearest() -> None:
+def test_half_precision_is_rounded_to_nearest(compiled: Callable[..., Any]) -> None:
     """The interpreter truncates to bfloat16; the hardware is told to round."""
     ptx = compiled(kernel="colour", architecture=90, dtype=torch.bfloat16).ptx
     assert re.findall(r"\bcvt\.rn\.bf16", ptx)
     assert not re.findall(r"\bcvt\.rz\.bf16", ptx)
 
 
-def test_blur_runs_on_tensor_cores() -> None:
-    assert (
-        len(
-            re.findall(
-                r"\bmma\.sync\.aligned\.m16n8k16\S*f32\.f16\.f16\.f32", compiled(kernel="blur", architecture=90).ptx
-            )
-        )
-        == 112
-    )
+def test_blur_runs_on_tensor_cores(compiled: Callable[..., Any]) -> None:
+    ptx = compiled(kernel="blur", architecture=90).ptx
+    assert len(re.findall(r"\bmma\.sync\.aligned\.m16n8k16\S*f32\.f16\.f16\.f32", ptx)) == 112
 
 
-def test_scattered_views_are_read_byte_by_byte() -> None:
+def test_scattered_views_are_read_byte_by_byte(compiled: Callable[..., Any]) -> None:
     """What the check of accesses above would see, were the vectors lost."""
     result = compiled(kernel="gray_sums", architecture=90, dense=False)
     assert result.accesses["ld.global.v4.b32"] == 0

@@ -1,0 +1,97 @@
+"""Other libraries' augmentation of views that are on the device already, as their users would write it.
+
+Each takes the views (V, N, S, S, 3) uint8 on the device and returns a function of nothing that makes them augmented
+float16 views (or float32 where the library has no other). They draw their own random numbers, by MoCo v2's
+probabilities; cropping, resizing and flipping have been done. What a library needs is imported when it is called.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+
+from maskco_fast.kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
+
+Call = Callable[[], Any]
+BLUR_WINDOW = 23
+"""Taps of a Gaussian of at most 2 pixels (moco's and lightly's MoCo v2)."""
+
+
+def torchvision_v2(views: torch.Tensor) -> Call:
+    """torchvision's v2 transforms, an image at a time, since a batch would share its random numbers."""
+    transform = v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
+            v2.RandomGrayscale(p=0.2),
+            v2.RandomApply([v2.GaussianBlur(BLUR_WINDOW, (0.1, 2.0))], p=0.5),
+            v2.ToDtype(torch.float16, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    images = views.movedim(-1, -3)
+    return lambda: [torch.stack([transform(image) for image in view]) for view in images]
+
+
+def kornia(views: torch.Tensor) -> Call:
+    """kornia's batched augmentation in float32, the precision that its colour operators are written for."""
+    import kornia.augmentation as K
+
+    augment = K.AugmentationSequential(
+        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((BLUR_WINDOW, BLUR_WINDOW), (0.1, 2.0), p=0.5),
+        K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
+        data_keys=["input"],
+    ).to(views.device)
+    images = views.movedim(-1, -3)
+    return lambda: [augment(view.contiguous().float() / 255) for view in images]
+
+
+def dali(views: torch.Tensor) -> Call:
+    """DALI's own operators in a pipeline on the device, float16, channels first."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    on_gpu = views.device.type == "cuda"
+    batches = [view.contiguous() for view in views]
+    source = batches if on_gpu else [view.numpy() for view in batches]
+
+    @pipeline_def(
+        batch_size=views.shape[1],
+        num_threads=4,
+        device_id=(views.device.index or 0) if on_gpu else None,
+        enable_conditionals=True,
+    )
+    def moco_v2() -> Any:
+        made = []
+        device = "gpu" if on_gpu else "cpu"
+        for images in fn.external_source(lambda: source, num_outputs=len(source), device=device, layout="HWC"):
+            out = images
+            if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
+                out = fn.color_twist(
+                    out,
+                    brightness=fn.random.uniform(range=(0.6, 1.4)),
+                    contrast=fn.random.uniform(range=(0.6, 1.4)),
+                    saturation=fn.random.uniform(range=(0.6, 1.4)),
+                    hue=fn.random.uniform(range=(-36.0, 36.0)),
+                )
+            if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
+                out = fn.saturation(out, saturation=0.0)
+            if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
+                out = fn.gaussian_blur(out, sigma=fn.random.uniform(range=(0.1, 2.0)), window_size=BLUR_WINDOW)
+            made.append(
+                fn.crop_mirror_normalize(
+                    out,
+                    mean=[255 * mean for mean in IMAGENET_MEAN],
+                    std=[255 * std for std in IMAGENET_STD],
+                    dtype=types.FLOAT16,
+                )
+            )
+        return tuple(made)
+
+    pipeline = moco_v2()
+    pipeline.build()
+    return lambda: [torch.from_dlpack(output.as_tensor()) for output in pipeline.run()]
+
+
+PEERS: dict[str, Callable[[torch.Tensor], Call]] = {"torchvision_v2": torchvision_v2, "kornia": kornia, "dali": dali}
