@@ -1,4 +1,4 @@
-"""Colour, blur, normalisation and mask of one view as torchvision does them: the slow, obvious twin of the fast kernels.
+"""Colour, blur, normalisation and mask of one view by torchvision: the slow, obvious twin of the fast kernels.
 
 Every operation is torchvision's own functional operator on a uint8 tensor, so that levels are truncated where it
 truncates them. Shapes: S the view's side; `view` is one view of a plan row (`views.plan_dtype`).
@@ -54,7 +54,7 @@ def finish_reference(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> np.ndarray:
-    """Normalise (S, S, 3) uint8 levels to float32 and zero the masked box (x1, y1, x2, y2) in pixels, outwards rounded."""
+    """Normalise (S, S, 3) uint8 levels to float32 and zero the masked box (x1, y1, x2, y2), rounded outwards."""
     image = F.normalize(F.convert_image_dtype(torch.from_numpy(levels).permute(2, 0, 1)), list(mean), list(std))
     image = image.permute(1, 2, 0).contiguous().numpy()
     if masked_box is not None:

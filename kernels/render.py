@@ -121,7 +121,7 @@ def render_views(image, origin_y, origin_x, row, views, mask, form, normalisatio
 
 @jit()
 def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
-    """Crop, resize and flip all views of one image into `out[:, position]`, (V, N, S, S, 3) uint8; see `render_views`."""
+    """Crop, resize and flip all views of one image into `out[:, position]`, (V, N, S, S, 3) uint8."""
     size, flat = out.shape[2], out.reshape(-1)
     levels, pitch = scratch.levels, scratch.pitch
     for v in range(views):
@@ -228,7 +228,7 @@ class Renderer:
     def resize(
         self, image: np.ndarray, origin_y: int, origin_x: int, row: np.ndarray, out: np.ndarray, position: int
     ) -> None:
-        """The seam: crop, resize and flip only, into `out[:, position]`, (V, N, S, S, 3) uint8; otherwise as `render`."""
+        """The seam: crop, resize and flip only, into `out[:, position]`, (V, N, S, S, 3) uint8."""
         self._check(image, origin_y, origin_x, row, out, position, np.dtype(np.uint8))
         resize_views(image, origin_y, origin_x, row, self._views, self._scratch, out, position)
 
