@@ -1,6 +1,6 @@
 """Crop, antialiased bilinear resize and flip of one view, in uint8: the seam where every loader's views meet.
 
-The definition is Pillow's: a triangle filter whose support grows with the downscaling, normalised over the crop's pixels
+The definition is Pillow's: a triangle filter whose support grows with the downscaling, normalised over the crop
 alone. `resize_reference` is Pillow itself. The kernel resizes rows first (contiguous memory) and then columns, in
 16-bit fixed point with 8 fractional bits, and rounds once; Pillow rounds to whole levels in between, so that the two
 differ by one level at most (see `NARROW_TAPS`).

@@ -79,4 +79,4 @@ class Rendered:
 
     request: Request
     pixels: torch.Tensor | tuple[torch.Tensor, ...]
-    """(V, N, size, size, 3), or V of (N, size, size, 3), of the configuration's `pixel_dtype`: finished views, or those at the seam."""
+    """(V, N, size, size, 3), or V of (N, size, size, 3), of `LoaderConfig.pixel_dtype`: finished, or at the seam."""

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
-REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (192, 192, 192)}
+REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (200, 200, 200)}
 """At most, of a thread, on sm_80, sm_90 and sm_100."""
 SHARED = {"gray_sums": 64, "colour": 0, "blur": 16384}
 """At most, bytes of a program."""
@@ -79,6 +79,11 @@ def test_half_precision_is_rounded_to_nearest(compiled: Callable[..., Any]) -> N
 def test_blur_runs_on_tensor_cores(compiled: Callable[..., Any]) -> None:
     ptx = compiled(kernel="blur", architecture=90).ptx
     assert len(re.findall(r"\bmma\.sync\.aligned\.m16n8k16\S*f32\.f16\.f16\.f32", ptx)) == 112
+
+
+@pytest.mark.parametrize(("kernel", "architecture"), [("colour", 80), ("blur", 100)])
+def test_odd_sizes_do_not_spill(compiled: Callable[..., Any], kernel: str, architecture: int) -> None:
+    assert compiled(kernel=kernel, architecture=architecture, size=225).spilled == 0
 
 
 def test_scattered_views_are_read_byte_by_byte(compiled: Callable[..., Any]) -> None:
