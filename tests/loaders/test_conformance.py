@@ -33,7 +33,7 @@ WANTS = {"dali": "nvidia.dali", "ffcv": "maskco_fast.loaders.ffcv"}
 def backend(request):
     if request.param in WANTS:
         reason = f"pip install 'maskco-fast[{request.param}]' brings the {request.param} loader"
-        pytest.importorskip(WANTS[request.param], reason=reason)
+        pytest.importorskip(WANTS[request.param], reason=reason, exc_type=ImportError)
     return request.param
 
 
