@@ -24,7 +24,6 @@ from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
 from .vector import (
     broadcast,
     convert,
-    interleave,
     load,
     maximum,
     minimum,
@@ -32,6 +31,7 @@ from .vector import (
     reinterpret,
     select,
     store,
+    store_interleaved,
     total,
 )
 from .views import BRIGHTNESS, CONTRAST, SATURATION
@@ -299,7 +299,7 @@ def _float16_bits(values):
     size = bits & np.int32(0x7FFFFFFF)
     shifted = size - np.int32(0x38000000)
     rounded = (shifted + np.int32(0xFFF) + ((shifted >> np.int32(13)) & _I1)) >> np.int32(13)
-    return convert(sign | select(size < np.int32(0x38800000), broadcast(_I0, 16), rounded), np.uint16)
+    return convert(sign | select(size < np.int32(0x38800000), broadcast(_I0, LANES), rounded), np.uint16)
 
 
 @leaf(forceinline=True)
@@ -309,51 +309,57 @@ def _bfloat16_bits(values):
     return convert((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & _I1)) >> np.int32(16), np.uint16)
 
 
-def _encode(values, scale, offset, form, out):
-    """Whole levels as the lanes that `out` stores: normalised, but for uint8."""
+def _encode(row, at, normalisation, channel, form, out):
+    """`LANES` whole levels of `row` as the lanes that `out` stores: normalised, but for uint8."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(_encode, jit_options={"forceinline": True})
-def _encode_overload(values, scale, offset, form, out):
+def _encode_overload(row, at, normalisation, channel, form, out):
     if out.dtype == types.uint8:
-        return lambda values, scale, offset, form, out: convert(convert(values, np.int32), np.uint8)
+        return lambda row, at, normalisation, channel, form, out: convert(
+            convert(load(row, at, LANES), np.int32), np.uint8
+        )
     if out.dtype == types.float32:
-        return lambda values, scale, offset, form, out: values * scale + offset
+        return lambda row, at, normalisation, channel, form, out: _normalise(row, at, normalisation, channel)
     if _converts_float16():
 
-        def encode(values, scale, offset, form, out):
-            normal = values * scale + offset
+        def encode(row, at, normalisation, channel, form, out):
             if form == FLOAT16:
-                return reinterpret(convert(normal, np.float16), np.uint16)
-            return _bfloat16_bits(normal)
+                return reinterpret(convert(_normalise(row, at, normalisation, channel), np.float16), np.uint16)
+            return _bfloat16_bits(_normalise(row, at, normalisation, channel))
 
         return encode
 
-    def encode_by_bits(values, scale, offset, form, out):
-        normal = values * scale + offset
+    def encode_by_bits(row, at, normalisation, channel, form, out):
         if form == FLOAT16:
-            return _float16_bits(normal)
-        return _bfloat16_bits(normal)
+            return _float16_bits(_normalise(row, at, normalisation, channel))
+        return _bfloat16_bits(_normalise(row, at, normalisation, channel))
 
     return encode_by_bits
 
 
-@leaf()
+@leaf(forceinline=True)
+def _normalise(row, at, normalisation, channel):
+    return load(row, at, LANES) * normalisation[0, channel] + normalisation[1, channel]
+
+
+@leaf(forceinline=True)
 def _write_row(row, size, pitch, form, normalisation, tail, out, start):
     """Encode `row` and write its S pixels to the flat `out` from `start` on."""
-    for x in range(0, size, 16):
-        encoded = interleave(
-            _encode(load(row, x, 16), normalisation[0, 0], normalisation[1, 0], form, out),
-            _encode(load(row, pitch + x, 16), normalisation[0, 1], normalisation[1, 1], form, out),
-            _encode(load(row, 2 * pitch + x, 16), normalisation[0, 2], normalisation[1, 2], form, out),
-        )
-        if x + 16 <= size:
-            store(out, start + 3 * x, encoded)
-        else:  # what lies behind the row's end may be another thread's
-            store(tail, 0, encoded)
-            for i in range(3 * (size - x)):
-                out[start + 3 * x + i] = tail[i]
+    whole = size // LANES * LANES
+    for x in range(0, whole, LANES):
+        red = _encode(row, x, normalisation, 0, form, out)
+        green = _encode(row, pitch + x, normalisation, 1, form, out)
+        blue = _encode(row, 2 * pitch + x, normalisation, 2, form, out)
+        store_interleaved(out, start + 3 * x, red, green, blue)
+    if whole < size:  # what lies behind the row's end may be another thread's
+        red = _encode(row, whole, normalisation, 0, form, out)
+        green = _encode(row, pitch + whole, normalisation, 1, form, out)
+        blue = _encode(row, 2 * pitch + whole, normalisation, 2, form, out)
+        store_interleaved(tail, 0, red, green, blue)
+        for i in range(3 * (size - whole)):
+            out[start + 3 * whole + i] = tail[i]
 
 
 @leaf()

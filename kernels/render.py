@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, HALO, MAX_RADIUS, UINT8, augment_view
+from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, HALO, LANES, MAX_RADIUS, UINT8, augment_view
 from .augment_reference import IMAGENET_MEAN, IMAGENET_STD
 from .jit import jit, leaf
 from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
-from .resize import NARROW_TAPS, STRIP, resize_view
-from .vector import deinterleave, interleave, load, store
+from .resize import NARROW_TAPS, STRIP, TILE, resize_view
+from .vector import load, load_interleaved, store, store_interleaved
 from .views import ViewConfig
 
 FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": UINT8}
@@ -23,18 +23,18 @@ FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8"
 
 
 class Scratch(NamedTuple):
-    """One thread's working memory; only `strip` depends on the images, by their width W."""
+    """One thread's working memory; only `columns` depends on the images, by their width W."""
 
     spans: np.ndarray
     """(2 · 2 · P,) int32, of the output rows, then columns: first source pixels, numbers of them. P: see `pitch`."""
     weights: np.ndarray
     """(2 · NARROW_TAPS · P,) uint16, likewise: the weights of the source pixels in 1/65536."""
-    wide: np.ndarray
-    """(NARROW_TAPS · 32,) uint16: one row's weights, each 32 times."""
-    strip: np.ndarray
-    """(STRIP · (3 W + 128),) uint16: rows resized vertically, in 1/256 level."""
+    tile: np.ndarray
+    """(STRIP · TILE,) uint16: a part of a strip of output rows, resized vertically, in 1/256 level."""
     columns: np.ndarray
-    """(3 W · STRIP,) uint16: the same transposed."""
+    """(3 W · STRIP,) uint16: such parts transposed."""
+    narrow: np.ndarray
+    """(512 · TILE,) uint8: a crop that is narrower than a tile, its rows made as wide as one."""
     block: np.ndarray
     """(3 · P · STRIP,) uint8: the strip when resized, its columns in a row; 0 from column S on."""
     levels: np.ndarray
@@ -52,7 +52,7 @@ class Scratch(NamedTuple):
     slots: np.ndarray
     """(2 · (MAX_RADIUS + 1),) int64: where the rows above and below the one being blurred lie in `ring`."""
     tail: np.ndarray
-    """(192,) uint8: the last pixels of a row, where they are fewer than the kernels write at once."""
+    """(12 LANES,) uint8: the last pixels of a row, where they are fewer than the kernels write at once."""
 
 
 @leaf()
@@ -70,9 +70,9 @@ def make_scratch(size, width):
     return Scratch(
         _aligned(4 * pitch, np.int32),
         _aligned(2 * NARROW_TAPS * pitch, np.uint16),
-        _aligned(NARROW_TAPS * 32, np.uint16),
-        _aligned(STRIP * (3 * width + 128), np.uint16),
-        _aligned(3 * width * STRIP, np.uint16),
+        _aligned(STRIP * TILE, np.uint16),
+        _aligned(max(3 * width, TILE) * STRIP, np.uint16),
+        _aligned(512 * TILE, np.uint8),
         _aligned(3 * pitch * STRIP, np.uint8),
         _aligned(pitch * 3 * pitch, np.uint8),
         pitch,
@@ -81,7 +81,7 @@ def make_scratch(size, width):
         _aligned(3 * (pitch + 2 * HALO), np.uint16),
         _aligned((MAX_RADIUS + 1) * 32, np.uint16),
         _aligned(2 * (MAX_RADIUS + 1), np.int64),
-        _aligned(192, np.uint8),
+        _aligned(3 * LANES * 4, np.uint8),
     )
 
 
@@ -137,7 +137,7 @@ def _interleave_row(levels, at, pitch, size, out, start):
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green = load(levels, at + x, 32), load(levels, at + pitch + x, 32)
-        store(out, start + 3 * x, interleave(red, green, load(levels, at + 2 * pitch + x, 32)))
+        store_interleaved(out, start + 3 * x, red, green, load(levels, at + 2 * pitch + x, 32))
     for x in range(whole, size):
         for channel in range(3):
             out[start + 3 * x + channel] = levels[at + channel * pitch + x]
@@ -148,7 +148,7 @@ def _deinterleave_row(source, start, size, levels, at, pitch):
     """The row of the levels from `at` on, from the flat `source` from `start` on."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
-        red, green, blue = deinterleave(load(source, start + 3 * x, 96))
+        red, green, blue = load_interleaved(source, start + 3 * x, 32)
         store(levels, at + x, red)
         store(levels, at + pitch + x, green)
         store(levels, at + 2 * pitch + x, blue)

@@ -33,10 +33,11 @@ Each tap's product is floored to 1/256 level, which half a unit a tap makes up f
 left a pass, and 0.05 for the rounded weights; less than the 0.5 that keeps the result within one level of Pillow's.
 """
 STRIP = 32
-"""Output rows that are resized together, so that their intermediate stays in the L2 cache."""
+"""Output rows that are resized together, as the lanes of a vector."""
+TILE = 128
+"""Values (bytes) of an image row that are worked on at once."""
 
 _MAX_SCALE = (NARROW_TAPS - 2) / 2  # a downscaling by s draws on 2 s + 1 pixels at most, and one is to spare
-_CHUNK = 64  # bytes of an image row that are worked on at once: a crop of 22 pixels is the narrowest
 _HALF_LEVEL = 128  # in 1/256
 
 
@@ -54,23 +55,21 @@ def resize_view(image, y, x, height, width, flip, size, scratch):
 
     `image` (H, W, 3) uint8, C-contiguous; the crop's `y`, `x`, `height`, `width` in its pixels, inside it.
     """
-    strip, levels, pitch = scratch.strip, scratch.levels, scratch.pitch
-    if max(height, width) > _MAX_SCALE * size or 3 * width < _CHUNK:
-        _resize_wide(image, y, x, height, width, flip, size, strip.view(np.float32), levels, pitch)
+    levels, pitch, narrow = scratch.levels, scratch.pitch, scratch.narrow
+    flat, stride = image.reshape(-1), 3 * image.shape[1]
+    begin, values = y * stride + 3 * x, 3 * width
+    if max(height, width) > _MAX_SCALE * size or (values < TILE and height * TILE > len(narrow)):
+        _resize_wide(image, y, x, height, width, flip, size, scratch.columns.view(np.float32), levels, pitch)
         return
-    spans, weights = scratch.spans, scratch.weights
+    if values < TILE:  # a tile would reach beyond the image
+        for row in range(height):
+            narrow[row * TILE : row * TILE + values] = flat[begin + row * stride : begin + row * stride + values]
+        flat, stride, begin, values = narrow, TILE, 0, TILE
+    spans, weights, tile, columns, block = scratch.spans, scratch.weights, scratch.tile, scratch.columns, scratch.block
     _fill_taps(height, size, False, spans, weights, 0, pitch)
     _fill_taps(width, size, flip, spans, weights, 1, pitch)
-    flat, stride = image.reshape(-1), 3 * image.shape[1]
-    begin = y * stride + 3 * x
-    columns, block, wide = scratch.columns, scratch.block, scratch.wide
-    # An odd number of cache lines a row, so that the rows of a column do not compete for the same places in the cache.
-    line = (3 * width + _CHUNK - 1) // _CHUNK * _CHUNK + 32
     for top in range(0, size, STRIP):
-        for row in range(top, min(top + STRIP, size)):
-            to = (row - top) * line
-            _resize_row(flat, begin, stride, 3 * width, row, spans, weights, pitch, wide, strip, to)
-        _resize_columns(strip, line, 3 * width, flip, size, spans, weights, pitch, columns, block)
+        _resize_strip(flat, begin, stride, values, top, flip, size, spans, weights, pitch, tile, columns, block)
         for channel in range(3):
             for column in range(0, pitch, STRIP):
                 at, to = (channel * pitch + column) * STRIP, (3 * top + channel) * pitch + column
@@ -120,46 +119,29 @@ def _triangle(pixel, end, centre, inverse_support):
 
 
 @leaf(forceinline=True)
-def _resize_row(flat, begin, stride, values, row, spans, weights, pitch, wide, strip, to):
-    """One output row from the image's rows, into `strip` from `to` on: each chunk's even values, then its odd ones.
+def _resize_strip(flat, begin, stride, values, top, flip, size, spans, weights, pitch, tile, columns, block):
+    """`STRIP` output rows from `top` on, into `block`, where they are the lanes of each column.
 
-    Two bytes are taken as one uint16: each in its upper half is a level in 1/256, which the weight's product keeps.
+    The rows are resized vertically tile by tile, each tile just ahead of the columns that need it, so that it and what
+    it is transposed into are still in the L1 cache.
     """
-    begin += spans[row] * stride
-    count = spans[pitch + row]
-    for k in range(count):
-        store(wide, 32 * k, broadcast(weights[k * pitch + row], 32))
-    half_lost = broadcast(np.uint16(count // 2), 32)
-    for chunk in range(0, values, _CHUNK):
-        at = begin + min(chunk, values - _CHUNK)
-        even, odd = broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32)
-        for k in range(count):
-            pairs, weight = reinterpret(load(flat, at + k * stride, _CHUNK), np.uint16), load(wide, 32 * k, 32)
-            even = even + multiply_high(pairs << np.uint16(8), weight)
-            odd = odd + multiply_high(pairs & np.uint16(0xFF00), weight)
-        store(strip, to + chunk, even + half_lost)
-        store(strip, to + chunk + 32, odd + half_lost)
-
-
-@leaf(forceinline=True)
-def _resize_columns(strip, line, values, flip, size, spans, weights, pitch, columns, block):
-    """All output columns of a strip into `block`; the strip's rows are the lanes.
-
-    The strip is transposed into `columns` just ahead of its use, while it is in the L1 cache.
-    """
-    chunk = 0
+    rows = min(STRIP, size - top)
+    ready = 0
     for i in range(size):
         column = size - 1 - i if flip else i
-        count = spans[3 * pitch + column]
-        at = 3 * spans[2 * pitch + column] * STRIP
-        while chunk < values and chunk * STRIP < at + 3 * count * STRIP:
-            to = min(chunk, values - _CHUNK) * STRIP
-            for j in range(chunk, chunk + _CHUNK // 2, 8):
-                transpose(strip, j, line, columns, to, 2 * STRIP)
-                transpose(strip, j + _CHUNK // 2, line, columns, to + STRIP, 2 * STRIP)
-                to += 16 * STRIP
-            chunk += _CHUNK
+        count, first = spans[3 * pitch + column], 3 * spans[2 * pitch + column]
+        while ready < first + 3 * count:
+            start = min(ready, values - TILE)
+            for row in range(rows):
+                _resize_down(flat, begin + start, stride, top + row, spans, weights, pitch, tile, row * TILE)
+            for chunk in range(0, TILE, 64):  # a chunk holds its even values, then its odd ones
+                for j in range(0, 32, 8):
+                    to = (start + chunk + 2 * j) * STRIP
+                    transpose(tile, chunk + j, TILE, columns, to, 2 * STRIP)
+                    transpose(tile, chunk + 32 + j, TILE, columns, to + STRIP, 2 * STRIP)
+            ready = start + TILE
         red, green, blue = broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32), broadcast(np.uint16(0), 32)
+        at = first * STRIP
         for k in range(count):
             weight = broadcast(weights[(NARROW_TAPS + k) * pitch + column], 32)
             red = red + multiply_high(load(columns, at, 32), weight)
@@ -171,6 +153,28 @@ def _resize_columns(strip, line, values, flip, size, spans, weights, pitch, colu
         store(block, to, convert((red + rounding) >> np.uint16(8), np.uint8))
         store(block, to + pitch * STRIP, convert((green + rounding) >> np.uint16(8), np.uint8))
         store(block, to + 2 * pitch * STRIP, convert((blue + rounding) >> np.uint16(8), np.uint8))
+
+
+@leaf(forceinline=True)
+def _resize_down(flat, at, stride, row, spans, weights, pitch, tile, to):
+    """`TILE` values of one output row from the image's rows, from `at` on, into `tile` from `to` on, in 1/256 level.
+
+    Two bytes are taken as one uint16: each in its upper half is a level in 1/256, which the weight's product keeps.
+    """
+    at += spans[row] * stride
+    count = spans[pitch + row]
+    low, high = np.uint16(8), np.uint16(0xFF00)
+    even = odd = even_2 = odd_2 = broadcast(np.uint16(count // 2), 32)  # a product loses half a unit on average
+    for k in range(count):
+        weight = broadcast(weights[k * pitch + row], 32)
+        pairs, pairs_2 = reinterpret(load(flat, at, 64), np.uint16), reinterpret(load(flat, at + 64, 64), np.uint16)
+        even, odd = even + multiply_high(pairs << low, weight), odd + multiply_high(pairs & high, weight)
+        even_2, odd_2 = even_2 + multiply_high(pairs_2 << low, weight), odd_2 + multiply_high(pairs_2 & high, weight)
+        at += stride
+    store(tile, to, even)
+    store(tile, to + 32, odd)
+    store(tile, to + 64, even_2)
+    store(tile, to + 96, odd_2)
 
 
 @leaf()

@@ -243,31 +243,48 @@ def transpose(typing_context, source, at, stride, target, to, step):
 
 
 @intrinsic(prefer_literal=True)
-def interleave(typing_context, a, b, c):
-    """Lanes a0 b0 c0 a1 b1 c1 and so on."""
-    result = VectorType(a.element, 3 * a.lanes)
+def store_interleaved(typing_context, array, index, a, b, c):
+    """Write lanes a0 b0 c0 a1 b1 c1 and so on to `array` from `index` on.
+
+    In three vectors as long as `a`: LLVM takes a vector of three times a power of two apart, lane by lane.
+    """
 
     def generate(context, builder, signature, arguments):
-        first, second, third = arguments
-        pair = builder.shuffle_vector(first, second, _lanes(range(2 * a.lanes)))
-        single = builder.shuffle_vector(third, third, _lanes(range(2 * a.lanes)))
-        order = [i % 3 * a.lanes + i // 3 for i in range(3 * a.lanes)]
-        return builder.shuffle_vector(pair, single, _lanes(order))
+        memory, index, first, second, third = arguments
+        for part in range(3):
+            order = [(lane % 3, lane // 3) for lane in range(part * a.lanes, (part + 1) * a.lanes)]
+            pair = _lanes(channel % 2 * a.lanes + lane for channel, lane in order)
+            both = _lanes(a.lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order))
+            piece = builder.shuffle_vector(builder.shuffle_vector(first, second, pair), third, both)
+            at = builder.add(index, ir.Constant(index.type, part * a.lanes))
+            pointer = _pointer(context, builder, array, memory, at, a)
+            builder.store(piece, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
 
-    return result(a, b, c), generate
+    return types.void(array, types.intp, a, b, c), generate
 
 
 @intrinsic(prefer_literal=True)
-def deinterleave(typing_context, vector):
-    """What `interleave` made, as a tuple of three."""
-    third = VectorType(vector.element, vector.lanes // 3)
+def load_interleaved(typing_context, array, index, lanes):
+    """Three vectors of `lanes` (a literal), whose lanes lie in `array` as `store_interleaved` writes them."""
+    vector = VectorType(array.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
-        value = arguments[0]
-        parts = [builder.shuffle_vector(value, value, _lanes(range(i, vector.lanes, 3))) for i in range(3)]
-        return context.make_tuple(builder, signature.return_type, parts)
+        memory, index, _ = arguments
+        pieces = []
+        for part in range(3):
+            at = builder.add(index, ir.Constant(index.type, part * vector.lanes))
+            pointer = _pointer(context, builder, array, memory, at, vector)
+            pieces.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
+        channels = []
+        for channel in range(3):
+            places = range(channel, 3 * vector.lanes, 3)
+            pair = _lanes(place if place < 2 * vector.lanes else 0 for place in places)
+            both = _lanes(place - vector.lanes if place >= 2 * vector.lanes else i for i, place in enumerate(places))
+            channels.append(builder.shuffle_vector(builder.shuffle_vector(*pieces[:2], pair), pieces[2], both))
+        return context.make_tuple(builder, signature.return_type, channels)
 
-    return types.UniTuple(third, 3)(vector), generate
+    return types.UniTuple(vector, 3)(array, types.intp, lanes), generate
 
 
 def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
