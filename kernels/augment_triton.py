@@ -17,7 +17,10 @@ of 256 images at least: 231 MB, 69 µs of an H100's 3.35 TB/s; by the three pass
 miss the L2 cache. The launches go `Workspace.views` views at a time, so that what a pass reads again, and the levels
 between the passes 2 and 3, can stay in that cache (128 views: 19 MB of views and 22 MB of levels).
 
-The same probabilities with one eager operator after the other are in `benchmarks/gpu_budget.py`.
+Bytes are not all: by the machine code a jittered pixel takes about 125 instructions in pass 2, half of that in pass 1,
+and pass 3 about 450 multiply-adds a value on the tensor cores, so that the passes are expected at about three times the
+floor, 0.2 ms for 256 images. That is a count, not a measurement: nothing here has been run on a GPU by its authors;
+`benchmarks/gpu_check.py` does. `benchmarks/gpu_budget.py` counts what one operator after the other would move.
 """
 
 import contextlib
@@ -26,11 +29,14 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from . import augment_torch
 
+MIN_TRITON = (3, 3)
+"""The first that compiles the kernels (torch 2.7). 16-byte loads and the compile report's figures are Triton 3.8's."""
 GROUPS = 128
 """Groups of 16 pixels a program: one for each thread of four warps."""
 PIXELS = 16
@@ -38,8 +44,6 @@ TILE, HALO = 32, 16
 """A blur tile and the border around it, pixels; the kernels' own numbers."""
 COLOUR_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 """Fused multiply-adds would truncate some blends to another level than torchvision does."""
-BLUR_OPTIONS = {"num_warps": 2, "num_stages": 1, "maxnreg": 200, "enable_fp_fusion": False}
-"""Two warps: a tile's 32 rows are two rows of tensor-core tiles. 200 registers: five programs fit a multiprocessor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,16 @@ def padded_programs(size: int) -> int:
     return 1 << (programs(size) - 1).bit_length()
 
 
+def blur_options(size: int) -> dict[str, Any]:
+    """Compiler options of pass 3.
+
+    Two warps: a tile's 32 rows are two rows of tensor-core tiles. At most 192 registers, so that five programs fit a
+    multiprocessor; 224 where pixels are stored byte by byte, whose addresses would spill otherwise (on sm_100).
+    """
+    registers = 192 if size % PIXELS == 0 else 224
+    return {"num_warps": 2, "num_stages": 1, "maxnreg": registers, "enable_fp_fusion": False}
+
+
 def pitch(size: int) -> int:
     """Bytes from one row of the workspace's levels to the next: whole tiles and a halo on either side."""
     return math.ceil(size / TILE) * TILE + 2 * HALO
@@ -104,6 +118,10 @@ def unusable(device: torch.device | str) -> str | None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"compute capability {major}.{minor}; the kernels are compiled and tested for 8.0 and above"
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < MIN_TRITON:
+        return f"Triton {triton.__version__}; the kernels want {'.'.join(map(str, MIN_TRITON))} or later"
     return None
 
 
@@ -193,5 +211,5 @@ def _launch(
         SUMS=padded_programs(size), FLIPPED=flip, **shared, **loads, **COLOUR_OPTIONS,
     )  # fmt: skip
     kernels.blur[(math.ceil(size / TILE), count)](
-        *plan, *box, workspace.levels, out, first, batch, **shared, **BLUR_OPTIONS
+        *plan, *box, workspace.levels, out, first, batch, **shared, **blur_options(size)
     )

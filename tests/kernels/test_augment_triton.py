@@ -316,6 +316,21 @@ def test_unusable_says_why_and_plain_torch_takes_over() -> None:
         assert augment_triton.unusable("cuda") == "torch sees no CUDA device"
 
 
+@pytest.mark.parametrize(
+    ("capability", "version", "reason"),
+    [((7, 5), "3.8.0", "compute capability 7.5;"), ((9, 0), "3.2.0", "Triton 3.2.0;"), ((9, 0), "3.10.1", None)],
+)
+def test_old_hardware_and_old_triton(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str, reason: str | None
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(triton, "__version__", version)
+    found = augment_triton.unusable("cuda")
+    assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_graph_replays_without_waiting() -> None:

@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton")
 
-REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (200, 200, 200)}
+REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (192, 192, 192)}
 """At most, of a thread, on sm_80, sm_90 and sm_100."""
 SHARED = {"gray_sums": 64, "colour": 0, "blur": 16384}
 """At most, bytes of a program."""
