@@ -20,7 +20,7 @@ from .dataset import Dataset
 from .decode import BadImage
 from .device import DeviceStage, make_streams
 from .order import batch_count, batch_positions, order
-from .quarantine import BadSample, Quarantine
+from .quarantine import BadSample, Quarantine, TooManyBadSamples
 from .request import LoaderConfig, Rendered, Request
 
 STATE_VERSION = 1
@@ -157,22 +157,27 @@ class Loader(ABC):
         A sample that does not decode is quarantined, and the next in the shards' order that does takes its place, with
         its own plan: a function of the data alone, so that every loader and every thread count replaces alike.
         """
-        index = int(request.indices[n])
-        while True:
-            if index not in self.quarantine:
-                sample = self.dataset.samples[index]
-                try:
-                    image = decode(self.dataset.read(index), sample)
-                    if image.shape[:2] != (sample["height"], sample["width"]):
-                        raise BadImage("size differs from the header")
-                    break
-                except BadImage as reason:
-                    self._reject(index, str(reason))
-            index = (index + 1) % len(self.dataset)
+        for index in self._candidates(int(request.indices[n])):
+            sample = self.dataset.samples[index]
+            try:
+                image = decode(self.dataset.read(index), sample)
+                if image.shape[:2] != (sample["height"], sample["width"]):
+                    raise BadImage("size differs from the header")
+                break
+            except BadImage as reason:
+                self._reject(index, str(reason))
         if index != request.indices[n]:
             request.indices[n] = index
             request.rows[n] = self._plan(np.array([index]), request.epoch)[0]
         return image
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """The sample itself, then those that may take its place; TooManyBadSamples after all of them."""
+        for step in range(len(self.dataset)):
+            candidate = (index + step) % len(self.dataset)
+            if candidate not in self.quarantine:
+                yield candidate
+        raise TooManyBadSamples(f"not one of {len(self.dataset)} samples decodes; quarantine.json names them")
 
     def _reject(self, index: int, reason: str) -> None:
         shard, number = self.dataset.locate(index)
