@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test lint typecheck format clean
+.PHONY: help install install-dev train test lint typecheck format gpu-check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,6 +44,9 @@ typecheck: install-dev
 format: install-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+gpu-check: install-dev ## on a machine with a GPU: values, timings against the floor, peers, and a report to attach
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean: ## remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -38,7 +38,7 @@ class Quarantine:
 
     def __init__(self, found_at_index: Iterable[BadSample] = (), *, max_share: float = 0.1) -> None:
         if not 0 < max_share <= 1:
-            raise ValueError(f"max_share is {max_share}; it wants 0 < share <= 1 of the samples")
+            raise ValueError(f"max_bad_share is {max_share}; it wants 0 < share <= 1 of the samples")
         self.max_share = max_share
         self.entries = list(found_at_index)
         self._failed: dict[int, str] = {}
