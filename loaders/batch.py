@@ -18,7 +18,7 @@ class Batch:
 
     views: tuple[torch.Tensor, ...]
     """V tensors (N, 3, size, size), channels-last. float32, float16 or bfloat16: normalised by ImageNet's mean and
-    standard deviation, the query's masked box at zero. uint8: augmented levels 0..255, neither normalised nor masked."""
+    standard deviation, the query's masked box at zero. uint8: augmented levels, neither normalised nor masked."""
     sample_id: torch.Tensor
     """(N,) int64: the hash of the sample's key that its plan was drawn from."""
     target: torch.Tensor
