@@ -27,6 +27,7 @@ from maskco_fast.peers import (
     torchvision_pil,
     torchvision_v2,
 )
+from maskco_fast.peers_ffcv import ffcv_ssl, ffcv_stock
 
 MEAN_LEVELS, FAR_SHARE = 0.5, 1 / 200
 """The gate of our rows: mean difference from the reference in levels, and the share of values off by more than 3."""
@@ -213,6 +214,8 @@ ROWS: dict[str, Row] = {
     "dali_stock": _peer(
         "DALI on the CPU with its own operators", f"{FREE}; jitter in a fixed order, hue in YIQ", dali_stock
     ),
+    "ffcv_stock": _peer("FFCV's own crop and flip", "one view, INTER_AREA, no colour, uint8 out", ffcv_stock),
+    "ffcv_ssl": _peer("FFCV-SSL's two views", f"{FREE}; INTER_AREA, no blur, uint8 out", ffcv_ssl),
     "decode_only": Row(
         kind="bound", what="full decode, libjpeg-turbo, threads", parity="decodes only", open=DecodeOnly
     ),
