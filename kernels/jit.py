@@ -8,7 +8,9 @@ user's cache folder and its stamp is a hash of every source in this folder and o
 
 import functools
 import hashlib
+import logging
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ import numba
 from numba.core import caching
 
 from .cache import cache_folder
+
+_log = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +59,23 @@ class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    """Tells of compilations, which take seconds and happen once for each version, dtype and kind of CPU."""
+
     _impl_class = _CacheImpl
+    _began = 0.0
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None:
+            self._began = time.monotonic()
+            _log.warning("compiling %s for this CPU, once; seconds to half a minute", self._py_func.__name__)
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        super().save_overload(sig, data)
+        _log.warning(
+            "compiled %s in %.0f s; kept in %s", self._py_func.__name__, time.monotonic() - self._began, self.cache_path
+        )
 
 
 class _LazyCache:

@@ -130,33 +130,48 @@ class ViewsConfig:
 
 def views(config: ViewsConfig) -> int:
     """Write the picture; returns 0."""
-    with make_loader(
-        config.shards,
-        config.count,
-        views=config.views,
-        backend=config.loader,
-        dtype=torch.uint8,
+    dataset = Dataset.open(config.shards)
+    draw_views(
+        dataset,
+        config.views,
+        config.out,
+        count=config.count,
         seed=config.seed,
-        rank=0,
-        world_size=1,
+        epoch=config.epoch,
+        backend=config.loader,
+    )
+    print(f"{config.out}: {config.count} images")
+    return 0
+
+
+def draw_views(
+    dataset: Dataset,
+    config: ViewConfig,
+    out: pathlib.Path,
+    *,
+    count: int,
+    seed: int,
+    epoch: int = 0,
+    backend: str = "reference",
+) -> None:
+    """Write `pictures.views_picture` of the first `count` images of an epoch, as `backend` renders them."""
+    with make_loader(
+        dataset, count, views=config, backend=backend, dtype=torch.uint8, seed=seed, rank=0, world_size=1
     ) as loader:
-        loader.set_epoch(config.epoch)
+        loader.set_epoch(epoch)
         batch = next(iter(loader))
         images = []
         for n, position in enumerate(batch.index.tolist()):
-            sample = loader.dataset.samples[position : position + 1]
-            facts = sample["sample_id"], sample["height"], sample["width"]
-            row = plan(config.views, config.seed, config.epoch, *facts)
-            shard, number = loader.dataset.locate(position)
+            sample = dataset.samples[position : position + 1]
+            row = plan(config, seed, epoch, sample["sample_id"], sample["height"], sample["width"])
+            shard, number = dataset.locate(position)
             images.append(
                 PlannedImage(
                     name=shard.key(number),
-                    original=decode_pillow(loader.dataset.read(position)),
-                    plan=row.view(config.views.plan_dtype)[0, 0],
+                    original=decode_pillow(dataset.read(position)),
+                    plan=row.view(config.plan_dtype)[0, 0],
                     views=tuple(view[n].permute(1, 2, 0).numpy() for view in batch.views),
                 )
             )
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    views_picture(images, config.views, config.out)
-    print(f"{config.out}: {len(images)} images")
-    return 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    views_picture(images, config, out)

@@ -12,10 +12,14 @@ from maskco_fast.config import TrainConfig
 from maskco_fast.demo import demo_shards
 from maskco_fast.devices import DTYPES, choose_device, choose_precision
 from maskco_fast.errors import SUCCESS, say
+from maskco_fast.inspect import draw_views
 from maskco_fast.loaders import Loader, make_loader
 from maskco_fast.methods import Method, make_method
 from maskco_fast.pictures import loss_picture
 from maskco_fast.trainer import Trainer
+
+VIEWS_SHOWN = 3
+"""Images of views.png: the first of the first epoch."""
 
 
 def train(config: TrainConfig) -> int:
@@ -23,7 +27,7 @@ def train(config: TrainConfig) -> int:
 
     That is when the run reached its last step, and when it was asked to end (SIGTERM, Ctrl-C) and left a checkpoint
     from which the same command goes on. Writes into `config.run_dir`: config.json, metrics.jsonl, quarantine.json,
-    checkpoints/, tensorboard/ and loss.png. Bad input raises what `errors.named_errors` names.
+    checkpoints/, tensorboard/, loss.png and views.png. Bad input raises what `errors.named_errors` names.
     """
     began = time.monotonic()
     device = choose_device(config.device)
@@ -45,6 +49,7 @@ def train(config: TrainConfig) -> int:
     if metrics.stat().st_size:  # a run that is stopped before its first step has nothing to draw
         chance = method.chance_loss(config.batch_size)
         loss_picture(metrics, config.run_dir / "loss.png", chance=chance, title=f"{config.method}, {config.recipe}")
+        draw_views(loader.dataset, method.views, config.run_dir / "views.png", count=VIEWS_SHOWN, seed=config.seed)
     if bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
         say(f"quarantined: {reasons}; each is named in {config.run_dir / 'quarantine.json'}")
@@ -70,14 +75,15 @@ def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: to
         dtype=dtype,
         seed=config.seed,
         threads=config.loader_threads,
+        progress=_counter("shards indexed"),
     )
 
 
-def _counter(what: str, every: float = 5.0) -> Callable[[int, int], None]:
+def _counter(what: str, every: float = 5.0) -> Callable[..., None]:
     """A callback that says `done/all what` now and then, the first time after `every` seconds."""
     said = time.monotonic()
 
-    def tell(done: int, count: int) -> None:
+    def tell(done: int, count: int, *_: int) -> None:
         nonlocal said
         if time.monotonic() - said >= every:
             said = time.monotonic()
