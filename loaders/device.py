@@ -145,7 +145,7 @@ class DeviceStage:
         samples = self._dataset.samples[request.indices]
         numbers = np.stack([samples["sample_id"], samples["target"], request.indices])
         pixels = rendered.pixels if isinstance(rendered.pixels, torch.Tensor) else torch.stack(rendered.pixels)
-        if pixels.device == self._device:
+        if pixels.device.type != "cpu":
             streams.side_waits(streams.done())  # a loader that renders on the device does so on the current stream
         pageable = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
         source = tuple(self._page_locked(tensor) for tensor in pageable)

@@ -3,8 +3,9 @@
 import io
 import os
 import pathlib
+import signal
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.symlink(numba, root / "numba")
     os.environ["MASKCO_FAST_CACHE"] = str(root)
     cache_folder.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C as at a terminal: a shell starts background jobs, and some CI its whole run, with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
