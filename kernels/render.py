@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, HALO, LANES, MAX_RADIUS, UINT8, augment_view
+from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, HALO, MAX_RADIUS, UINT8, augment_view
 from .augment_reference import IMAGENET_MEAN, IMAGENET_STD
+from .colour_numba import LANES
 from .jit import jit, leaf
 from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view
@@ -192,6 +193,8 @@ class Renderer:
         self._views = len(config.views)
         self._mask = config.mask and dtype != "uint8"
         std64 = np.asarray(std, np.float64)
+        if std64.min() <= 0:
+            raise ValueError(f"std is {tuple(std)}; it wants to be positive")
         self._normalisation = np.array([1 / (255 * std64), -np.asarray(mean, np.float64) / std64], np.float32)
         self._width = 512
         self._scratch = make_scratch(config.size, self._width)

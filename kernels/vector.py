@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -163,6 +164,19 @@ def maximum(typing_context, a, b):
 
 
 @intrinsic(prefer_literal=True)
+def magnitude(typing_context, vector):
+    """The absolute values of float lanes."""
+
+    def generate(context, builder, signature, arguments):
+        kind = _llvm(vector)
+        name = f"llvm.fabs.v{vector.lanes}f{vector.element.bitwidth}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
+        return builder.call(function, arguments)
+
+    return vector(vector), generate
+
+
+@intrinsic(prefer_literal=True)
 def select(typing_context, condition, a, b):
     """`a` in the lanes where `condition` holds, `b` elsewhere."""
 
@@ -170,6 +184,17 @@ def select(typing_context, condition, a, b):
         return builder.select(*arguments)
 
     return a(condition, a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def any_lane(typing_context, condition):
+    """Whether `condition` holds in any lane."""
+
+    def generate(context, builder, signature, arguments):
+        bits = ir.IntType(condition.lanes)
+        return builder.icmp_unsigned("!=", builder.bitcast(arguments[0], bits), ir.Constant(bits, 0))
+
+    return types.boolean(condition), generate
 
 
 @intrinsic(prefer_literal=True)

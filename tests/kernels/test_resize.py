@@ -1,0 +1,78 @@
+"""The resize kernel takes crops of every shape, by whichever of its ways, and stays within one level of Pillow's."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskco_fast.kernels.plan import plan
+from maskco_fast.kernels.render import Renderer
+from maskco_fast.kernels.resize import NARROW_TAPS, TILE, resize_reference
+from maskco_fast.kernels.views import View, ViewConfig
+
+RENDERERS = {}
+
+
+def resized(image, crop, size, flip):
+    """One crop by the kernel."""
+    config = ViewConfig(views=(View(),), size=size)
+    if size not in RENDERERS:  # working memory lives on from example to example, as it does in a loader
+        RENDERERS[size] = Renderer(config, "uint8")
+    row = plan(config, 0, 0, np.zeros(1), np.array([image.shape[0]]), np.array([image.shape[1]]))[0]
+    view = row.view(config.plan_dtype)[0]["views"][0]
+    view["crop"], view["flip"] = crop, flip
+    out = np.empty((1, 1, size, size, 3), np.uint8)
+    RENDERERS[size].resize(image, 0, 0, row, out, 0)
+    return out[0, 0]
+
+
+def worst(image, crop, size, flip=False):
+    difference = resized(image, crop, size, flip).astype(int) - resize_reference(image, crop, size, flip)
+    return np.abs(difference).max()
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_crop_of_any_image(data):
+    size = data.draw(st.sampled_from([8, 31, 32, 64, 97]), "size")
+    side = st.one_of(st.integers(1, 60), st.integers(1, 500))
+    height, width = data.draw(side, "height"), data.draw(side, "width")
+    h, w = data.draw(st.integers(1, height), "h"), data.draw(st.integers(1, width), "w")
+    y, x = data.draw(st.integers(0, height - h), "y"), data.draw(st.integers(0, width - w), "x")
+    image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    assert worst(image, (y, x, h, w), size, data.draw(st.booleans(), "flip")) <= 1
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (6000, 300, 224),  # the most a photograph is scaled down
+        (300, 6000, 224),
+        (8 * NARROW_TAPS // 2, 8 * NARROW_TAPS // 2, 8),  # beyond fixed point
+        (8 * (NARROW_TAPS - 2) // 2, 8 * (NARROW_TAPS - 2) // 2, 8),  # the last within it
+        (600, TILE // 3, 32),  # too narrow for a tile, and too tall for the buffer that widens it
+        (500, TILE // 3, 32),
+        (500, TILE // 3 + 1, 32),
+        (20000, 20, 64),
+        (20, 20000, 64),
+    ],
+)
+def test_the_borders_between_the_kernels_ways(height, width, size):
+    random = np.random.default_rng(1)
+    image = random.choice(np.array([0, 255], np.uint8), (height, width, 3))
+    assert worst(image, (0, 0, height, width), size) <= 1
+    assert worst(image, (0, 0, height, width), size, True) <= 1
+
+
+def test_an_unscaled_crop_is_a_copy():
+    image = np.random.default_rng(2).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+    assert (resized(image, (10, 20, 64, 64), 64, False) == image[10:74, 20:84]).all()
+    assert (resized(image, (10, 20, 64, 64), 64, True) == image[10:74, 20:84][:, ::-1]).all()
+
+
+def test_resizing_is_unbiased():
+    """The mean of a large noise image survives, whichever the scale."""
+    image = np.random.default_rng(3).integers(0, 256, (800, 900, 3), dtype=np.uint8)
+    for crop in ((0, 0, 800, 900), (5, 7, 300, 310), (0, 0, 100, 100)):
+        difference = resized(image, crop, 224, False).astype(int) - resize_reference(image, crop, 224, False)
+        assert abs(difference.mean()) < 0.05, crop
