@@ -1,0 +1,164 @@
+"""What the CPU kernels cost: milliseconds a view by stage and by dtype, beside PIL and torchvision on the same inputs.
+
+    python benchmarks/kernels.py [--views 40] [--rounds 15] [--size 224] [--height 375] [--width 500]
+
+On one thread, on a picture with photographic statistics and MaskCo's own plans. Rounds are interleaved: in each, every
+view is made once by either side. A time is the median over the views of each view's fastest round, which another
+process on the machine disturbs least; the spread is the quartiles over the views. Stages other than the first are
+differences to a view without that stage.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+
+import numba
+import numpy as np
+import PIL
+import torch
+import torchvision
+import tyro
+from PIL import Image
+
+from maskco_fast.kernels.augment_reference import augment_reference, finish_reference
+from maskco_fast.kernels.plan import plan
+from maskco_fast.kernels.render import FORMATS, Renderer
+from maskco_fast.kernels.resize import resize_reference
+from maskco_fast.kernels.views import ViewConfig
+
+OFF = {"jitter": 0, "gray": 0, "blur_sigma": 0, "solarize": 0}
+STAGES = {
+    "jitter": {**OFF, "jitter": 1},
+    "gray": {**OFF, "gray": 1},
+    "blur, sigma 0.5": {**OFF, "blur_sigma": 0.5},
+    "blur, sigma 1": {**OFF, "blur_sigma": 1.0},
+    "blur, sigma 2": {**OFF, "blur_sigma": 2.0},
+    "solarize": {**OFF, "solarize": 1},
+}
+"""What each stage sets in a view's plan that has everything else off."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time the CPU kernels."""
+
+    views: int = 40
+    """Views timed, two a plan."""
+    rounds: int = 15
+    """Times that each is made by either side."""
+    size: int = 224
+    """Side of a view, pixels."""
+    height: int = 375
+    width: int = 500
+    """Of the picture, pixels; an average ImageNet photograph's by default."""
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """(height, width, 3) uint8 noise whose amplitude falls with the frequency, as a photograph's does."""
+    random = np.random.default_rng(0)
+    image = np.full((height, width, 3), 110.0)
+    for octave in range(7):
+        noise = random.normal(0, 60 / 2**octave, (3 * 2**octave, 4 * 2**octave, 3)).astype(np.float32)
+        for channel in range(3):
+            layer = Image.fromarray(noise[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
+            image[..., channel] += np.asarray(layer)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def fastest(makers: dict[str, list[Callable[[], object]]], rounds: int) -> dict[str, np.ndarray]:
+    """Milliseconds of each call's fastest round, the sides taking turns call by call; one round ahead is not timed."""
+    best = {name: np.full(len(calls), np.inf) for name, calls in makers.items()}
+    for number in range(rounds + 1):
+        for i in range(len(next(iter(makers.values())))):
+            for name, calls in makers.items():
+                began = time.perf_counter()
+                calls[i]()
+                took = 1000 * (time.perf_counter() - began)
+                if number:
+                    best[name][i] = min(best[name][i], took)
+    return best
+
+
+class Bench:
+    """A picture with its plans, and what either side makes of it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.config = ViewConfig.maskco(options.size)
+        self.image = photograph(options.height, options.width)
+        self.count = options.views // 2
+        size = [np.full(self.count, side) for side in (options.height, options.width)]
+        self.rows = plan(self.config, 0, 0, np.arange(self.count), *size)
+
+    def rows_with(self, **fields: float) -> np.ndarray:
+        """The plan rows with these fields of every view set."""
+        rows = self.rows.copy()
+        for name, value in fields.items():
+            rows.view(self.config.plan_dtype)["views"][name] = value
+        return rows
+
+    def ours(self, dtype: str, rows: np.ndarray) -> list[Callable[[], object]]:
+        """Calls that render both views of a plan."""
+        renderer = Renderer(self.config, dtype)
+        out = np.empty((2, self.count, *(self.config.size,) * 2, 3), renderer.buffer_dtype)
+        return [lambda n=n: renderer.render(self.image, 0, 0, rows[n], out, n) for n in range(self.count)]
+
+    def ours_resized(self) -> list[Callable[[], object]]:
+        """Calls that go up to the seam."""
+        renderer = Renderer(self.config, "uint8")
+        out = np.empty((2, self.count, *(self.config.size,) * 2, 3), np.uint8)
+        return [lambda n=n: renderer.resize(self.image, 0, 0, self.rows[n], out, n) for n in range(self.count)]
+
+    def theirs(self, rows: np.ndarray, *, resized_only: bool = False) -> list[Callable[[], object]]:
+        """Calls that do the same by PIL and torchvision, to float32."""
+        named = rows.view(self.config.plan_dtype)[:, 0]
+
+        def make(n: int) -> None:
+            for v, view in enumerate(named[n]["views"]):
+                crop = tuple(view["crop"].astype(int).tolist())
+                levels = resize_reference(self.image, crop, self.config.size, bool(view["flip"]))
+                if not resized_only:
+                    finish_reference(augment_reference(levels, view), None if v else named[n]["masked_box"])
+
+        return [lambda n=n: make(n) for n in range(self.count)]
+
+
+def line(name: str, ours: np.ndarray, theirs: np.ndarray | None = None) -> None:
+    """Print one row: medians over the views, ours with its quartiles."""
+    low, middle, high = np.percentile(ours / 2, [25, 50, 75])
+    text = f"{name:18}{middle:9.4f}  {low:.4f} to {high:.4f}  "
+    if theirs is not None:
+        text += f"{np.median(theirs / 2):17.3f}{np.median(theirs) / np.median(ours):7.0f}"
+    print(text)
+
+
+def main(options: Options) -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    bench = Bench(options)
+    print(
+        f"{options.height} by {options.width} to {options.size}, {2 * bench.count} views, {options.rounds} rounds, "
+        f"1 thread of {platform.processor() or platform.machine()}; numba {numba.__version__}, "
+        f"pillow {PIL.__version__}, torchvision {torchvision.__version__}"
+    )
+    print(f"{'':18}{'ms/view':>9}  {'quartiles':18}{'PIL + torchvision':>17}{'ratio':>7}")
+    resized = fastest(
+        {"ours": bench.ours_resized(), "theirs": bench.theirs(bench.rows, resized_only=True)}, options.rounds
+    )
+    line("resize, flip", resized["ours"], resized["theirs"])
+    for name, fields in STAGES.items():
+        rows, plain = bench.rows_with(**fields), bench.rows_with(**OFF)
+        makers = {"ours": bench.ours("float16", rows), "without": bench.ours("float16", plain)}
+        makers |= {"theirs": bench.theirs(rows), "theirs without": bench.theirs(plain)}
+        took = fastest(makers, options.rounds)
+        line(name, took["ours"] - took["without"], took["theirs"] - took["theirs without"])
+    for dtype in FORMATS:
+        took = fastest(
+            {"ours": bench.ours(dtype, bench.rows), "theirs": bench.theirs(bench.rows)}, max(options.rounds // 3, 3)
+        )
+        line(f"all, {dtype}", took["ours"], took["theirs"])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
