@@ -10,7 +10,7 @@ pitch, S rounded up to a multiple of 32. `red`, `green` and `blue` are vectors o
 import numpy as np
 
 from .jit import leaf
-from .vector import any_lane, broadcast, convert, load, magnitude, maximum, minimum, select, store, total
+from .vector import any_lane, broadcast, convert, load, magnitude, maximum, minimum, multiply_add, select, store, total
 from .views import BRIGHTNESS, CONTRAST, SATURATION
 
 LANES = 32
@@ -18,7 +18,7 @@ LANES = 32
 
 _F = np.float32
 _ZERO, _ONE, _TWO, _THREE, _FOUR, _FIVE, _SIX = _F(0), _F(1), _F(2), _F(3), _F(4), _F(5), _F(6)
-_HALF, _TOP, _THRESHOLD = _F(0.5), _F(255), _F(128)
+_TOP, _THRESHOLD = _F(255), _F(128)
 _LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = _F(0.2989), _F(0.587), _F(0.114)  # torchvision's rgb_to_grayscale
 _TO_LEVEL = _F(255.0 + 1.0 - 1e-3)  # torchvision's convert_image_dtype from float to uint8
 # 1/255 as a sum: the first part has 16 bits, so that its product with a level is exact, and the sum of both products
@@ -27,9 +27,9 @@ _UNIT_HIGH = _F(int(2**23 / 255) / 2**23)
 _UNIT_LOW = _F(1 / 255 - int(2**23 / 255) / 2**23)
 _LEVEL_SCALE = _F((255.0 + 1.0 - 1e-3) / 255.0)
 _ROUNDER = _F(1.5 * 2**23)  # added and taken away, it leaves a float32 below 2^22 rounded to a whole number
-# Rounding errors of torchvision's hue: at most 4e-4 level, most of it of a hue in 1..2 (2^-24) times six sixths times a
-# chroma of 255. Of the quick form: 4e-4, of products with the chroma up to 3060. Closer to a boundary lies the doubt.
-_SURE = _F(0.5 - 1e-3)
+# Rounding errors of a level, torchvision's and the quick form's together. With the chroma grow those of the hue, which
+# is a multiple of 2^-24 of a turn there (1.1e-6 sixths, with what follows) and a product with up to 11 here (2.1e-6).
+_DOUBT_OF_CHROMA, _DOUBT = _F(4e-6), _F(2e-4)
 _I0, _I1 = np.int32(0), np.int32(1)
 
 
@@ -100,42 +100,52 @@ def _turned(red, green, blue, turn):
 
 @leaf(forceinline=True)
 def _nearest(value):
-    """The nearest whole number, of float32 in 0..255."""
+    """The nearest whole number, of float32 up to 2^22."""
     return (value + _ROUNDER) - _ROUNDER
 
 
 @leaf(forceinline=True)
 def _turned_quickly(red, green, blue, sixths):
-    """`_turned` without divisions, and each lane's doubt: how far, up to a half, its values were from whole ones.
+    """`_turned` without divisions, and in which lanes rounding leaves a level in doubt.
 
     The hue, in sixths of a turn, is kept multiplied by the chroma. As it goes round, each channel rises from the
     smallest level to the largest, stays for two sixths, falls and stays. Levels come back by 255.999 / 255 and are
-    truncated; here they are lowered by a half and rounded, and clamped where they stay. `sixths` is the turn, in 1..7.
+    truncated; here all is scaled so, lowered by a half, rounded, and clamped where it stays. `sixths`: the turn, 1..7.
     """
     high, low = maximum(maximum(red, green), blue), minimum(minimum(red, green), blue)
-    chroma = high - low
+    scale = broadcast(_LEVEL_SCALE, LANES)
+    chroma = (high - low) * scale
     is_red, is_green = high == red, high == green
     offset = select(is_red, green - blue, select(is_green, blue - red, red - green))
     third = select(is_red, broadcast(_ZERO, LANES), select(is_green, broadcast(_TWO, LANES), broadcast(_FOUR, LANES)))
-    hue, whole = (third + sixths) * chroma + offset, _SIX * chroma
+    hue, whole = multiply_add(third + sixths, chroma, offset * scale), _SIX * chroma
     hue = select(hue >= whole, hue - whole, hue)
-    fall, rise = (low + _TWO * chroma) * _LEVEL_SCALE - _HALF, (low - chroma) * _LEVEL_SCALE - _HALF
-    red = minimum(maximum(magnitude(hue - _THREE * chroma) * _LEVEL_SCALE + rise, low), high)
-    green = minimum(maximum(fall - magnitude(hue - _TWO * chroma) * _LEVEL_SCALE, low), high)
-    blue = minimum(maximum(fall - magnitude(hue - _FOUR * chroma) * _LEVEL_SCALE, low), high)
-    near_red, near_green, near_blue = _nearest(red), _nearest(green), _nearest(blue)
-    doubt = maximum(maximum(magnitude(red - near_red), magnitude(green - near_green)), magnitude(blue - near_blue))
-    return near_red, near_green, near_blue, doubt
+
+    bottom = multiply_add(low, scale, broadcast(_F(-0.5), LANES))
+    rise, fall = bottom - chroma, multiply_add(broadcast(_TWO, LANES), chroma, bottom)
+    red = magnitude(multiply_add(broadcast(_F(-3), LANES), chroma, hue)) + rise
+    green = fall - magnitude(multiply_add(broadcast(_F(-2), LANES), chroma, hue))
+    blue = fall - magnitude(multiply_add(broadcast(_F(-4), LANES), chroma, hue))
+    red, green, blue = _clamped(red, low, high), _clamped(green, low, high), _clamped(blue, low, high)
+    new_red, new_green, new_blue = _nearest(red), _nearest(green), _nearest(blue)
+    apart = maximum(maximum(magnitude(red - new_red), magnitude(green - new_green)), magnitude(blue - new_blue))
+    doubt = multiply_add(chroma, broadcast(_DOUBT_OF_CHROMA, LANES), apart)
+    return new_red, new_green, new_blue, doubt > _F(0.5) - _DOUBT
+
+
+@leaf(forceinline=True)
+def _clamped(value, low, high):
+    return minimum(maximum(value, low), high)
 
 
 @leaf()
 def _hue(row, pitch, turn):
-    """Turn a row's hue: quickly, and in full where a lane is in doubt, which is so for one vector in fifteen."""
+    """Turn a row's hue: quickly, and in full where a lane is in doubt, which is seldom so."""
     sixths = _F(_SIX * turn + (_SIX if turn * _SIX < _ONE else _ZERO))
     for x in range(0, pitch, LANES):
         red, green, blue = load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES)
         new_red, new_green, new_blue, doubt = _turned_quickly(red, green, blue, sixths)
-        if any_lane(doubt > _SURE):
+        if any_lane(doubt):
             new_red, new_green, new_blue = _turned(red, green, blue, turn)
         store(row, x, new_red)
         store(row, pitch + x, new_green)

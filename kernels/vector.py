@@ -144,6 +144,18 @@ def multiply_high(typing_context, a, b):
 
 
 @intrinsic(prefer_literal=True)
+def multiply_add(typing_context, a, b, c):
+    """a · b + c of float lanes, rounded once where the machine can: for sums whose last bit does not matter."""
+
+    def generate(context, builder, signature, arguments):
+        first, second, third = arguments
+        product = builder.fmul(first, second, flags=("contract",))
+        return builder.fadd(product, third, flags=("contract",))
+
+    return a(a, b, c), generate
+
+
+@intrinsic(prefer_literal=True)
 def minimum(typing_context, a, b):
     """The smaller of two vectors' lanes."""
 
