@@ -12,6 +12,7 @@ import dataclasses
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numba
 import numpy as np
@@ -27,8 +28,8 @@ from maskco_fast.kernels.render import FORMATS, Renderer
 from maskco_fast.kernels.resize import resize_reference
 from maskco_fast.kernels.views import ViewConfig
 
-OFF = {"jitter": 0, "gray": 0, "blur_sigma": 0, "solarize": 0}
-STAGES = {
+OFF: dict[str, float] = {"jitter": 0, "gray": 0, "blur_sigma": 0, "solarize": 0}
+STAGES: dict[str, dict[str, float]] = {
     "jitter": {**OFF, "jitter": 1},
     "gray": {**OFF, "gray": 1},
     "blur, sigma 0.5": {**OFF, "blur_sigma": 0.5},
@@ -102,13 +103,13 @@ class Bench:
         """Calls that render both views of a plan."""
         renderer = Renderer(self.config, dtype)
         out = np.empty((2, self.count, *(self.config.size,) * 2, 3), renderer.buffer_dtype)
-        return [lambda n=n: renderer.render(self.image, 0, 0, rows[n], out, n) for n in range(self.count)]
+        return [partial(renderer.render, self.image, 0, 0, rows[n], out, n) for n in range(self.count)]
 
     def ours_resized(self) -> list[Callable[[], object]]:
         """Calls that go up to the seam."""
         renderer = Renderer(self.config, "uint8")
         out = np.empty((2, self.count, *(self.config.size,) * 2, 3), np.uint8)
-        return [lambda n=n: renderer.resize(self.image, 0, 0, self.rows[n], out, n) for n in range(self.count)]
+        return [partial(renderer.resize, self.image, 0, 0, self.rows[n], out, n) for n in range(self.count)]
 
     def theirs(self, rows: np.ndarray, *, resized_only: bool = False) -> list[Callable[[], object]]:
         """Calls that do the same by PIL and torchvision, to float32."""
@@ -121,7 +122,7 @@ class Bench:
                 if not resized_only:
                     finish_reference(augment_reference(levels, view), None if v else named[n]["masked_box"])
 
-        return [lambda n=n: make(n) for n in range(self.count)]
+        return [partial(make, n) for n in range(self.count)]
 
 
 def line(name: str, ours: np.ndarray, theirs: np.ndarray | None = None) -> None:
