@@ -21,6 +21,7 @@ from .views import ViewConfig
 
 FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": UINT8}
 """What views can be rendered to, by dtype name."""
+_UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 class Scratch(NamedTuple):
@@ -196,6 +197,7 @@ class Renderer:
         if std64.min() <= 0:
             raise ValueError(f"std is {tuple(std)}; it wants to be positive")
         self._normalisation = np.array([1 / (255 * std64), -np.asarray(mean, np.float64) / std64], np.float32)
+        self._columns = config.plan_dtype.itemsize // 4
         self._width = 512
         self._scratch = make_scratch(config.size, self._width)
 
@@ -232,12 +234,12 @@ class Renderer:
         self, image: np.ndarray, origin_y: int, origin_x: int, row: np.ndarray, out: np.ndarray, position: int
     ) -> None:
         """The seam: crop, resize and flip only, into `out[:, position]`, (V, N, S, S, 3) uint8."""
-        self._check(image, origin_y, origin_x, row, out, position, np.dtype(np.uint8))
+        self._check(image, origin_y, origin_x, row, out, position, _UINT8)
         resize_views(image, origin_y, origin_x, row, self._views, self._scratch, out, position)
 
     def augment(self, resized: np.ndarray, row: np.ndarray, out: np.ndarray, position: int) -> None:
         """From the seam on: `resized[:, position]`, (V, N, S, S, 3) uint8, into `out[:, position]` as `render` does."""
-        self._check_out(resized, row, position, np.dtype(np.uint8))
+        self._check_out(resized, row, position, _UINT8)
         self._check_out(out, row, position, self.buffer_dtype)
         augment_views(
             resized, row, self._views, self._mask, self._form, self._normalisation, self._scratch, out, position
@@ -245,12 +247,13 @@ class Renderer:
 
     def _check(self, image: Any, origin_y: int, origin_x: int, row: Any, out: Any, position: int, dtype: Any) -> None:
         """Hold the arguments to what the kernels, which check nothing, rely on; grow the working memory if need be."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.flags.c_contiguous:
+        if image.dtype != _UINT8 or image.ndim != 3 or image.shape[2] != 3 or not image.flags.c_contiguous:
             raise ValueError(f"image is {image.dtype} {image.shape}; it wants to be contiguous uint8 (h, w, 3)")
         self._check_out(out, row, position, dtype)
         height, width = image.shape[:2]
+        columns = row[: self._views * VIEW_FLOATS].tolist()
         for v in range(self._views):
-            y, x, h, w = row[v * VIEW_FLOATS : v * VIEW_FLOATS + 4].tolist()
+            y, x, h, w = columns[v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4]
             inside_y = origin_y <= y and y + h <= origin_y + height
             if not (inside_y and origin_x <= x and x + w <= origin_x + width and h >= 1 and w >= 1):
                 raise ValueError(
@@ -269,6 +272,5 @@ class Renderer:
             raise ValueError(f"the buffer is {out.shape}; it wants to be {(self._views, 'N', size, size, 3)}")
         if not 0 <= position < out.shape[1]:
             raise ValueError(f"position {position} lies outside the buffer's {out.shape[1]} samples")
-        columns = self.config.plan_dtype.itemsize // 4
-        if row.dtype != np.float32 or row.shape != (columns,):
-            raise ValueError(f"the plan row is {row.dtype} {row.shape}; it wants to be float32 {(columns,)}")
+        if row.dtype != _FLOAT32 or row.shape != (self._columns,):
+            raise ValueError(f"the plan row is {row.dtype} {row.shape}; it wants to be float32 {(self._columns,)}")

@@ -8,13 +8,13 @@ import collections
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..kernels import headers
-from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless, import_dali, regions_of
+from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless, import_dali
 from .dataset import Dataset
 from .decode import Decoder
 from .loader import Loader
@@ -35,6 +35,10 @@ class DaliLoader(Loader):
     ) -> None:
         """`decode_on_device`: with a CUDA device, decode whole images there rather than regions on the CPU."""
         import_dali()
+        if config.decode != "exact":
+            raise ValueError(
+                "the DALI loader decodes exactly: DALI's CPU decoder has no scaling. Take the loader native or ffcv"
+            )
         super().__init__(dataset, config, max_bad_share=max_bad_share)
         self._decode_on_device = decode_on_device
         self._aside: set[int] = set()
@@ -42,7 +46,7 @@ class DaliLoader(Loader):
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         graph = self._make_graph()
-        feed = _Feed(requests, self._read, len(self.config.views.views), self.config.thread_count)
+        feed = _Feed(requests, self._read, self.config.thread_count)
         try:
             while (yield from self._run_pipeline(graph, feed)):
                 pass  # a pipeline has failed, what ended it is set aside, and the next goes on from there
@@ -80,10 +84,10 @@ class DaliLoader(Loader):
         self._set_aside(feed.batch(feed.delivered), failure)
         return True
 
-    def _pixels(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _pixels(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The views as `Rendered` holds them: each in DALI's own memory, or for the device stage as one tensor."""
         if not self.config.seam:
-            return cast(torch.Tensor, views)  # all that is done with it is to take view after view
+            return views
         pixels = torch.stack(views)
         if pixels.is_cuda:  # the device stage copies on another stream, which does not know of this one's work
             torch.cuda.current_stream(pixels.device).synchronize()
@@ -111,9 +115,7 @@ class DaliLoader(Loader):
             self._decode_here(samples, n, decoder)
 
     def _decode_here(self, samples: Samples, n: int, decoder: Decoder) -> None:
-        image = self._fetch(samples.request, n, decoder.decode)
-        row = samples.request.rows[n : n + 1]
-        samples.regions[n] = regions_of(row, len(self.config.views.views))[0]
+        image = self._fetch(samples.request, n, decoder.decode_scaled).image
         y, x, height, width = samples.regions[n].tolist()
         samples.encoded[n] = encode_lossless(image[y : y + height, x : x + width])
         samples.cut[n] = True
@@ -132,12 +134,10 @@ class _Feed:
         self,
         requests: Iterator[Request],
         read: Callable[[Samples, int, Decoder], None],
-        views: int,
         threads: int,
     ) -> None:
         self._requests = requests
         self._read = read
-        self._views = views
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="dali")
         self._closing = threading.Event()
@@ -189,7 +189,7 @@ class _Feed:
         """Have the threads read a request's samples, each every so many of them."""
         count = len(request.indices)
         nothing: Any = None
-        samples = Samples(request, regions_of(request.rows, self._views), [nothing] * count, np.zeros(count, bool))
+        samples = Samples(request, [nothing] * count, np.zeros(count, bool))
         return samples, [self._pool.submit(self._read_part, samples, part) for part in range(self._threads)]
 
     def _read_part(self, samples: Samples, part: int) -> None:

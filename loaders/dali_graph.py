@@ -50,24 +50,20 @@ class Samples:
     """A request with the bytes that carry it out, as DALI gets them."""
 
     request: Request
-    regions: np.ndarray
-    """(N, 4) int64: y, x, height, width of the part of each image that holds all crops."""
     encoded: list[np.ndarray]
     """N arrays of bytes: JPEGs as they are, or the region alone, decoded on the host, in a lossless format."""
     cut: np.ndarray
     """(N,) bool: the host has decoded the image and cut out the region."""
 
     @property
+    def regions(self) -> np.ndarray:
+        """(N, 4) int64: y, x, height, width of the part of each image that holds all crops."""
+        return self.request.regions
+
+    @property
     def starts(self) -> np.ndarray:
         """(N, 2) int32: y, x of the region in what is encoded."""
         return np.where(self.cut[:, None], 0, self.regions[:, :2]).astype(np.int32)
-
-
-def regions_of(rows: np.ndarray, views: int) -> np.ndarray:
-    """(N, 4) int64: y, x, height, width of the smallest regions that hold the crops of plan rows (N, columns)."""
-    crops = np.stack([rows[:, v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4] for v in range(views)])
-    begin, end = crops[..., :2].min(0), (crops[..., :2] + crops[..., 2:]).max(0)
-    return np.concatenate([begin, end - begin], 1).astype(np.int64)
 
 
 def encode_lossless(image: np.ndarray) -> np.ndarray:

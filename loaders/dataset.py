@@ -1,5 +1,6 @@
 """All usable samples of all shards under one numbering: 0..n-1, shard after shard."""
 
+import bisect
 import functools
 import hashlib
 import importlib
@@ -26,7 +27,7 @@ class Dataset:
     def __init__(self, shards: Iterable[ShardIndex]) -> None:
         self.shards = list(shards)
         self.shard_sizes = [len(shard.samples) for shard in self.shards]
-        self._ends = np.cumsum(self.shard_sizes)
+        self._ends = np.cumsum(self.shard_sizes).tolist()
         self.bad = [entry for shard in self.shards for entry in shard.bad]
         self.reader = ShardReader()
         if not sum(self.shard_sizes):
@@ -71,8 +72,8 @@ class Dataset:
 
     def locate(self, index: int) -> tuple[ShardIndex, int]:
         """The shard that holds sample `index`, and its number among that shard's usable samples."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        return self.shards[shard], int(index) - int(self._ends[shard] - self.shard_sizes[shard])
+        shard = bisect.bisect_right(self._ends, index)
+        return self.shards[shard], int(index) - self._ends[shard] + self.shard_sizes[shard]
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of sample `index`."""

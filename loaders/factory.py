@@ -31,6 +31,7 @@ def make_loader(
     shuffle: bool = True,
     threads: int | None = None,
     prefetch: int = 3,
+    decode: str = "exact",
     max_bad_share: float = 0.1,
     index_folder: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
@@ -42,7 +43,9 @@ def make_loader(
     for levels that are neither normalised nor masked. `seed`: with the epoch and the sample it decides everything
     random. `rank` and `world_size`: torch.distributed's or torchrun's unless given, looked up at the first `len()` or
     `next()`. `threads`:
-    the CPUs that this process may use, unless given; `prefetch`: batches in the making at a time. `max_bad_share`: more
+    the CPUs that this process may use, unless given; `prefetch`: batches in the making at a time. `decode`: "exact", or
+    "fast" for libjpeg's fast IDCT and images decoded at a half, a quarter or an eighth where the crops allow.
+    `max_bad_share`: more
     samples than this share failing to decode end the run. `index_folder`: where the shards' indexes are kept (default:
     the user's cache folder); `progress(shards done, shards, samples)` is called while they are made.
 
@@ -60,6 +63,7 @@ def make_loader(
         shuffle=shuffle,
         threads=threads,
         prefetch=prefetch,
+        decode=decode,
     )
     name = "native" if backend == "auto" else backend
     if name not in LOADERS:

@@ -21,13 +21,12 @@ import numba
 import numpy as np
 import torch
 
-from ..kernels.render import Renderer
 from .beton import BetonDataset, write_directory
 from .buffers import BufferPool
 from .dataset import Dataset
-from .decode import Decoder
-from .loader import Loader, LoaderConfig, Rendered, Request
-from .turbojpeg import TurboDecoder
+from .executor import Executor
+from .loader import Loader
+from .request import LoaderConfig, Rendered, Request
 
 
 @contextlib.contextmanager
@@ -211,8 +210,6 @@ class FfcvLoader(Loader):
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
-        size = config.views.size
-        pool = BufferPool((len(config.views.views), config.batch_size, size, size, 3), config.pixel_dtype)
         threads = ThreadPoolExecutor(config.thread_count, thread_name_prefix="ffcv")
         team = _Team(self, threads)
         epoch: _Epoch | None = None
@@ -220,7 +217,7 @@ class FfcvLoader(Loader):
             if self._reader is None:
                 self._reader = _reader(self.dataset)
             pipeline = _Pipeline(self._reader, config.batch_size, config.prefetch, PlanDecoder(team.execute))
-            epoch = _Epoch(pipeline, requests, pool)
+            epoch = _Epoch(pipeline, requests, self._pool)
             yield from epoch
         finally:
             team.closing = True
@@ -246,40 +243,23 @@ class _Team:
 
     def __init__(self, loader: FfcvLoader, threads: ThreadPoolExecutor) -> None:
         self.closing = False
-        self._loader = loader
         self._threads = threads
-        self._renders = [_Render(loader) for _ in range(loader.config.thread_count)]
+        self._executors = [Executor(loader) for _ in range(loader.config.thread_count)]
 
     def execute(self, work: Work, status: np.ndarray) -> None:
         """Render every sample of a batch; raise what a thread raised."""
         numbers = iter(range(len(work[0].indices)))  # shared: each thread takes the next, one at a time
-        futures = [self._threads.submit(self._share, render, numbers, work, status) for render in self._renders]
+        futures = [self._threads.submit(self._share, execute, numbers, work, status) for execute in self._executors]
         errors = [future.exception() for future in futures]
         for error in errors:
             if error is not None:
                 raise error
 
-    def _share(self, render: "_Render", numbers: Iterator[int], work: Work, status: np.ndarray) -> None:
+    def _share(self, execute: Executor, numbers: Iterator[int], work: Work, status: np.ndarray) -> None:
         request, pixels = work
         for n in numbers:
             if self.closing:
                 return
             wanted = request.indices[n]
-            render.sample(request, n, pixels)
+            execute(request, n, pixels)
             status[n, 0] = REPLACED if request.indices[n] != wanted else 0
-
-
-class _Render:
-    """One thread's way from bytes to views."""
-
-    def __init__(self, loader: FfcvLoader) -> None:
-        config = loader.config
-        self._loader = loader
-        self._decoder = TurboDecoder.open() or Decoder()
-        renderer = Renderer(config.views, str(config.dtype).removeprefix("torch."))
-        self._render = renderer.resize if config.seam else renderer.render
-
-    def sample(self, request: Request, n: int, pixels: np.ndarray) -> None:
-        """Render sample `n` of a request into `pixels[:, n]`; one that does not decode is replaced."""
-        image = self._loader._fetch(request, n, self._decoder.decode)
-        self._render(image, 0, 0, request.rows[n], pixels, n)

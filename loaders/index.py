@@ -3,6 +3,7 @@
 Made once a shard and kept in the cache folder; used again while the shard's size and time of change agree.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -69,7 +70,11 @@ class ShardIndex:
 
     def file(self, number: int) -> str:
         """The path of the file that holds usable sample `number`."""
-        return os.path.join(self.path, self.names[number].decode()) if os.path.isdir(self.path) else self.path
+        return os.path.join(self.path, self.names[number].decode()) if self._is_folder else self.path
+
+    @functools.cached_property
+    def _is_folder(self) -> bool:
+        return os.path.isdir(self.path)
 
 
 @dataclass

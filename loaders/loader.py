@@ -16,8 +16,9 @@ import torch.distributed
 
 from ..kernels.plan import plan
 from .batch import Batch
+from .buffers import BufferPool
 from .dataset import Dataset
-from .decode import BadImage
+from .decode import BadImage, Decoded
 from .device import DeviceStage, make_streams
 from .order import batch_count, batch_positions, order
 from .quarantine import BadSample, Quarantine, TooManyBadSamples
@@ -37,6 +38,8 @@ class Loader(ABC):
         self.dataset = dataset
         self.config = config
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
+        shape = (len(config.views.views), config.batch_size, config.views.size, config.views.size, 3)
+        self._pool = BufferPool(shape, config.pixel_dtype, page_locked=config.device.startswith("cuda"))
         self._epoch = 0
         self._consumed = 0
         self._current: weakref.ref[_EpochIterator] | None = None
@@ -143,41 +146,35 @@ class Loader(ABC):
         epoch, consumed = self._epoch, self._consumed
         for batch in range(batches):
             indices = positions[batch_positions(batch, consumed, self.config.batch_size, rank, world_size)].copy()
-            yield Request(epoch, indices, self._plan(indices, epoch))
+            yield self._request(indices, epoch)
 
-    def _plan(self, indices: np.ndarray, epoch: int) -> np.ndarray:
-        samples = self.dataset.samples[indices]
-        return plan(
-            self.config.views, self.config.seed, epoch, samples["sample_id"], samples["height"], samples["width"]
-        )
+    def _request(self, indices: np.ndarray, epoch: int) -> Request:
+        samples, config = self.dataset.samples[indices], self.config
+        rows = plan(config.views, config.seed, epoch, samples["sample_id"], samples["height"], samples["width"])
+        return Request.make(config, epoch, indices, rows)
 
-    def _fetch(self, request: Request, n: int, decode: Callable[[bytes, np.void], np.ndarray]) -> np.ndarray:
-        """The image (H, W, 3) uint8 of sample `n` of a request, by `decode(data, record)`; called from any thread.
+    def _fetch(self, request: Request, n: int, decode: Callable[[bytes, np.void, int], Decoded]) -> Decoded:
+        """Sample `n` of a request by `decode(data, record, shrink)`, which may raise BadImage; any thread's.
 
         A sample that does not decode is quarantined, and the next in the shards' order that does takes its place, with
         its own plan: a function of the data alone, so that every loader and every thread count replaces alike.
         """
         for index in self._candidates(int(request.indices[n])):
-            sample = self.dataset.samples[index]
+            if index != request.indices[n]:
+                request.put(n, self._request(np.array([index]), request.epoch))
+            data, sample = self.dataset.read(index), self.dataset.samples[index]
             try:
-                image = decode(self.dataset.read(index), sample)
-                if image.shape[:2] != (sample["height"], sample["width"]):
-                    raise BadImage("size differs from the header")
-                break
+                return decode(data, sample, int(request.shrinks[n]))
             except BadImage as reason:
                 self._reject(index, str(reason))
-        if index != request.indices[n]:
-            request.indices[n] = index
-            request.rows[n] = self._plan(np.array([index]), request.epoch)[0]
-        return image
+        raise TooManyBadSamples(f"not one of {len(self.dataset)} samples decodes; quarantine.json names them")
 
     def _candidates(self, index: int) -> Iterator[int]:
-        """The sample itself, then those that may take its place; TooManyBadSamples after all of them."""
+        """The sample itself, then those that may take its place."""
         for step in range(len(self.dataset)):
             candidate = (index + step) % len(self.dataset)
             if candidate not in self.quarantine:
                 yield candidate
-        raise TooManyBadSamples(f"not one of {len(self.dataset)} samples decodes; quarantine.json names them")
 
     def _reject(self, index: int, reason: str) -> None:
         shard, number = self.dataset.locate(index)

@@ -7,14 +7,10 @@ from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
-from ..kernels.render import Renderer
 from .buffers import BufferPool
-from .decode import Decoder
+from .executor import Executor
 from .loader import Loader
 from .request import Rendered, Request
-
-Render = Callable[[Request, int, np.ndarray], None]
-"""Renders sample n of a request into a batch buffer."""
 
 
 class NativeLoader(Loader):
@@ -24,11 +20,8 @@ class NativeLoader(Loader):
     """
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
-        config = self.config
-        size = config.views.size
-        shape = (len(config.views.views), config.batch_size, size, size, 3)
-        pool = BufferPool(shape, config.pixel_dtype, page_locked=config.device.startswith("cuda"))
-        workers = _Workers(config.thread_count, self._make_render)
+        config, pool = self.config, self._pool
+        workers = _Workers(config.thread_count, lambda: Executor(self))
         pending: collections.deque[_Work] = collections.deque()
         try:
             for request in requests:
@@ -43,19 +36,6 @@ class NativeLoader(Loader):
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:
         work.wait()
         return Rendered(work.request, pool.tensor(work.pixels))
-
-    def _make_render(self) -> Render:
-        """One thread's render function, with its decoder and working memory."""
-        config = self.config
-        decoder = Decoder()
-        renderer = Renderer(config.views, str(config.dtype).removeprefix("torch."))
-        render = renderer.resize if config.seam else renderer.render
-
-        def render_sample(request: Request, n: int, pixels: np.ndarray) -> None:
-            image = self._fetch(request, n, decoder.decode)
-            render(image, 0, 0, request.rows[n], pixels, n)
-
-        return render_sample
 
 
 class _Work:
@@ -87,10 +67,10 @@ class _Work:
 class _Workers:
     """Threads that render samples from one queue, in the order submitted."""
 
-    def __init__(self, threads: int, make_render: Callable[[], Render]) -> None:
+    def __init__(self, threads: int, make_executor: Callable[[], Executor]) -> None:
         self._queue: queue.SimpleQueue[tuple[_Work, int] | None] = queue.SimpleQueue()
         self._closing = False
-        self._make_render = make_render
+        self._make_executor = make_executor
         self._threads = [threading.Thread(target=self._loop, name=f"native-{i}", daemon=True) for i in range(threads)]
         for thread in self._threads:
             thread.start()
@@ -103,14 +83,14 @@ class _Workers:
         return work
 
     def _loop(self) -> None:
-        render: Render | None = None
+        execute: Executor | None = None
         while (item := self._queue.get()) is not None:
             work, n = item
             error = None
             if not self._closing:
                 try:
-                    render = render or self._make_render()
-                    render(work.request, n, work.pixels)
+                    execute = execute or self._make_executor()
+                    execute(work.request, n, work.pixels)
                 except BaseException as raised:  # handed to the consumer, who raises it
                     error = raised
             work.sample_done(error)

@@ -7,13 +7,13 @@ import torch
 
 from ..kernels.augment_reference import augment_reference, finish_reference
 from ..kernels.resize import resize_reference
-from .decode import decode_pillow
+from .decode import Decoded, decode_pillow, whole
 from .loader import Loader
 from .request import Rendered, Request
 
 
 class ReferenceLoader(Loader):
-    """Runs in the calling thread; `threads` and `prefetch` change nothing."""
+    """Runs in the calling thread; `threads`, `prefetch` and `decode` change nothing."""
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
@@ -21,7 +21,7 @@ class ReferenceLoader(Loader):
         for request in requests:
             pixels = torch.empty((views, config.batch_size, size, size, 3), dtype=config.pixel_dtype)
             for n in range(config.batch_size):
-                image = self._fetch(request, n, lambda data, _: decode_pillow(data))
+                image = self._fetch(request, n, _decode).image
                 plan = request.rows[n].view(config.views.plan_dtype)[0]
                 for v in range(views):
                     pixels[v, n] = self._render(image, plan, v)
@@ -40,3 +40,7 @@ class ReferenceLoader(Loader):
             return torch.from_numpy(levels)
         masked_box = plan["masked_box"] if config.views.mask and v == 0 else None
         return torch.as_tensor(finish_reference(levels, masked_box)).to(config.dtype)
+
+
+def _decode(data: bytes, sample: np.void, *_: object) -> Decoded:
+    return Decoded(whole(decode_pillow(data), sample))

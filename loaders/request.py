@@ -8,7 +8,9 @@ import torch
 
 from ..kernels.views import ViewConfig
 from .order import SHARDS_PER_BLOCK
+from .regions import regions_of, shrinks_of
 
+DECODING = ("exact", "fast")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
@@ -31,6 +33,8 @@ class LoaderConfig:
     """Decoding threads; None for the CPUs that this process may use."""
     prefetch: int = 3
     """Batches in the making at a time."""
+    decode: str = "exact"
+    """One of `DECODING`."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.prefetch < 1 or (self.threads is not None and self.threads < 1):
@@ -39,6 +43,8 @@ class LoaderConfig:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype}; views come as {', '.join(map(str, DTYPES))}")
+        if self.decode not in DECODING:
+            raise ValueError(f"decode is {self.decode!r}; it wants to be {' or '.join(DECODING)}")
         if (self.rank is None) != (self.world_size is None):
             raise ValueError(f"rank is {self.rank} and world_size {self.world_size}; give both or neither")
         if self.rank is not None and self.world_size is not None and not 0 <= self.rank < self.world_size:
@@ -64,13 +70,35 @@ class LoaderConfig:
 
 @dataclass
 class Request:
-    """One batch to be made: which samples, and their plans. `Loader._fetch` changes both where a sample is replaced."""
+    """One batch to be made: which samples, and their plans. `Loader._fetch` puts others where samples are replaced."""
 
     epoch: int
     indices: np.ndarray
     """(N,) int64, into the dataset."""
     rows: np.ndarray
     """(N, columns) float32, the plan."""
+    regions: np.ndarray
+    """(N, 4) int64: y, x, height, width of the part of each image that holds all crops."""
+    shrinks: np.ndarray
+    """(N,) int64: how many times smaller each image may be decoded; 1 but for fast decoding."""
+
+    @classmethod
+    def make(cls, config: LoaderConfig, epoch: int, indices: np.ndarray, rows: np.ndarray) -> "Request":
+        """With what follows from the rows."""
+        views = len(config.views.views)
+        fast = config.decode == "fast"
+        shrinks = shrinks_of(rows, views, config.views.size) if fast else np.ones(len(rows), np.int64)
+        return cls(epoch, indices, rows, regions_of(rows, views), shrinks)
+
+    def put(self, n: int, other: "Request") -> None:
+        """Sample n becomes the first of another request."""
+        for mine, theirs in (
+            (self.indices, other.indices),
+            (self.rows, other.rows),
+            (self.regions, other.regions),
+            (self.shrinks, other.shrinks),
+        ):
+            mine[n] = theirs[0]
 
 
 @dataclass

@@ -117,6 +117,9 @@ class TrainConfig:
     """Which loader feeds the run: auto, native, reference, and dali or ffcv where they are installed."""
     loader_threads: int | None = None
     """Threads of the loader; None lets it choose."""
+    decode: Literal["exact", "fast"] = "exact"
+    """fast: libjpeg's fast IDCT, and images decoded at a half, a quarter or an eighth where their crops allow (native
+    and ffcv)."""
     seed: int = 0
     """Of the weights, the order and the plans."""
     checkpoint_every: int = 1000

@@ -75,6 +75,7 @@ def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: to
         dtype=dtype,
         seed=config.seed,
         threads=config.loader_threads,
+        decode=config.decode,
         progress=_counter("shards indexed"),
     )
 

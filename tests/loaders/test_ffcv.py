@@ -12,8 +12,7 @@ from conftest import encode, picture, write_tar
 from maskco_fast.loaders import Dataset, ViewConfig, make_loader
 from maskco_fast.loaders.beton import read_beton, write_directory
 from maskco_fast.loaders.beton_writer import write_beton
-from maskco_fast.loaders.decode import BadImage, Decoder
-from maskco_fast.loaders.turbojpeg import TurboDecoder
+from maskco_fast.loaders.decode import Decoder
 
 VIEWS = ViewConfig.maskco(48)
 
@@ -169,27 +168,3 @@ def test_a_directory_holds_the_rows(make_shards, tmp_path):
     assert reader.metadata["f0"]["width"].tolist() == dataset.samples["width"].tolist()
     with pytest.raises(ValueError, match="allocation table"):
         read_beton(str(tmp_path / "rows.beton"))
-
-
-@pytest.mark.skipif(TurboDecoder.open() is None, reason="the system has no libturbojpeg")
-def test_libturbojpeg_decodes_as_the_wheel_does(make_shards):
-    dataset = Dataset.open(make_shards(1, 12, bad=(4,)))
-    turbo, wheel = TurboDecoder.open(), Decoder()
-    for index, sample in enumerate(dataset.samples):
-        data = dataset.read(index)
-        if index == 4:
-            for decoder in (turbo, wheel):
-                with pytest.raises(BadImage):
-                    decoder.decode(data, sample)
-            continue
-        assert np.array_equal(turbo.decode(data, sample), wheel.decode(data, sample))
-    gray = encode(picture(33, 47, 0)[..., 0])
-    sample = dataset.samples[:1].copy()
-    sample["height"], sample["width"] = 33, 47
-    assert np.array_equal(turbo.decode(gray, sample[0]), wheel.decode(gray, sample[0]))
-    cut = gray[: len(gray) // 2]
-    for decoder in (turbo, wheel):
-        with pytest.raises(BadImage):
-            decoder.decode(cut, sample[0])
-    sample["height"] = 20  # an image larger than its record: never written past the buffer
-    assert turbo.decode(gray, sample[0]).shape == (33, 47, 3)
