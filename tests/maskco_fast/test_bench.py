@@ -56,7 +56,7 @@ def test_a_red_gate_is_never_timed(make_shards):
         with make_loader(shards, 8, views=ViewConfig.maskco(64), seed=seed) as loader:
             batches += list(loader)
     with pytest.raises(RuntimeError, match="parity is red: sample_id differs"):
-        _parity(*batches)
+        _parity(*batches, gate=True)
     wrong = batches[0].to("cpu")
     wrong.views[0][:] += torch.rand_like(wrong.views[0])
     with pytest.raises(RuntimeError, match=r"parity is red: .* levels"):
