@@ -1,16 +1,19 @@
 """The `bench` command: how fast each loader feeds a trainer on your shards, beside what others do with the same images.
 
 Every row runs in a process of its own, which is asked for one epoch at a time; rounds go through all rows in turn, so
-that what else the machine does falls on all alike. A row of ours is timed only when its views are those of the
-reference loader; a peer's row says how its recipe differs.
+that what else the machine does falls on all alike. The rows whose turn it is not are stopped: a pipeline that reads
+ahead beyond its epoch would take time from the next row (DALI's two batches halved the next one's speed). A row of
+ours is timed only when its views are those of the reference loader; a peer's row says how its recipe differs.
 """
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import pathlib
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -165,13 +168,16 @@ class _Runner:
         self._process = context.Process(target=_serve, args=(theirs, name, setting))
         self._process.start()
         theirs.close()
+        self._pipe.recv()  # it leads a process group from here on
 
     def _ask(self, question: str) -> Any:
         if self.result.error is not None:
             return None
         try:
+            self._signal(signal.SIGCONT)
             self._pipe.send(question)
             answer = self._pipe.recv()
+            self._signal(signal.SIGSTOP)
         except (EOFError, BrokenPipeError):
             self._process.join()
             answer = RuntimeError(f"its process ended with exit code {self._process.exitcode}")
@@ -180,6 +186,11 @@ class _Runner:
             say(f"{self.result.name}: {self.result.error}")
             return None
         return answer
+
+    def _signal(self, number: int) -> None:
+        """To the row's process and its workers, which are a process group."""
+        with contextlib.suppress(ProcessLookupError):  # it has ended: the pipe tells
+            os.killpg(self._process.pid or 0, number)
 
     def prepare(self) -> None:
         """Check parity, and run an epoch that is not counted: compilation, caches, page cache."""
@@ -214,6 +225,7 @@ class _Runner:
 
     def close(self) -> None:
         """End the row's process."""
+        self._signal(signal.SIGCONT)
         try:
             self._pipe.send("end")
         except (BrokenPipeError, OSError):  # it has ended already
@@ -225,6 +237,8 @@ class _Runner:
 
 def _serve(pipe: Connection, name: str, setting: Setting) -> None:
     """The child's side: answer questions until told to end."""
+    os.setpgid(0, 0)
+    pipe.send("ready")
     running = None
     while (question := pipe.recv()) != "end":
         try:

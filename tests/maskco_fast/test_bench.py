@@ -16,6 +16,7 @@ from maskco_fast.stages import stages
 
 def setting(shards, **changes):
     options = {"batch_size": 4, "size": 64, "workers": 2, "dtype": "float32", "images": None, "ffcv_ssl": None}
+    options["decode"] = "exact"
     return Setting(shards=tuple(shards), **{**options, **changes})
 
 
@@ -60,7 +61,9 @@ def test_a_red_gate_is_never_timed(make_shards):
     wrong = batches[0].to("cpu")
     wrong.views[0][:] += torch.rand_like(wrong.views[0])
     with pytest.raises(RuntimeError, match=r"parity is red: .* levels"):
-        _parity(wrong, batches[0].__class__(**{**vars(wrong), "views": (wrong.views[0] - 1, wrong.views[1])}))
+        _parity(
+            wrong, batches[0].__class__(**{**vars(wrong), "views": (wrong.views[0] - 1, wrong.views[1])}), gate=True
+        )
 
 
 def test_a_row_that_fails_is_shown_with_its_reason(make_shards, monkeypatch, capsys):
