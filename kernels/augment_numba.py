@@ -17,7 +17,7 @@ from numba import types
 from numba.core import config
 from numba.extending import overload
 
-from .colour_numba import LANES, before_contrast, gray, jitter, load_row, solarize
+from .colour_numba import LANES, before_contrast, gray, jitter, load_levels, solarize
 from .jit import leaf
 from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
 from .vector import broadcast, convert, load, multiply_high, reinterpret, select, store, store_interleaved
@@ -101,6 +101,12 @@ def _blur_across(line, size, pitch, radius, weights, row):
         store(row, x, convert(convert(red >> np.uint16(7), np.int32), np.float32))
         store(row, pitch + x, convert(convert(green >> np.uint16(7), np.int32), np.float32))
         store(row, 2 * pitch + x, convert(convert(blue >> np.uint16(7), np.int32), np.float32))
+
+
+@leaf(forceinline=True)
+def _fixed(value):
+    """Whole levels in 1/128, as the blur takes them."""
+    return convert(convert(value, np.int32), np.uint16) << np.uint16(7)
 
 
 def _converts_float16() -> bool:
@@ -199,7 +205,7 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
     if jittered:
         while int(order[contrast_at]) != CONTRAST:
             contrast_at += 1
-        mean = before_contrast(levels, order, factors, contrast_at, size, pitch, row)
+        mean = before_contrast(levels, order, factors, contrast_at, size, pitch)
     if sigma > 0.0:
         radius = min(math.ceil(3.0 * sigma), size - 1)
         _blur_weights(sigma, radius, weights)
@@ -207,15 +213,24 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
 
     for step in range(size + radius):  # a blurred row needs `radius` rows below it
         if step < size:
-            load_row(levels, step, pitch, row)
-            if jittered:
-                jitter(row, pitch, order, factors, contrast_at, 4, mean)
-            if grayed:
-                gray(row, pitch)
-            if radius > 0:
-                at = _ring_row(step, size, radius, pitch)
-                for x in range(0, 3 * pitch, LANES):
-                    store(ring, at + x, convert(convert(load(row, x, LANES), np.int32), np.uint16) << np.uint16(7))
+            to = _ring_row(step, size, radius, pitch)
+            for x in range(0, pitch, LANES):
+                at = 3 * step * pitch + x
+                red, green = load_levels(levels, at), load_levels(levels, at + pitch)
+                blue = load_levels(levels, at + 2 * pitch)
+                if jittered:
+                    red, green, blue = jitter(red, green, blue, order, factors, contrast_at, 4, mean)
+                if grayed:
+                    red = gray(red, green, blue)
+                    green, blue = red, red
+                if radius > 0:
+                    store(ring, to + x, _fixed(red))
+                    store(ring, to + pitch + x, _fixed(green))
+                    store(ring, to + 2 * pitch + x, _fixed(blue))
+                else:
+                    store(row, x, red)
+                    store(row, pitch + x, green)
+                    store(row, 2 * pitch + x, blue)
         y = step - radius
         if y < 0:
             continue
@@ -223,7 +238,8 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
             _blur_down(ring, y, size, pitch, radius, weights, slots, line)
             _blur_across(line, size, pitch, radius, weights, row)
         if solarized:
-            solarize(row, pitch)
+            for x in range(0, 3 * pitch, LANES):
+                store(row, x, solarize(load(row, x, LANES)))
         _write_row(row, size, pitch, form, normalisation, tail, out, start + 3 * y * size)
         if y1 <= y < y2:
             begin = start + 3 * y * size

@@ -1,16 +1,30 @@
-"""Colour jitter, gray and solarisation of one planar row, equal to torchvision's operators on uint8 tensors to the bit.
+"""Colour jitter, gray and solarisation of a few pixels, equal to torchvision's operators on uint8 tensors to the bit.
 
 That is float32 in torchvision's own order of operations, compiled without fast-math, truncated where it truncates; it
 also keeps errors from growing along the chain. Hue alone is computed another way where that cannot change a level.
 
-A row is (3, P) float32, flat, and holds whole levels: S pixels of red, then green, then blue, each padded to P, the
-pitch, S rounded up to a multiple of 32. `red`, `green` and `blue` are vectors of `LANES` of them.
+`red`, `green` and `blue` are vectors of `LANES` float32, which hold whole levels: they stay in registers from the first
+operation to the last. A view's levels lie planar by row: P values of red, of green and of blue in each; P, the pitch,
+is S rounded up to a multiple of 32.
 """
 
 import numpy as np
 
 from .jit import leaf
-from .vector import any_lane, broadcast, convert, load, magnitude, maximum, minimum, multiply_add, select, store, total
+from .vector import (
+    any_lane,
+    broadcast,
+    convert,
+    load,
+    magnitude,
+    maximum,
+    minimum,
+    multiply_add,
+    select,
+    store,
+    total,
+    truncate,
+)
 from .views import BRIGHTNESS, CONTRAST, SATURATION
 
 LANES = 32
@@ -34,21 +48,15 @@ _I0, _I1 = np.int32(0), np.int32(1)
 
 
 @leaf(forceinline=True)
-def _truncate(value):
-    """The whole part of non-negative float32."""
-    return convert(convert(value, np.int32), np.float32)
-
-
-@leaf(forceinline=True)
 def _luma(red, green, blue):
-    return _truncate(_LUMA_RED * red + _LUMA_GREEN * green + _LUMA_BLUE * blue)
+    return truncate(_LUMA_RED * red + _LUMA_GREEN * green + _LUMA_BLUE * blue)
 
 
 @leaf(forceinline=True)
 def _blend(value, factor, addend):
     """torchvision's _blend: factor · value + addend, clamped and truncated."""
     raw = factor * value + addend
-    return _truncate(minimum(maximum(raw, broadcast(_ZERO, LANES)), broadcast(_TOP, LANES)))
+    return truncate(minimum(maximum(raw, broadcast(_ZERO, LANES)), broadcast(_TOP, LANES)))
 
 
 @leaf(forceinline=True)
@@ -87,7 +95,7 @@ def _turned(red, green, blue, turn):
     sector = convert(sixths, np.int32)
     fall = sixths - convert(sector, np.float32)
     odd = (sector & _I1) == _I1
-    middle = _truncate(largest * (_ONE - saturation * select(odd, fall, _ONE - fall)) * _TO_LEVEL)
+    middle = truncate(largest * (_ONE - saturation * select(odd, fall, _ONE - fall)) * _TO_LEVEL)
     # Each third of the circle has a pair of channels that the largest level passes between, first to second.
     first, second = select(odd, middle, high), select(odd, high, middle)
     red_green, blue_red = sixths < _TWO, sixths >= _FOUR
@@ -99,139 +107,118 @@ def _turned(red, green, blue, turn):
 
 
 @leaf(forceinline=True)
-def _nearest(value):
-    """The nearest whole number, of float32 up to 2^22."""
-    return (value + _ROUNDER) - _ROUNDER
-
-
-@leaf(forceinline=True)
 def _turned_quickly(red, green, blue, sixths):
     """`_turned` without divisions, and in which lanes rounding leaves a level in doubt.
 
-    The hue, in sixths of a turn, is kept multiplied by the chroma. As it goes round, each channel rises from the
-    smallest level to the largest, stays for two sixths, falls and stays. Levels come back by 255.999 / 255 and are
-    truncated; here all is scaled so, lowered by a half, rounded, and clamped where it stays. `sixths`: the turn, 1..7.
+    The hue, in sixths of a turn, is kept multiplied by the chroma: in each third of the circle one channel rises from
+    the smallest level to the largest, then another one falls. Levels come back by 255.999 / 255 and are truncated;
+    here all is scaled so, lowered by a half and rounded. `sixths`: the turn, 1..7.
     """
     high, low = maximum(maximum(red, green), blue), minimum(minimum(red, green), blue)
-    scale = broadcast(_LEVEL_SCALE, LANES)
+    zero, scale = broadcast(_ZERO, LANES), broadcast(_LEVEL_SCALE, LANES)
     chroma = (high - low) * scale
-    is_red, is_green = high == red, high == green
+    two, is_red, is_green = chroma + chroma, high == red, high == green
+    four = two + two
     offset = select(is_red, green - blue, select(is_green, blue - red, red - green))
-    third = select(is_red, broadcast(_ZERO, LANES), select(is_green, broadcast(_TWO, LANES), broadcast(_FOUR, LANES)))
-    hue, whole = multiply_add(third + sixths, chroma, offset * scale), _SIX * chroma
-    hue = select(hue >= whole, hue - whole, hue)
+    third = select(is_red, zero, select(is_green, two, four))
+    hue = multiply_add(chroma, broadcast(sixths, LANES), multiply_add(offset, scale, third))
+    hue = select(hue >= four + two, hue - (four + two), hue)
 
-    bottom = multiply_add(low, scale, broadcast(_F(-0.5), LANES))
-    rise, fall = bottom - chroma, multiply_add(broadcast(_TWO, LANES), chroma, bottom)
-    red = magnitude(multiply_add(broadcast(_F(-3), LANES), chroma, hue)) + rise
-    green = fall - magnitude(multiply_add(broadcast(_F(-2), LANES), chroma, hue))
-    blue = fall - magnitude(multiply_add(broadcast(_F(-4), LANES), chroma, hue))
-    red, green, blue = _clamped(red, low, high), _clamped(green, low, high), _clamped(blue, low, high)
-    new_red, new_green, new_blue = _nearest(red), _nearest(green), _nearest(blue)
-    apart = maximum(maximum(magnitude(red - new_red), magnitude(green - new_green)), magnitude(blue - new_blue))
-    doubt = multiply_add(chroma, broadcast(_DOUBT_OF_CHROMA, LANES), apart)
-    return new_red, new_green, new_blue, doubt > _F(0.5) - _DOUBT
+    past_two, past_four = hue >= two, hue >= four
+    position = hue - select(past_two, select(past_four, four, two), zero)  # in the third, 0 .. 2 chroma
+    exact = multiply_add(low, scale, minimum(position, two - position) - _F(0.5))
+    exact = minimum(maximum(exact, low), high)
+    middle = (exact + _ROUNDER) - _ROUNDER
+    doubt = multiply_add(chroma, broadcast(_DOUBT_OF_CHROMA, LANES), magnitude(exact - middle)) > _F(0.5) - _DOUBT
+    falls = position >= chroma
+    first, second = select(falls, middle, high), select(falls, high, middle)
+    return (
+        select(past_two, select(past_four, second, low), first),
+        select(past_two, select(past_four, low, first), second),
+        select(past_two, select(past_four, first, second), low),
+        doubt,
+    )
 
 
 @leaf(forceinline=True)
-def _clamped(value, low, high):
-    return minimum(maximum(value, low), high)
-
-
-@leaf()
-def _hue(row, pitch, turn):
-    """Turn a row's hue: quickly, and in full where a lane is in doubt, which is seldom so."""
+def _hue(red, green, blue, turn):
+    """Turn the hue: quickly, and in full where a lane is in doubt, which is seldom so."""
     sixths = _F(_SIX * turn + (_SIX if turn * _SIX < _ONE else _ZERO))
-    for x in range(0, pitch, LANES):
-        red, green, blue = load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES)
-        new_red, new_green, new_blue, doubt = _turned_quickly(red, green, blue, sixths)
-        if any_lane(doubt):
-            new_red, new_green, new_blue = _turned(red, green, blue, turn)
-        store(row, x, new_red)
-        store(row, pitch + x, new_green)
-        store(row, 2 * pitch + x, new_blue)
+    new_red, new_green, new_blue, doubt = _turned_quickly(red, green, blue, sixths)
+    if any_lane(doubt):
+        new_red, new_green, new_blue = _turned(red, green, blue, turn)
+    return new_red, new_green, new_blue
 
 
-@leaf()
-def _saturation(row, pitch, factor):
-    rest = _F(1.0 - np.float64(factor))
-    for x in range(0, pitch, LANES):
-        red, green, blue = load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES)
-        addend = rest * _luma(red, green, blue)
-        store(row, x, _blend(red, factor, addend))
-        store(row, pitch + x, _blend(green, factor, addend))
-        store(row, 2 * pitch + x, _blend(blue, factor, addend))
+@leaf(forceinline=True)
+def _saturation(red, green, blue, factor):
+    addend = _F(1.0 - np.float64(factor)) * _luma(red, green, blue)
+    return _blend(red, factor, addend), _blend(green, factor, addend), _blend(blue, factor, addend)
 
 
-@leaf()
-def _brightness(row, pitch, factor):
-    for x in range(0, 3 * pitch, LANES):
-        store(row, x, _truncate(minimum(factor * load(row, x, LANES), broadcast(_TOP, LANES))))
+@leaf(forceinline=True)
+def _brightness(value, factor):
+    return truncate(minimum(factor * value, broadcast(_TOP, LANES)))
 
 
-@leaf()
-def _contrast(row, pitch, factor, addend):
-    for x in range(0, 3 * pitch, LANES):
-        store(row, x, _blend(load(row, x, LANES), factor, broadcast(addend, LANES)))
+@leaf(forceinline=True)
+def gray(red, green, blue):
+    """torchvision's rgb_to_grayscale, the one channel of three."""
+    return _luma(red, green, blue)
 
 
-@leaf()
-def gray(row, pitch):
-    """torchvision's rgb_to_grayscale, in three channels."""
-    for x in range(0, pitch, LANES):
-        luma = _luma(load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES))
-        store(row, x, luma)
-        store(row, pitch + x, luma)
-        store(row, 2 * pitch + x, luma)
+@leaf(forceinline=True)
+def solarize(value):
+    """torchvision's solarize at a threshold of 128, of one channel."""
+    return select(value < _THRESHOLD, value, _TOP - value)
 
 
-@leaf()
-def solarize(row, pitch):
-    """torchvision's solarize at a threshold of 128."""
-    for x in range(0, 3 * pitch, LANES):
-        values = load(row, x, LANES)
-        store(row, x, select(values < _THRESHOLD, values, _TOP - values))
-
-
-@leaf()
-def jitter(row, pitch, order, factors, begin, end, mean):
+@leaf(forceinline=True)
+def jitter(red, green, blue, order, factors, begin, end, mean):
     """The jitter operations number `begin` up to `end`; `mean` is the view's gray level, which contrast alone needs."""
     for i in range(begin, end):
         operation = int(order[i])
         factor = factors[operation]
         if operation == BRIGHTNESS:
-            _brightness(row, pitch, factor)
+            red, green, blue = _brightness(red, factor), _brightness(green, factor), _brightness(blue, factor)
         elif operation == CONTRAST:
-            _contrast(row, pitch, factor, _F(1.0 - np.float64(factor)) * mean)
+            addend = broadcast(_F(1.0 - np.float64(factor)) * mean, LANES)
+            red, green, blue = _blend(red, factor, addend), _blend(green, factor, addend), _blend(blue, factor, addend)
         elif operation == SATURATION:
-            _saturation(row, pitch, factor)
+            red, green, blue = _saturation(red, green, blue, factor)
         else:
-            _hue(row, pitch, factor)
+            red, green, blue = _hue(red, green, blue, factor)
+    return red, green, blue
+
+
+@leaf(forceinline=True)
+def load_levels(levels, at):
+    """`LANES` of uint8 as float32."""
+    return convert(convert(load(levels, at, LANES), np.int32), np.float32)
+
+
+@leaf(forceinline=True)
+def _store_levels(levels, at, value):
+    store(levels, at, convert(convert(value, np.int32), np.uint8))
 
 
 @leaf()
-def load_row(levels, y, pitch, row):
-    """Row `y` of the planar `levels`, (rows · 3 · P,) uint8, into `row`."""
-    for x in range(0, 3 * pitch, LANES):
-        store(row, x, convert(convert(load(levels, 3 * y * pitch + x, LANES), np.int32), np.float32))
-
-
-@leaf()
-def before_contrast(levels, order, factors, contrast_at, size, pitch, row):
+def before_contrast(levels, order, factors, contrast_at, size, pitch):
     """Do the operations ahead of contrast on the whole view and return its mean gray level as it then stands.
 
     The lanes between S and P are 0 and stay so: every operation but contrast keeps black.
     """
     sum_all = 0
     for y in range(size):
-        load_row(levels, y, pitch, row)
-        jitter(row, pitch, order, factors, 0, contrast_at, _ZERO)
-        if contrast_at > 0:
-            for x in range(0, 3 * pitch, LANES):
-                store(levels, 3 * y * pitch + x, convert(convert(load(row, x, LANES), np.int32), np.uint8))
         luma = broadcast(_I0, LANES)
-        for x in range(0, pitch, LANES):
-            values = _luma(load(row, x, LANES), load(row, pitch + x, LANES), load(row, 2 * pitch + x, LANES))
-            luma = luma + convert(values, np.int32)
+        for at in range(3 * y * pitch, (3 * y + 1) * pitch, LANES):
+            red, green = load_levels(levels, at), load_levels(levels, at + pitch)
+            blue = load_levels(levels, at + 2 * pitch)
+            if contrast_at > 0:
+                red, green, blue = jitter(red, green, blue, order, factors, 0, contrast_at, _ZERO)
+                _store_levels(levels, at, red)
+                _store_levels(levels, at + pitch, green)
+                _store_levels(levels, at + 2 * pitch, blue)
+            luma = luma + convert(_luma(red, green, blue), np.int32)
         sum_all += total(luma)
     return _F(sum_all) / _F(size * size)

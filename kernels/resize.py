@@ -20,6 +20,7 @@ from .vector import (
     maximum,
     minimum,
     multiply_high,
+    prefetch,
     reinterpret,
     select,
     store,
@@ -126,12 +127,16 @@ def _resize_strip(flat, begin, stride, values, top, flip, size, spans, weights, 
     it is transposed into are still in the L1 cache.
     """
     rows = min(STRIP, size - top)
+    above, below = spans[top], spans[top + rows - 1] + spans[pitch + top + rows - 1]
     ready = 0
     for i in range(size):
         column = size - 1 - i if flip else i
         count, first = spans[3 * pitch + column], 3 * spans[2 * pitch + column]
         while ready < first + 3 * count:
             start = min(ready, values - TILE)
+            for row in range(above, below):  # what the next tile needs, while this one is worked on
+                prefetch(flat, begin + start + TILE + 63 + row * stride)
+                prefetch(flat, begin + start + TILE + 127 + row * stride)
             for row in range(rows):
                 _resize_down(flat, begin + start, stride, top + row, spans, weights, pitch, tile, row * TILE)
             for chunk in range(0, TILE, 64):  # a chunk holds its even values, then its odd ones

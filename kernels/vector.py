@@ -86,6 +86,24 @@ def store(typing_context, array, index, vector):
 
 
 @intrinsic(prefer_literal=True)
+def prefetch(typing_context, array, index):
+    """Have the cache line at `index` of `array` fetched; one outside the array is not read, and does no harm."""
+
+    def generate(context, builder, signature, arguments):
+        byte = VectorType(types.uint8, 1)
+        pointer = builder.bitcast(
+            _pointer(context, builder, array, arguments[0], arguments[1], byte), ir.IntType(8).as_pointer()
+        )
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, into all caches, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
 def broadcast(typing_context, scalar, lanes):
     """`scalar` in each of `lanes` (a literal) lanes."""
     vector = VectorType(scalar, lanes.literal_value)
@@ -175,17 +193,24 @@ def maximum(typing_context, a, b):
     return a(a, b), generate
 
 
-@intrinsic(prefer_literal=True)
-def magnitude(typing_context, vector):
-    """The absolute values of float lanes."""
+def _of_floats(name: str, says: str) -> Any:
+    """An intrinsic that applies LLVM's function of this name to the lanes of a float vector."""
 
-    def generate(context, builder, signature, arguments):
-        kind = _llvm(vector)
-        name = f"llvm.fabs.v{vector.lanes}f{vector.element.bitwidth}"
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), name)
-        return builder.call(function, arguments)
+    def apply(typing_context, vector):
+        def generate(context, builder, signature, arguments):
+            kind = _llvm(vector)
+            symbol = f"llvm.{name}.v{vector.lanes}f{vector.element.bitwidth}"
+            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), symbol)
+            return builder.call(function, arguments)
 
-    return vector(vector), generate
+        return vector(vector), generate
+
+    apply.__doc__ = says
+    return intrinsic(prefer_literal=True)(apply)
+
+
+magnitude = _of_floats("fabs", "The absolute values of float lanes.")
+truncate = _of_floats("trunc", "The whole parts of float lanes.")
 
 
 @intrinsic(prefer_literal=True)
