@@ -27,6 +27,7 @@ IMAGES, REPEATS = 200, 5
 def stages(setting: "Setting") -> dict[str, float]:
     """Milliseconds an image by stage, both views, medians of `REPEATS` passes over `IMAGES` images of the shards.
 
+    Rendering is timed on images that have just been decoded, as in the loader: caches hold what they hold there.
     Colour, blur and store are told apart by differences: rendered with the plan as drawn, without its blur, without its
     colour too, and up to the seam alone. Hand-over is what Python does for a sample: a whole epoch of one thread, less
     the stages that it spends its time in.
@@ -35,59 +36,54 @@ def stages(setting: "Setting") -> dict[str, float]:
     dataset = Dataset.open(setting.shards)
     positions = np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(np.int64)
     samples = dataset.samples[positions]
+    decoder, renderer = Decoder(), Renderer(views, setting.dtype)
+    shape = (2, setting.batch_size, views.size, views.size, 3)
+    seam, out = np.zeros(shape, np.uint8), np.zeros(shape, renderer.buffer_dtype)
 
     def draw() -> np.ndarray:
         return plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
 
-    data = [dataset.read(int(position)) for position in positions]
-    images = [Decoder().decode(encoded, sample).copy() for encoded, sample in zip(data, samples)]
-    decoder, rows = Decoder(), draw()
-    renderer = Renderer(views, setting.dtype)
-    seam = np.empty((2, 1, views.size, views.size, 3), np.uint8)
-    out = np.empty((2, 1, views.size, views.size, 3), renderer.buffer_dtype)
-
-    def read() -> None:
-        for position in positions.tolist():
-            dataset.read(position)
-
-    def decode() -> None:
-        for encoded, sample in zip(data, samples):
-            decoder.decode(encoded, sample)
-
-    def resize() -> None:
-        for image, row in zip(images, rows):
-            renderer.resize(image, 0, 0, row, seam, 0)
-
-    def render(rows: np.ndarray) -> None:
-        for image, row in zip(images, rows):
-            renderer.render(image, 0, 0, row, out, 0)
-
+    rows = draw()
     sharp, plain = _without(rows, 2, BLUR_SIGMA), _without(rows, 2, BLUR_SIGMA, JITTER, GRAY)
-    timed: dict[str, Callable[[], object]] = {
-        "index": lambda: index_shard(dataset.shards[0].path),
-        "plan": draw,
-        "read": read,
-        "decode": decode,
-        "resize": resize,
-        "all": lambda: render(rows),
-        "sharp": lambda: render(sharp),
-        "plain": lambda: render(plain),
+    rendered: dict[str, Callable[[int, np.ndarray], None]] = {
+        "resize": lambda i, image: renderer.resize(image, 0, 0, rows[i], seam, i % setting.batch_size),
+        "all": lambda i, image: renderer.render(image, 0, 0, rows[i], out, i % setting.batch_size),
+        "sharp": lambda i, image: renderer.render(image, 0, 0, sharp[i], out, i % setting.batch_size),
+        "plain": lambda i, image: renderer.render(image, 0, 0, plain[i], out, i % setting.batch_size),
     }
-    counts = {name: len(positions) for name in timed} | {"index": len(dataset.shards[0].samples)}
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    passes: dict[str, list[float]] = {name: [] for name in ("index", "plan", "read", "decode", *rendered)}
     for _ in range(REPEATS + 1):
-        for name, run in timed.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    took = {name: 1000 * statistics.median(times[1:]) / counts[name] for name, times in seconds.items()}
+        passes["index"].append(_milliseconds(lambda: index_shard(dataset.shards[0].path)))
+        passes["plan"].append(_milliseconds(draw))
+        for name, render in rendered.items():
+            reading, decoding, rendering = 0.0, 0.0, 0.0
+            for i, position in enumerate(positions.tolist()):
+                began = time.perf_counter()
+                encoded = dataset.read(position)
+                was_read = time.perf_counter()
+                image = decoder.decode(encoded, samples[i])
+                decoded = time.perf_counter()
+                render(i, image)
+                rendering += time.perf_counter() - decoded
+                decoding, reading = decoding + decoded - was_read, reading + was_read - began
+            for stage, seconds in (("read", reading), ("decode", decoding), (name, rendering)):
+                passes[stage].append(1000 * seconds)
+    # The first pass of each is warming up: kernels are compiled, pages of buffers are mapped.
+    took = {name: statistics.median(times[1:]) / len(positions) for name, times in passes.items()}
     return {
-        **{name: took[name] for name in ("index", "plan", "read", "decode", "resize")},
+        "index": took["index"] * len(positions) / len(dataset.shards[0].samples),
+        **{name: took[name] for name in ("plan", "read", "decode", "resize")},
         "colour": took["sharp"] - took["plain"],
         "blur": took["all"] - took["sharp"],
         "store": took["plain"] - took["resize"],
         "hand-over": _hand_over(),
     }
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - began)
 
 
 def _without(rows: np.ndarray, views: int, *columns: int) -> np.ndarray:

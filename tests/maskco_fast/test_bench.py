@@ -1,13 +1,15 @@
 """The bench: rows that are timed have passed their gate, figures add up, failures are shown and not counted."""
 
 import json
+import pathlib
+import time
 
 import pytest
 import torch
 from PIL import Image
 
 from maskco_fast import bench as bench_module
-from maskco_fast.bench import BenchConfig, Result, bench
+from maskco_fast.bench import BenchConfig, Result, _Runner, bench
 from maskco_fast.bench_rows import ROWS, Ours, Setting, _parity
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.pictures import bench_picture
@@ -64,6 +66,25 @@ def test_a_red_gate_is_never_timed(make_shards):
         _parity(
             wrong, batches[0].__class__(**{**vars(wrong), "views": (wrong.views[0] - 1, wrong.views[1])}), gate=True
         )
+
+
+def test_a_row_is_stopped_while_it_is_not_its_turn(make_shards):
+    runner = _Runner("decode_only", setting(make_shards(1, 8)))
+    stat = pathlib.Path(f"/proc/{runner._process.pid}/stat")
+    try:
+        if not stat.exists():
+            pytest.skip("no /proc to read a process's state from")
+        runner.prepare()
+        for _ in range(100):  # the signal is on its way
+            if (state := stat.read_text().rpartition(")")[2].split()[0]) == "T":
+                break
+            time.sleep(0.05)
+        assert state == "T"
+        runner.round()
+        assert len(runner.result.rounds) == 1
+    finally:
+        runner.close()
+    assert runner._process.exitcode == 0
 
 
 def test_a_row_that_fails_is_shown_with_its_reason(make_shards, monkeypatch, capsys):
