@@ -150,11 +150,12 @@ def reinterpret(typing_context, vector, dtype):
 
 @intrinsic(prefer_literal=True)
 def multiply_high(typing_context, a, b):
-    """The high 16 bits of the products of uint16 lanes."""
+    """The high 16 bits of the products of 16-bit lanes."""
 
     def generate(context, builder, signature, arguments):
         wide = ir.VectorType(ir.IntType(32), a.lanes)
-        product = builder.mul(*[builder.zext(argument, wide) for argument in arguments])
+        extend = builder.sext if a.element.signed else builder.zext
+        product = builder.mul(*[extend(argument, wide) for argument in arguments])
         shift = ir.Constant(wide, [16] * a.lanes)
         return builder.trunc(builder.lshr(product, shift), _llvm(a))
 
@@ -235,6 +236,17 @@ def any_lane(typing_context, condition):
 
 
 @intrinsic(prefer_literal=True)
+def first_lane(typing_context, condition):
+    """The number of the first lane in which `condition` holds; how many lanes there are where it holds in none."""
+
+    def generate(context, builder, signature, arguments):
+        bits = builder.bitcast(arguments[0], ir.IntType(condition.lanes))
+        return builder.zext(builder.cttz(bits, ir.Constant(ir.IntType(1), 0)), ir.IntType(64))
+
+    return types.int64(condition), generate
+
+
+@intrinsic(prefer_literal=True)
 def total(typing_context, vector):
     """The sum of all lanes, of integers."""
 
@@ -305,6 +317,32 @@ def transpose(typing_context, source, at, stride, target, to, step):
 
 
 @intrinsic(prefer_literal=True)
+def transpose_8(typing_context, a, b, c, d, e, f, g, h):
+    """Eight vectors of eight lanes, as the rows of a matrix, to its columns."""
+
+    def generate(context, builder, signature, arguments):
+        rows = list(arguments)
+        low, high = _lanes([0, 8, 1, 9, 2, 10, 3, 11]), _lanes([4, 12, 5, 13, 6, 14, 7, 15])
+        for _ in range(3):  # interleaving the first half of the rows with the second, three times, transposes
+            pairs = zip(rows[:4], rows[4:])
+            rows = [builder.shuffle_vector(first, second, picks) for first, second in pairs for picks in (low, high)]
+        return context.make_tuple(builder, signature.return_type, rows)
+
+    return types.UniTuple(a, 8)(a, b, c, d, e, f, g, h), generate
+
+
+@intrinsic(prefer_literal=True)
+def interleave(typing_context, a, b):
+    """a0 b0 a1 b1 and so on: twice the lanes."""
+    result = VectorType(a.element, 2 * a.lanes)
+
+    def generate(context, builder, signature, arguments):
+        return builder.shuffle_vector(*arguments, _lanes(i // 2 + i % 2 * a.lanes for i in range(2 * a.lanes)))
+
+    return result(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
 def store_interleaved(typing_context, array, index, a, b, c):
     """Write lanes a0 b0 c0 a1 b1 c1 and so on to `array` from `index` on.
 
@@ -361,12 +399,13 @@ def _lanes(picks: Iterable[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(ir.IntType(32), len(chosen)), chosen)
 
 
-def _binary(integer: str, floating: str) -> Any:
+def _binary(unsigned: str, floating: str, signed: str | None = None) -> Any:
     """An intrinsic that applies one LLVM instruction, by the kind of the lanes, to two vectors."""
 
     @intrinsic(prefer_literal=True)
     def apply(typing_context, a, b):
         def generate(context, builder, signature, arguments):
+            integer = signed or unsigned if getattr(a.element, "signed", False) else unsigned
             name = floating if isinstance(a.element, types.Float) else integer
             return getattr(builder, name)(*arguments)
 
@@ -415,7 +454,7 @@ for _function, _names in {
     operator.and_: ("and_", "and_"),
     operator.or_: ("or_", "or_"),
     operator.lshift: ("shl", "shl"),
-    operator.rshift: ("lshr", "lshr"),
+    operator.rshift: ("lshr", "lshr", "ashr"),
 }.items():
     _overload_operator(_function, _binary(*_names))
 for _function, _symbol in {
