@@ -5,11 +5,12 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test lint typecheck format gpu-check clean
+.PHONY: help install install-dev install-ffcv train test lint typecheck format gpu-check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_DIR := runs/demo
+FFCV_PACKAGES := g++ pkg-config python3-dev libopencv-dev libturbojpeg0-dev
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -23,6 +24,16 @@ test: install-dev lint ## set up, check format, lint and types, run the tests
 install: $(VENV)/.installed ## make the virtual environment and install the package
 
 install-dev: $(VENV)/.installed-dev ## the same, with what the tests and checks need
+
+# FFCV compiles a library of its own. Where it cannot be had, its tests skip and everything else goes on.
+install-ffcv: | $(BIN)/pip ## the FFCV loader; as root on Debian, with the system packages that it is compiled with
+	@can_build() { g++ --version && pkg-config --exists opencv4 libturbojpeg; } >/dev/null 2>&1; \
+	if ! can_build && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && apt-get install --yes --no-install-recommends $(FFCV_PACKAGES) || true; \
+	fi; \
+	if ! can_build || ! $(BIN)/python -m pip install -e '.[ffcv]'; then \
+		echo "FFCV is left out: sudo apt-get install $(FFCV_PACKAGES) && make install-ffcv" >&2; \
+	fi
 
 lint: install-dev ## check format, lint and types
 	$(BIN)/ruff format --check .
@@ -58,7 +69,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install 'setuptools>=77' -e '.[dev]'
+	$(BIN)/python -m pip install 'setuptools>=77' -e '.[dev,dali,bench]'
+	@$(MAKE) --no-print-directory install-ffcv
 	@touch $(VENV)/.installed $@
 
 # PYTHON=… chooses another interpreter than the first one found that is 3.10 to 3.13 and can make environments.

@@ -56,8 +56,8 @@ try:
         from ffcv.reader import Reader
 except ImportError as error:
     raise ImportError(
-        f"the FFCV loader needs FFCV ({error}): `apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev` and "
-        "`pip install 'maskco-fast[ffcv]'`; or choose the loader native, which reads .beton files as well"
+        f"the FFCV loader needs FFCV ({error}): `apt-get install g++ pkg-config python3-dev libopencv-dev "
+        "libturbojpeg0-dev` and `pip install 'maskco-fast[ffcv]'`; or choose the loader native, which reads .beton too"
     ) from error
 
 _COMPILING = threading.Lock()

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -162,6 +163,7 @@ def _remedy(name: str) -> str:
         return f"for --loader dali: {install_command('maskco-fast[dali]')} (with CUDA 12: nvidia-dali-cuda120)"
     if name == "ffcv":
         wanted = [package for program, package in _FFCV_DEBIAN.items() if shutil.which(program) is None]
+        wanted += [] if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else ["python3-dev"]
         wanted += [package for library, package in _FFCV_LIBRARIES.items() if not _pkg_config_knows(library)]
         system = f"sudo apt-get install {' '.join(wanted)} && " if wanted else ""
         return f"for --loader ffcv: {system}{install_command('maskco-fast[ffcv]')}"

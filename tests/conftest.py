@@ -42,6 +42,14 @@ def shared_data() -> pathlib.Path:
     return folder
 
 
+def skip_without_packages(backend: str) -> None:
+    """Skip the test where the loader `backend` lacks a package, saying how to install it."""
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali", reason="pip install 'maskco-fast[dali]' brings DALI", exc_type=ImportError)
+    if backend == "ffcv":
+        pytest.importorskip("maskco_fast.loaders.ffcv", exc_type=ImportError)  # whose error says what to install
+
+
 def picture(height: int, width: int, seed: int) -> np.ndarray:
     """(height, width, 3) uint8: smooth waves with edges and a little noise, so that JPEG and resizing have work."""
     random = np.random.default_rng(seed)

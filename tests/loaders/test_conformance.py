@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import encode, picture, write_tar
+from conftest import encode, picture, skip_without_packages, write_tar
 
 from maskco_fast.kernels.augment_reference import IMAGENET_STD
 from maskco_fast.loaders import LOADERS, TooManyBadSamples, ViewConfig, make_loader
@@ -25,15 +25,9 @@ LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(48)
 
 
-WANTS = {"dali": "nvidia.dali", "ffcv": "maskco_fast.loaders.ffcv"}
-"""What a backend imports that an extra of the same name brings."""
-
-
 @pytest.fixture(params=sorted(LOADERS))
 def backend(request):
-    if request.param in WANTS:
-        reason = f"pip install 'maskco-fast[{request.param}]' brings the {request.param} loader"
-        pytest.importorskip(WANTS[request.param], reason=reason, exc_type=ImportError)
+    skip_without_packages(request.param)
     return request.param
 
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import encode, picture, write_tar
+from conftest import encode, picture, skip_without_packages, write_tar
 
 from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
 from maskco_fast.loaders.request import Request
@@ -30,7 +30,7 @@ def test_an_absent_dali_is_named_with_its_extra(make_shards, monkeypatch):
 @pytest.fixture
 def dali():
     """The modules under test; skips where DALI is not installed."""
-    pytest.importorskip("nvidia.dali", reason="pip install 'maskco-fast[dali]' brings DALI")
+    skip_without_packages("dali")
     from maskco_fast.loaders import dali as loader
     from maskco_fast.loaders import dali_graph as graph
 

@@ -16,9 +16,7 @@ from maskco_fast.loaders.decode import Decoder
 
 VIEWS = ViewConfig.maskco(48)
 
-ffcv = pytest.importorskip(
-    "maskco_fast.loaders.ffcv", reason="pip install 'maskco-fast[ffcv]' brings the ffcv loader", exc_type=ImportError
-)
+ffcv = pytest.importorskip("maskco_fast.loaders.ffcv", exc_type=ImportError)  # its error says what to install
 
 
 def run(code):

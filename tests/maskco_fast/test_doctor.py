@@ -83,10 +83,12 @@ def test_probe_that_hangs():
     assert "maskco-fast[dali]" in result.fix
 
 
-def test_ffcv_remedy_names_only_the_debian_packages_that_lack(monkeypatch):
+def test_ffcv_remedy_names_only_the_debian_packages_that_lack(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
     remedy = doctor._remedy("ffcv")
-    assert "apt-get install g++ pkg-config libopencv-dev libturbojpeg0-dev && " in remedy
+    assert "apt-get install g++ pkg-config python3-dev libopencv-dev libturbojpeg0-dev && " in remedy
+    (tmp_path / "Python.h").touch()
     monkeypatch.setattr(doctor.shutil, "which", lambda program: f"/usr/bin/{program}")
     monkeypatch.setattr(doctor, "_pkg_config_knows", lambda library: library == "opencv4")
     assert "apt-get install libturbojpeg0-dev && " in doctor._remedy("ffcv")
