@@ -92,21 +92,22 @@ class _LazyCache:
         return getattr(self._cache, name)
 
 
-def jit(**options: Any) -> Callable[[F], F]:
+def jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
     """`numba.njit` without the GIL, with IEEE division, and with the cache described above.
 
-    Further options go to `numba.njit`. Compiles at the first call with new argument types (seconds); later processes
-    load the machine code from the cache (milliseconds).
+    `allocates`: whether it, or what it calls, makes arrays. Where it does not, references are not counted, which in
+    short loops costs more than the loops. Further options go to `numba.njit`. Compiles at the first call with new
+    argument types (seconds); later processes load the machine code from the cache (milliseconds).
     """
 
     def decorate(function: F) -> F:
-        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(function)
+        dispatcher = numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)(function)
         dispatcher._cache = _LazyCache(function)
         return dispatcher
 
     return decorate
 
 
-def leaf(**options: Any) -> Callable[[F], F]:
-    """`numba.njit` for a function that only other kernels call: inlined by LLVM, never cached by itself."""
-    return numba.njit(nogil=True, error_model="numpy", **options)
+def leaf(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
+    """`jit` for a function that only other kernels call: inlined by LLVM, never cached by itself."""
+    return numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)

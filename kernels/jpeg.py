@@ -19,6 +19,7 @@ from .vector import broadcast, convert, first_lane, load, store, store_interleav
 
 DECODED, NOT_PLAIN = range(2)
 """What `decode_region` returns: pixels, or that a library should have a look."""
+BLOCK = 96
 _U = np.uint64
 
 
@@ -46,7 +47,7 @@ class JpegScratch(NamedTuple):
     """(4, 8) int64: by component, h, v, quantisation, DC and AC table, offset in `planes`, row stride, last DC."""
 
 
-@jit()
+@jit(allocates=True)
 def make_jpeg_scratch(file_bytes, pixels):
     """Working memory for files of up to `file_bytes` and regions of up to `pixels`, rounded up to whole blocks."""
     return JpegScratch(
@@ -55,7 +56,7 @@ def make_jpeg_scratch(file_bytes, pixels):
         np.zeros(8 * (TABLE + LONG), np.int32),
         np.zeros(4 * 256, np.int32),
         np.zeros(3 * pixels + 8192, np.uint8),
-        np.zeros(96, np.int16),
+        np.zeros(6 * BLOCK, np.int16),
         np.zeros((4, 8), np.int64),
     )
 
@@ -222,29 +223,38 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                 until, done = interval, done + 1
             until -= 1
             inside = x1 <= mx < x2 and y1 <= my < y2
+            number = 0
             for c in range(components):
-                h, v, stride, q = frame[c, _H], frame[c, _V], frame[c, _STRIDE], 256 * frame[c, _QUANTISATION]
+                h, v, q = frame[c, _H], frame[c, _V], 256 * frame[c, _QUANTISATION]
                 dc, ac = frame[c, _DC] * (TABLE + LONG), frame[c, _AC] * (TABLE + LONG)
                 for by in range(v):
                     for bx in range(h):
                         bits, count, at, difference, k = read_block(
-                            clean, bits, count, at, data, tables, dc, ac, quantisation, q, block
+                            clean, bits, count, at, data, tables, dc, ac, quantisation, q, block, BLOCK * number
                         )
                         if k == _U(0):
                             return False
                         value = frame[c, _LAST] + difference
                         frame[c, _LAST] = value
-                        if inside:
+                        block[BLOCK * number] = value * quantisation[q]
+                        block[BLOCK * number + 65] = k == _U(130)
+                        number += 1
+            if inside:  # a block is read long after it was written: what is still on its way to memory stalls a load
+                number = 0
+                for c in range(components):
+                    h, v, stride = frame[c, _H], frame[c, _V], frame[c, _STRIDE]
+                    for by in range(v):
+                        for bx in range(h):
                             to = frame[c, _OFFSET] + 8 * (((my - y1) * v + by) * stride + (mx - x1) * h + bx)
-                            dequantised = value * quantisation[q]
-                            if k == _U(130):
-                                put_flat_block(dequantised, planes, to, stride)
+                            if block[BLOCK * number + 65]:
+                                put_flat_block(np.int64(block[BLOCK * number]), planes, to, stride)
                             else:
-                                block[0] = dequantised
-                                put_block(block, planes, to, stride)
-            if not inside:
-                store(block, 0, broadcast(np.int16(0), 32))
-                store(block, 32, broadcast(np.int16(0), 32))
+                                put_block(block, BLOCK * number, planes, to, stride)
+                            number += 1
+            else:
+                for i in range(number):
+                    store(block, BLOCK * i, broadcast(np.int16(0), 32))
+                    store(block, BLOCK * i + 32, broadcast(np.int16(0), 32))
             if np.int64(at) > size + 8:
                 return False
     # All that is left must be the last byte's filling.

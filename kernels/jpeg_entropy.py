@@ -17,6 +17,8 @@ TABLE = 1 << LOOK
 LONG = 64
 """int32 behind each table for the codes that are longer than `LOOK`: by length, one past the last code (left-aligned to
 16 bits) and the offset of its symbol; see `build_table`."""
+BETWEEN_REFILLS = 4
+"""Look-ups that 56 bits are enough for."""
 END = 128
 """The run that stands for "no more coefficients": it leaves the block whatever was read of it."""
 ROOM = 4096
@@ -121,8 +123,9 @@ def _symbol(bits, data, table, to, ac):
 
 
 @leaf(forceinline=True)
-def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, block):
-    """One block's coefficients, dequantised, into `block` (65,) int16 in rows, whose AC part was 0.
+def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, block, to):
+    """One block's coefficients, dequantised, into `block` (65,) int16 from `to` on, in rows; its AC part
+    was 0.
 
     The bits of `clean` come as `refill` leaves them; codes by the tables at `dc` and `ac`, their symbols in `data`;
     `quantisation` from `q` on, in zigzag order. Returns the reader's state, the DC difference (not yet dequantised),
@@ -141,22 +144,26 @@ def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, blo
     bits, count = bits << used, count - used
     k = _U(1)
     while k < _U(64):
-        if count < _U(32):
-            bits, count, at = refill(clean, bits, count, at)
+        bits, count, at = refill(clean, bits, count, at)
         entry = table[_U(ac) + (bits >> _U(64 - LOOK))]
-        used = _U(entry & 63)
-        if used != _U(0):
-            k += _U((entry >> 8) & 255)
-            block[_ZIGZAG[k]] = (entry >> 16) * quantisation[_U(q) + k]
-        else:
+        if entry & 63 == 0:
             run, value, length = _symbol(bits, data, table, ac, True)
             if run < 0:
                 return bits, count, at, difference, _U(0)
-            used = _U(length)
             k += _U(run)
-            block[_ZIGZAG[k]] = value * quantisation[_U(q) + k]
-        bits, count = bits << used, count - used
-        k += _U(1)
+            block[_U(to) + _ZIGZAG[k]] = value * quantisation[_U(q) + k]
+            k += _U(1)
+            bits, count = bits << _U(length), count - _U(length)
+            continue
+        for _ in range(BETWEEN_REFILLS):
+            k += _U((entry >> 8) & 255)
+            block[_U(to) + _ZIGZAG[k]] = (entry >> 16) * quantisation[_U(q) + k]
+            k += _U(1)
+            used = _U(entry & 63)
+            bits, count = bits << used, count - used
+            entry = table[_U(ac) + (bits >> _U(64 - LOOK))]
+            if k >= _U(64) or entry & 63 == 0:
+                break
     if k > _U(64) and k < _U(2 + END):
         k = _U(0)  # a run beyond the block
     return bits, count, at, difference, k

@@ -63,8 +63,8 @@ def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
 
 
 @leaf(forceinline=True)
-def _row(block, i):
-    return convert(load(block, 8 * i, 8), np.int32)
+def _row(block, at, i):
+    return convert(load(block, at + 8 * i, 8), np.int32)
 
 
 @leaf(forceinline=True)
@@ -79,23 +79,23 @@ def _level(column):
 
 
 @leaf(forceinline=True)
-def put_block(block, planes, at, stride):
+def put_block(block, source, planes, at, stride):
     """The inverse DCT of `block` (64,) int16 into 8 rows of `planes`, the first at `at`; `block` is 0 thereafter."""
     c0, c1, c2, c3, c4, c5, c6, c7 = _one_dimension(
-        _row(block, 0),
-        _row(block, 1),
-        _row(block, 2),
-        _row(block, 3),
-        _row(block, 4),
-        _row(block, 5),
-        _row(block, 6),
-        _row(block, 7),
+        _row(block, source, 0),
+        _row(block, source, 1),
+        _row(block, source, 2),
+        _row(block, source, 3),
+        _row(block, source, 4),
+        _row(block, source, 5),
+        _row(block, source, 6),
+        _row(block, source, 7),
         _ROUND_PASS_2,
         _TO_PASS_2,
     )
     zero = broadcast(_S(0), 32)
-    store(block, 0, zero)
-    store(block, 32, zero)
+    store(block, source, zero)
+    store(block, source + 32, zero)
     r0, r1, r2, r3, r4, r5, r6, r7 = transpose_8(
         convert(c0, np.int16),
         convert(c1, np.int16),

@@ -199,7 +199,7 @@ def _draw_boxes(stream, boxes, parameters, query, key, query_flip, key_flip, tai
         tail[column], tail[column + 1], tail[column + 2], tail[column + 3] = nx1, ny1, nx2, ny2
 
 
-@jit()
+@jit(allocates=True)
 def plan_rows(view_parameters, box_parameters, boxes, seed, epoch, sample_ids, heights, widths, rows):
     """Write the plan of every sample into `rows` (N, columns) float32, without the GIL. Arguments as in `plan`.
 

@@ -57,7 +57,7 @@ class Scratch(NamedTuple):
     """(12 LANES,) uint8: the last pixels of a row, where they are fewer than the kernels write at once."""
 
 
-@leaf()
+@leaf(allocates=True)
 def _aligned(count, dtype):
     """`count` zeros that begin at a cache line, so that no vector straddles two."""
     memory = np.zeros(count + 64, dtype)
@@ -65,7 +65,7 @@ def _aligned(count, dtype):
     return memory[begin : begin + count]
 
 
-@jit()
+@jit(allocates=True)
 def make_scratch(size, width):
     """Working memory for views of `size` pixels, images of up to `width` pixels; compiled code may call it too."""
     pitch = (size + 31) // 32 * 32

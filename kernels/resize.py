@@ -64,7 +64,8 @@ def resize_view(image, y, x, height, width, flip, size, scratch):
         return
     if values < TILE:  # a tile would reach beyond the image
         for row in range(height):
-            narrow[row * TILE : row * TILE + values] = flat[begin + row * stride : begin + row * stride + values]
+            for i in range(values):
+                narrow[row * TILE + i] = flat[begin + row * stride + i]
         flat, stride, begin, values = narrow, TILE, 0, TILE
     spans, weights, tile, columns, block = scratch.spans, scratch.weights, scratch.tile, scratch.columns, scratch.block
     _fill_taps(height, size, False, spans, weights, 0, pitch)
