@@ -1,8 +1,8 @@
-"""A part of a baseline JPEG to RGB, equal to libjpeg's exact settings to the bit: in compiled code and without the GIL.
+"""A part of a baseline JPEG to RGB in compiled code, without the GIL, equal to libjpeg's exact settings to the bit.
 
-`decode_region` is for the plain case, which nearly every photograph is: 8-bit Huffman-coded baseline JPEG, gray or YCbCr
-with luma sampled 1x1, 2x1 or 2x2, all in one scan, every code and marker as it should be. Whatever else turns up it
-leaves to a library, so that damage is judged by that alone; `decode_reference` is such a library.
+`decode_region` is for the plain case, which nearly every photograph is: 8-bit Huffman-coded baseline JPEG, gray or
+YCbCr with luma sampled 1x1, 2x1 or 2x2, all in one scan, every code and marker as it should be. Whatever else turns up
+it leaves to a library, so that damage is judged by that alone; `decode_reference` is such a library.
 
 All of the stream is read, since codes follow each other; only the blocks of the region are turned to pixels.
 """
@@ -13,13 +13,14 @@ import numpy as np
 import simplejpeg
 
 from .jit import jit, leaf
-from .jpeg_entropy import LONG, ROOM, TABLE, build_table, read_block
+from .jpeg_entropy import END, LONG, ROOM, TABLE, build_table, read_block
 from .jpeg_pixels import LANES, PAD, put_block, put_flat_block, put_rgb, upsampled_across, upsampled_both
 from .vector import broadcast, convert, first_lane, load, store, store_interleaved
 
 DECODED, NOT_PLAIN = range(2)
 """What `decode_region` returns: pixels, or that a library should have a look."""
-BLOCK = 96
+BLOCK, FLAT = 96, 65
+"""int16 that a block takes, and which of them says that it has nothing but a DC coefficient."""
 _U = np.uint64
 
 
@@ -42,7 +43,7 @@ class JpegScratch(NamedTuple):
     planes: np.ndarray
     """uint8: samples of the region's blocks, by component."""
     block: np.ndarray
-    """(96,) int16: coefficients; 0 between blocks."""
+    """(6 · BLOCK,) int16: the coefficients of one MCU; 0 between MCUs."""
     frame: np.ndarray
     """(4, 8) int64: by component, h, v, quantisation, DC and AC table, offset in `planes`, row stride, last DC."""
 
@@ -114,6 +115,8 @@ def _read_headers(data, size, scratch):
                 seen_tables |= 1 << place
                 begin += 17 + count
         elif marker == 0xC0 or marker == 0xC1:
+            if length < 11:
+                return bad
             components = np.int64(data[begin + 5])
             if components * 3 + 8 != length or data[begin] != 8 or (components != 1 and components != 3) or height:
                 return bad
@@ -127,13 +130,15 @@ def _read_headers(data, size, scratch):
         elif 0xC2 <= marker <= 0xCF:
             return bad
         elif marker == 0xDD:
+            if length != 4:
+                return bad
             interval = _u16(data, begin)
         elif marker == 0xE0 and length >= 16 and data[begin] == 0x4A and _u16(data, begin + 1) == 0x4649:
             jfif = True
         elif marker == 0xEE and length >= 14 and data[begin] == 0x41 and _u16(data, begin + 1) == 0x646F:
             adobe = np.int64(data[begin + 11])
         elif marker == 0xDA:
-            if length != 6 + 2 * components or data[begin] != components or not height or not width:
+            if length < 8 or length != 6 + 2 * components or data[begin] != components or not height or not width:
                 return bad
             if components == 3 and adobe != 1 and adobe != -1 and not jfif:
                 return bad
@@ -201,7 +206,7 @@ def _sampling(frame, components):
 
 @leaf()
 def _decode_scan(data, clean, size, restarts, interval, across, down, region, components, scratch):
-    """Every block of the scan; those of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where it ends badly."""
+    """Every block of the scan; of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where it ends badly."""
     frame, tables, quantisation, block, planes = (
         scratch.frame,
         scratch.tables,
@@ -227,18 +232,17 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
             for c in range(components):
                 h, v, q = frame[c, _H], frame[c, _V], 256 * frame[c, _QUANTISATION]
                 dc, ac = frame[c, _DC] * (TABLE + LONG), frame[c, _AC] * (TABLE + LONG)
-                for by in range(v):
-                    for bx in range(h):
-                        bits, count, at, difference, k = read_block(
-                            clean, bits, count, at, data, tables, dc, ac, quantisation, q, block, BLOCK * number
-                        )
-                        if k == _U(0):
-                            return False
-                        value = frame[c, _LAST] + difference
-                        frame[c, _LAST] = value
-                        block[BLOCK * number] = value * quantisation[q]
-                        block[BLOCK * number + 65] = k == _U(130)
-                        number += 1
+                for _ in range(v * h):
+                    bits, count, at, difference, k = read_block(
+                        clean, bits, count, at, data, tables, dc, ac, quantisation, q, block, BLOCK * number
+                    )
+                    if k == _U(0):
+                        return False
+                    value = frame[c, _LAST] + difference
+                    frame[c, _LAST] = value
+                    block[BLOCK * number] = value * quantisation[q]
+                    block[BLOCK * number + FLAT] = k == _U(2 + END)
+                    number += 1
             if inside:  # a block is read long after it was written: what is still on its way to memory stalls a load
                 number = 0
                 for c in range(components):
@@ -246,7 +250,7 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                     for by in range(v):
                         for bx in range(h):
                             to = frame[c, _OFFSET] + 8 * (((my - y1) * v + by) * stride + (mx - x1) * h + bx)
-                            if block[BLOCK * number + 65]:
+                            if block[BLOCK * number + FLAT]:
                                 put_flat_block(np.int64(block[BLOCK * number]), planes, to, stride)
                             else:
                                 put_block(block, BLOCK * number, planes, to, stride)
@@ -337,8 +341,8 @@ def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows
 def decode_region(data, size, height, width, y, x, rows, columns, scratch, out):
     """Decode the part (y, x, rows, columns) of a JPEG of `size` bytes into `out`, in libjpeg's own levels.
 
-    `data` uint8, at least `size` bytes; (`height`, `width`): the image's, else it is NOT_PLAIN; the region lies in it, y
-    and x are even. `out` uint8, flat, at least 3 (rows columns + LANES); it then holds (rows, columns, 3). `scratch`
+    `data` uint8, at least `size` bytes; (`height`, `width`): the image's, else it is NOT_PLAIN; the region lies in it,
+    y and x are even. `out` uint8, flat, at least 3 (rows columns + LANES); it then holds (rows, columns, 3). `scratch`
     with room for the file and the region. Returns DECODED, or NOT_PLAIN with `out` undefined.
     """
     begin, its_height, its_width, components, interval = _read_headers(data, size, scratch)

@@ -124,8 +124,7 @@ def _symbol(bits, data, table, to, ac):
 
 @leaf(forceinline=True)
 def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, block, to):
-    """One block's coefficients, dequantised, into `block` (65,) int16 from `to` on, in rows; its AC part
-    was 0.
+    """One block's coefficients, dequantised, into `block` (65,) int16 from `to` on, in rows; its AC part was 0.
 
     The bits of `clean` come as `refill` leaves them; codes by the tables at `dc` and `ac`, their symbols in `data`;
     `quantisation` from `q` on, in zigzag order. Returns the reader's state, the DC difference (not yet dequantised),

@@ -1,7 +1,7 @@
 """Baseline JPEG's arithmetic from coefficients to RGB, equal to libjpeg's exact settings to the bit.
 
-The inverse DCT is jidctint.c's (JDCT_ISLOW), chroma is upsampled by jdsample.c's "fancy" triangle filter and colours are
-converted by jdcolor.c's fixed-point tables.
+The inverse DCT is jidctint.c's (JDCT_ISLOW), chroma is upsampled by jdsample.c's "fancy" triangle filter and colours
+are converted by jdcolor.c's fixed-point tables.
 
 A component's samples lie in rows of `planes`; `PAD` bytes on either side of a row may be read.
 """
@@ -118,9 +118,7 @@ def put_block(block, source, planes, at, stride):
         _ROUND_LEVELS,
         _TO_LEVELS,
     )
-    rows = transpose_8(
-        _level(c0), _level(c1), _level(c2), _level(c3), _level(c4), _level(c5), _level(c6), _level(c7)
-    )
+    rows = transpose_8(_level(c0), _level(c1), _level(c2), _level(c3), _level(c4), _level(c5), _level(c6), _level(c7))
     store(planes, at, convert(rows[0], np.uint8))
     store(planes, at + stride, convert(rows[1], np.uint8))
     store(planes, at + 2 * stride, convert(rows[2], np.uint8))
@@ -154,8 +152,8 @@ def _to_level(value):
 def put_rgb(luma, blue_chroma, red_chroma, out, to):
     """`LANES` pixels, int16, to RGB in `out`.
 
-    jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, products in 1/65536 and rounded; here
-    with whole multiples taken out, so that the factors fit 16 bits.
+    jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, products in 1/65536 and rounded;
+    here with whole multiples taken out, so that the factors fit 16 bits.
     """
     blue_chroma, red_chroma = blue_chroma - _S(128), red_chroma - _S(128)
     twice_blue, twice_red = blue_chroma + blue_chroma, red_chroma + red_chroma
@@ -183,7 +181,7 @@ def _between_rows(planes, near, far):
 
 @leaf(forceinline=True)
 def upsampled_both(planes, near, far):
-    """`LANES` int16 between two chroma rows at twice their size (h2v2_fancy_upsample), from samples `near`, `far` on."""
+    """`LANES` int16 between two chroma rows at twice their size (h2v2_fancy_upsample), from `near` and `far` on."""
     this = _between_rows(planes, near, far) * _S(3)
     before, after = _between_rows(planes, near - 1, far - 1), _between_rows(planes, near + 1, far + 1)
     return interleave((this + before + _S(8)) >> _S(4), (this + after + _S(7)) >> _S(4))

@@ -260,6 +260,10 @@ class Renderer:
                     f"view {v}'s crop (y, x, h, w) = {(y, x, h, w)} does not lie in the decoded region "
                     f"{(origin_y, origin_x, height, width)}"
                 )
+        self._make_room(width)
+
+    def _make_room(self, width: int) -> None:
+        """Working memory for images of this width."""
         if width > self._width:
             self._width = 1 << (width - 1).bit_length()
             self._scratch = make_scratch(self.config.size, self._width)

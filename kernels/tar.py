@@ -67,7 +67,7 @@ _PATH = np.frombuffer(b" path=", np.uint8)
 _OVERRIDES_SIZE = np.frombuffer(b" size=", np.uint8)
 
 
-@jit()
+@jit(allocates=True)
 def walk_tar(data):
     """Regular members of the archive `data` (bytes,) uint8: a table (members, 4) int64 and how the walk ended.
 

@@ -24,7 +24,7 @@ import torch
 from .beton import BetonDataset, write_directory
 from .buffers import BufferPool
 from .dataset import Dataset
-from .executor import Executor
+from .executor import TOGETHER, Executor
 from .loader import Loader
 from .request import LoaderConfig, Rendered, Request
 
@@ -248,18 +248,19 @@ class _Team:
 
     def execute(self, work: Work, status: np.ndarray) -> None:
         """Render every sample of a batch; raise what a thread raised."""
-        numbers = iter(range(len(work[0].indices)))  # shared: each thread takes the next, one at a time
-        futures = [self._threads.submit(self._share, execute, numbers, work, status) for execute in self._executors]
+        begins = iter(range(0, len(work[0].indices), TOGETHER))  # shared: each thread takes the next
+        futures = [self._threads.submit(self._share, execute, begins, work, status) for execute in self._executors]
         errors = [future.exception() for future in futures]
         for error in errors:
             if error is not None:
                 raise error
 
-    def _share(self, execute: Executor, numbers: Iterator[int], work: Work, status: np.ndarray) -> None:
+    def _share(self, execute: Executor, begins: Iterator[int], work: Work, status: np.ndarray) -> None:
         request, pixels = work
-        for n in numbers:
+        for begin in begins:
             if self.closing:
                 return
-            wanted = request.indices[n]
-            execute(request, n, pixels)
-            status[n, 0] = REPLACED if request.indices[n] != wanted else 0
+            some = slice(begin, begin + TOGETHER)
+            wanted = request.indices[some].copy()
+            execute(request, range(*some.indices(len(request.indices))), pixels)
+            status[some, 0] = np.where(request.indices[some] != wanted, REPLACED, 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 
 from .buffers import BufferPool
-from .executor import Executor
+from .executor import TOGETHER, Executor
 from .loader import Loader
 from .request import Rendered, Request
 
@@ -16,7 +16,7 @@ from .request import Rendered, Request
 class NativeLoader(Loader):
     """Batches in the plan's order from `threads` threads, `prefetch` of them in the making at a time.
 
-    A sample costs Python a read and three calls; decoding and rendering run without the GIL.
+    A sample costs Python a read; decoding and rendering run without the GIL, several samples a call.
     """
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
@@ -45,14 +45,14 @@ class _Work:
         self.request = request
         self.pixels = pixels
         self.error: BaseException | None = None
-        self._left = len(request.indices)
+        self._left = len(request.indices)  # samples
         self._lock = threading.Lock()
         self._done = threading.Event()
 
-    def sample_done(self, error: BaseException | None) -> None:
-        """Count one sample off, and keep the first error."""
+    def samples_done(self, count: int, error: BaseException | None) -> None:
+        """Count samples off, and keep the first error."""
         with self._lock:
-            self._left -= 1
+            self._left -= count
             self.error = self.error or error
             if not self._left:
                 self._done.set()
@@ -68,7 +68,7 @@ class _Workers:
     """Threads that render samples from one queue, in the order submitted."""
 
     def __init__(self, threads: int, make_executor: Callable[[], Executor]) -> None:
-        self._queue: queue.SimpleQueue[tuple[_Work, int] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[_Work, range] | None] = queue.SimpleQueue()
         self._closing = False
         self._make_executor = make_executor
         self._threads = [threading.Thread(target=self._loop, name=f"native-{i}", daemon=True) for i in range(threads)]
@@ -78,22 +78,23 @@ class _Workers:
     def submit(self, request: Request, pixels: np.ndarray) -> _Work:
         """Queue every sample of a request."""
         work = _Work(request, pixels)
-        for n in range(len(request.indices)):
-            self._queue.put((work, n))
+        count = len(request.indices)
+        for begin in range(0, count, TOGETHER):
+            self._queue.put((work, range(begin, min(begin + TOGETHER, count))))
         return work
 
     def _loop(self) -> None:
         execute: Executor | None = None
         while (item := self._queue.get()) is not None:
-            work, n = item
+            work, numbers = item
             error = None
             if not self._closing:
                 try:
                     execute = execute or self._make_executor()
-                    execute(work.request, n, work.pixels)
+                    execute(work.request, numbers, work.pixels)
                 except BaseException as raised:  # handed to the consumer, who raises it
                     error = raised
-            work.sample_done(error)
+            work.samples_done(len(numbers), error)
             del work, item  # or an idle thread would hold the last batch's buffer
 
     def close(self) -> None:
