@@ -64,6 +64,10 @@ class Batch:
         """The batch on `device`; memory formats and dtypes stay."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def split(self, size: int) -> list["Batch"]:
+        """The batch in runs of `size` samples, the last perhaps shorter, in the same memory."""
+        return [self._map(lambda tensor, at=at: tensor[at : at + size]) for at in range(0, len(self), size)]
+
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (needs CUDA)."""
         return self._map(lambda tensor: tensor.pin_memory())

@@ -5,6 +5,7 @@ import pathlib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from maskco_fast.contrast import group_length
 from maskco_fast.loaders import ViewConfig
 
 
@@ -113,6 +114,9 @@ class TrainConfig:
     """Optimiser steps in all, and the length of the learning rate's cosine (paper: 500k)."""
     batch_size: int = 256
     """Images a step over all processes; a multiple of the group size, or less than one group."""
+    accumulate: int = 1
+    """Micro-batches that each process puts its share of a step's images through the networks in, one after another: the
+    same gradients in less memory. BatchNorm's running statistics move once a micro-batch."""
     loader: str = "auto"
     """Which loader feeds the run: auto, native, reference, and dali or ffcv where they are installed."""
     loader_threads: int | None = None
@@ -134,6 +138,8 @@ class TrainConfig:
     next. metrics.jsonl gets a line for every step all the same."""
     tensorboard: bool = True
     """Write TensorBoard's event files too."""
+    log_samples: bool = False
+    """Write samples.jsonl: a line a step with the ids (the keys' hashes) of its images, in the order of the epoch."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA where there is any."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -148,7 +154,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "checkpoint_every", "keep_checkpoints", "log_every"):
+        for name in ("max_steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it wants at least 1")
         if self.batch_size < 2:
@@ -161,11 +167,33 @@ class TrainConfig:
         if self.loader_threads is not None and self.loader_threads < 1:
             raise ValueError(f"TrainConfig.loader_threads is {self.loader_threads}; it wants at least 1, or None")
 
+    def images_a_process(self, processes: int) -> int:
+        """Images of a step that each of `processes` takes; ValueError where its micro-batches are not whole groups."""
+        group = group_length(self.batch_size, self.model.group_size)
+        groups = self.batch_size // group
+        if groups % (processes * self.accumulate):
+            raise ValueError(
+                f"{self.batch_size} images in groups of {group} make {groups} groups, which {processes} processes with "
+                f"{self.accumulate} micro-batches each do not share evenly: change the number of processes, "
+                "--accumulate, --batch-size or --model.group-size"
+            )
+        return self.batch_size // processes
+
 
 FREE_TO_CHANGE = frozenset(
     {
-        *("recipe", "run_dir", "max_steps", "loader", "loader_threads", "checkpoint_every", "keep_checkpoints"),
-        *("resume", "log_every", "tensorboard", "device", "precision", "compile", "shards"),
+        *("recipe", "run_dir", "max_steps", "accumulate", "loader", "loader_threads", "checkpoint_every"),
+        *(
+            "keep_checkpoints",
+            "resume",
+            "log_every",
+            "tensorboard",
+            "log_samples",
+            "device",
+            "precision",
+            "compile",
+            "shards",
+        ),
     }
 )
 """Fields of `TrainConfig` that a resumed run may set anew. Shards are here because the loader's own state judges by

@@ -11,16 +11,23 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 """Of the networks' arithmetic and of the views, by `TrainConfig.precision`."""
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is any. ValueError for a device that is not here."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` is CUDA where there is any, and CUDA without a number the device of that local rank.
+
+    ValueError for a device that is not here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device is {name!r}; it wants auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {name!r}, but torch finds no CUDA device here")
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+        raise ValueError(f"device is {name!r}, but there are {torch.cuda.device_count()} here; one process takes one")
     return device
 
 

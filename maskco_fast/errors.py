@@ -1,12 +1,18 @@
 """Which errors are the user's to mend: those are told in a line, all others keep their traceback."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
 
 from maskco_fast.checkpoint import CheckpointError
+from maskco_fast.distributed import PeerLost
 from maskco_fast.loaders import TooManyBadSamples
+from maskco_fast.run_lock import RunFolderInUse
 from maskco_fast.trainer import NonFiniteLoss
+
+NAMED = (CheckpointError, NonFiniteLoss, PeerLost, RunFolderInUse, TooManyBadSamples, OSError, ValueError)
+"""ValueErrors only where this package raises them."""
 
 SUCCESS, FAILURE = 0, 1
 """Exit codes of every command; 2 is for options that do not fit."""
@@ -26,11 +32,16 @@ def named_errors(command: Callable[[], int]) -> int:
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         try:
             return command()
-        except (CheckpointError, NonFiniteLoss, TooManyBadSamples, OSError, ValueError) as error:
+        except NAMED as error:
             if isinstance(error, ValueError) and not _is_ours(error):
                 raise  # torch's and numpy's speak of the program, not of the input: their traceback is wanted
-            say(f"error: {error}")
+            say(f"{_rank()}error: {error}")
             return FAILURE
+
+
+def _rank() -> str:
+    """Which of several processes speaks."""
+    return f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What a run tells: a JSON line a step, TensorBoard, and a progress line."""
+"""What a run tells: JSON lines a step, TensorBoard, and a progress line."""
 
 import collections
 import json
@@ -19,8 +19,8 @@ QUIET_SECONDS = 10.0
 TERMINAL_SECONDS = 0.5
 
 
-class MetricsFile:
-    """metrics.jsonl: one line a step, steps in order, none twice.
+class StepsFile:
+    """metrics.jsonl or samples.jsonl: one line a step, steps in order, none twice.
 
     Opening it for a run that goes on after `step` cuts every later line, so that a resumed run's file is what an
     uninterrupted run's would have been.
@@ -31,9 +31,9 @@ class MetricsFile:
         _truncate_after(path, step)
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, lines: Sequence[Line]) -> None:
-        """Append the lines and hand them to the operating system. ValueError for a value that is no JSON number."""
-        self._file.write("".join(json.dumps(dict(line), allow_nan=False) + "\n" for line in lines))
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append a line and hand it to the operating system. ValueError for a value that is no JSON number."""
+        self._file.write(json.dumps(dict(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -122,10 +122,13 @@ def describe(lines: Sequence[Line], steps: int, *, remaining: float | None) -> s
 
 
 class Metrics:
-    """All three, for a run that goes on after `step` towards `steps`."""
+    """All of them, for a run that goes on after `step` towards `steps`."""
 
-    def __init__(self, run_dir: pathlib.Path, *, step: int, steps: int, log_every: int, tensorboard: bool) -> None:
-        self._file = MetricsFile(run_dir / "metrics.jsonl", step=step)
+    def __init__(
+        self, run_dir: pathlib.Path, *, step: int, steps: int, log_every: int, tensorboard: bool, log_samples: bool
+    ) -> None:
+        self._file = StepsFile(run_dir / "metrics.jsonl", step=step)
+        self._samples = StepsFile(run_dir / "samples.jsonl", step=step) if log_samples else None
         self._progress = Progress(steps=steps, window=log_every)
         self._log_every = log_every
         self._board: Any = None
@@ -134,19 +137,22 @@ class Metrics:
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
-    def record(self, lines: Sequence[Line]) -> None:
-        """Take the next steps' lines."""
-        self._file.write(lines)
-        for line in lines:
-            self._progress.add(line)
-            if self._board is not None and int(line["step"]) % self._log_every == 0:
-                for name, value in line.items():
-                    if name != "step":
-                        self._board.add_scalar(name, value, int(line["step"]))
+    def record(self, line: Line, sample_ids: Sequence[int]) -> None:
+        """Take the next step's line and the ids of its images."""
+        self._file.write(line)
+        if self._samples is not None:
+            self._samples.write({"step": line["step"], "epoch": line["epoch"], "sample_ids": sample_ids})
+        self._progress.add(line)
+        if self._board is not None and int(line["step"]) % self._log_every == 0:
+            for name, value in line.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(line["step"]))
 
     def sync(self) -> None:
-        """See `MetricsFile.sync`."""
+        """See `StepsFile.sync`."""
         self._file.sync()
+        if self._samples is not None:
+            self._samples.sync()
 
     def __enter__(self) -> "Metrics":
         return self
@@ -156,5 +162,7 @@ class Metrics:
     ) -> None:
         self._progress.close()
         self._file.close()
+        if self._samples is not None:
+            self._samples.close()
         if self._board is not None:
             self._board.close()

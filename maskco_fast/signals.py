@@ -7,12 +7,13 @@ from typing import Any
 
 
 class StopSignal:
-    """While entered, SIGTERM and Ctrl-C only set `name`, which the loop reads between steps.
+    """While entered, SIGTERM, SIGUSR1 (what batch systems warn with) and Ctrl-C only set `name`, which the loop reads
+    between steps.
 
     A second Ctrl-C interrupts at once. Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         self.name: str | None = None

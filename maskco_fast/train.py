@@ -1,5 +1,6 @@
 """The `train` command: a configuration in, a run folder out."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,11 +12,13 @@ import torch
 from maskco_fast.config import TrainConfig
 from maskco_fast.demo import demo_shards
 from maskco_fast.devices import DTYPES, choose_device, choose_precision
+from maskco_fast.distributed import World, join, local_rank
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.inspect import draw_views
 from maskco_fast.loaders import Loader, make_loader
 from maskco_fast.methods import Method, make_method
 from maskco_fast.pictures import loss_picture
+from maskco_fast.run_lock import lock_run_folder
 from maskco_fast.trainer import Trainer
 
 VIEWS_SHOWN = 3
@@ -25,56 +28,80 @@ VIEWS_SHOWN = 3
 def train(config: TrainConfig) -> int:
     """Train as `config` says, telling of it on stderr; returns `errors.SUCCESS`.
 
-    That is when the run reached its last step, and when it was asked to end (SIGTERM, Ctrl-C) and left a checkpoint
-    from which the same command goes on. Writes into `config.run_dir`: config.json, metrics.jsonl, quarantine.json,
-    checkpoints/, tensorboard/, loss.png and views.png. Bad input raises what `errors.named_errors` names.
+    That is when the run reached its last step, and when a signal asked it to end (`StopSignal`) and it left a
+    checkpoint from which the same command goes on. Writes into `config.run_dir`: config.json, metrics.jsonl,
+    quarantine.json, checkpoints/, tensorboard/, loss.png and views.png. Bad input raises what `errors.named_errors`
+    names. Started by torchrun, this is one rank of the run, and only rank 0 writes and tells.
     """
     began = time.monotonic()
-    device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
-    method = make_method(config)
-    with _loader(config, method, device, DTYPES[precision]) as loader:
+    device = choose_device(config.device, local_rank())
+    with join(device) as world, contextlib.ExitStack() as stack:
+        if world.leads:
+            stack.enter_context(lock_run_folder(config.run_dir))
+        precision = choose_precision(config.precision, device)
+        method = make_method(config)
+        with world.one_of_each_host_first():
+            loader = stack.enter_context(_loader(config, method, device, DTYPES[precision], world))
         _check_length(loader)
-        trainer = Trainer(config, method, loader)
-        _write_config(config)
-        samples = len(loader.dataset)
-        say(
-            f"{config.recipe}: {config.method} with {config.model.trunk} at {config.model.view_size} pixels, "
-            f"{config.batch_size} images a step, {precision} on {device}; {samples} samples, "
-            f"{len(loader)} steps an epoch, {len(loader.quarantine)} quarantined; into {config.run_dir}"
-        )
+        trainer = Trainer(config, method, loader, world)
+        if world.leads:
+            _write_config(config)
+            _tell_the_run(trainer, loader)
         stopped_by = trainer.fit()
-        bad = loader.quarantine.by_reason()
+        if world.leads:
+            _draw(trainer, loader)
+            _tell_the_end(trainer, stopped_by, time.monotonic() - began)
+    return SUCCESS
+
+
+def _tell_the_run(trainer: Trainer, loader: Loader) -> None:
+    config, processes = trainer.config, trainer.world.size
+    say(
+        f"{config.recipe}: {config.method} with {config.model.trunk} at {config.model.view_size} pixels, "
+        f"{config.batch_size} images a step{f' in {processes} processes' if processes > 1 else ''}, "
+        f"{trainer.precision} on {trainer.device}; {len(loader.dataset)} samples, "
+        f"{len(loader)} steps an epoch, {len(loader.quarantine)} quarantined; into {config.run_dir}"
+    )
+
+
+def _draw(trainer: Trainer, loader: Loader) -> None:
+    """loss.png and views.png."""
+    config, method = trainer.config, trainer.method
     metrics = config.run_dir / "metrics.jsonl"
     if metrics.stat().st_size:  # a run that is stopped before its first step has nothing to draw
         chance = method.chance_loss(config.batch_size)
         loss_picture(metrics, config.run_dir / "loss.png", chance=chance, title=f"{config.method}, {config.recipe}")
         draw_views(loader.dataset, method.views, config.run_dir / "views.png", count=VIEWS_SHOWN, seed=config.seed)
+
+
+def _tell_the_end(trainer: Trainer, stopped_by: str | None, took: float) -> None:
+    config, bad = trainer.config, trainer.bad_samples.by_reason()
     if bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
         say(f"quarantined: {reasons}; each is named in {config.run_dir / 'quarantine.json'}")
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    minutes, seconds = divmod(round(took), 60)
     if stopped_by is not None:
         say(f"{stopped_by}: saved at step {trainer.step} of {config.max_steps}; the same command goes on from there")
     else:
         say(f"done: {trainer.step} steps; {minutes} min {seconds} s; {trainer.checkpoint_folder}")
-    return SUCCESS
 
 
-def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: torch.dtype) -> Loader:
+def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: torch.dtype, world: World) -> Loader:
     shards: list[str] = list(config.shards)
     if not shards:
         say("no --shards: the built-in demo set (drawn on first use)")
         shards = [str(path) for path in demo_shards(progress=_counter("scenes drawn"))]
     return make_loader(
         shards,
-        config.batch_size,
+        config.images_a_process(world.size),
         views=method.views,
         backend=config.loader,
         device=device,
         dtype=dtype,
         seed=config.seed,
-        threads=config.loader_threads,
+        rank=world.rank,
+        world_size=world.size,
+        threads=config.loader_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size),
         decode=config.decode,
         progress=_counter("shards indexed"),
     )
@@ -96,7 +123,7 @@ def _counter(what: str, every: float = 5.0) -> Callable[..., None]:
 def _check_length(loader: Loader) -> None:
     if len(loader) == 0:
         raise ValueError(
-            f"{len(loader.dataset)} usable samples do not fill a batch of {loader.batch_size}: "
+            f"{len(loader.dataset)} usable samples do not fill a batch of {loader.batch_size} on every process: "
             "lower --batch-size, or give more shards"
         )
 

@@ -1,23 +1,31 @@
 """The training loop: steps, readings, checkpoints, signals. It knows no method and no loader by name."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from maskco_fast import checkpoint
+from maskco_fast.checkpoint_writer import CheckpointWriter
 from maskco_fast.config import TrainConfig, differences
 from maskco_fast.devices import DTYPES, choose_device, choose_precision
-from maskco_fast.loaders import Batch
+from maskco_fast.distributed import StopVote, World, average_running_statistics
+from maskco_fast.loaders import Batch, Quarantine
+from maskco_fast.loaders.quarantine import BadSample
 from maskco_fast.methods import Method
 from maskco_fast.metrics import Metrics
 from maskco_fast.optim import learning_rate, make_optimizer
+from maskco_fast.readings import Line, Readings
 from maskco_fast.signals import StopSignal
 
 
@@ -43,59 +51,45 @@ class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number."""
 
 
-class Readings:
-    """The last steps' scalars, still on the device, with what is known of those steps on the host.
+@dataclass(frozen=True)
+class _Output:
+    """What a run writes beside the steps; rank 0 has one."""
 
-    Reading a CUDA tensor waits for the device, so on CUDA the steps' scalars are read together, `every` at a time.
-    """
-
-    def __init__(self, every: int) -> None:
-        self._every = every
-        self._names: list[str] = []
-        self._scalars: list[torch.Tensor] = []
-        self._lines: list[dict[str, float | int]] = []
-        self._sample_ids: list[torch.Tensor] = []
-
-    @property
-    def full(self) -> bool:
-        """Whether it is time to read."""
-        return len(self._lines) >= self._every
-
-    def add(self, line: dict[str, float | int], scalars: dict[str, torch.Tensor], sample_id: torch.Tensor) -> None:
-        """Keep one step: `line` without the method's scalars, the scalars, the batch's sample ids."""
-        self._names = list(scalars)
-        self._scalars.append(torch.stack([value.detach() for value in scalars.values()]))
-        self._lines.append(line)
-        self._sample_ids.append(sample_id)
-
-    def read(self) -> list[tuple[dict[str, float | int], torch.Tensor]]:
-        """The kept steps' lines, with the scalars in them, and sample ids; forgets them. Waits for the device."""
-        if not self._lines:
-            return []
-        values = torch.stack(self._scalars).tolist()
-        read = [
-            ({**line, **dict(zip(self._names, row))}, sample_id)
-            for line, row, sample_id in zip(self._lines, values, self._sample_ids)
-        ]
-        self._scalars, self._lines, self._sample_ids = [], [], []
-        return read
+    metrics: Metrics
+    checkpoints: CheckpointWriter
 
 
 class Trainer:
-    """One run on one process: `fit` trains from where the run folder stands to the last step."""
+    """One run, on this process or on all of `world`: `fit` trains from where the run folder stands to the last step.
 
-    def __init__(self, config: TrainConfig, method: Method, loader: BatchSource) -> None:
+    The loader yields this rank's share of every step's images: `config.batch_size` over the number of ranks.
+    """
+
+    def __init__(self, config: TrainConfig, method: Method, loader: BatchSource, world: World | None = None) -> None:
         self.config = config
-        self.device = choose_device(config.device)
+        self.world = world if world is not None else World()
+        self.device = choose_device(config.device, self.world.local_rank)
         self.precision = choose_precision(config.precision, self.device)
         self.method = method.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loader = loader
         self.optimizer = make_optimizer(self.method.parameters(), config.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step = 0
-        self._forward = torch.compile(self.method) if config.compile else self.method
+        self._parallel = self._make_parallel() if self.world.size > 1 else None
+        forward = self._parallel if self._parallel is not None else self.method
+        self._forward = torch.compile(forward) if config.compile else forward
+        self.bad_samples = Quarantine()
+        """What all ranks had quarantined at the last checkpoint; on rank 0."""
         self._ended = 0.0
-        self._readings = Readings(config.log_every if self.device.type == "cuda" else 1)
+        waits = self.device.type == "cuda" or self.world.size > 1
+        self._readings = Readings(config.log_every if waits else 1, self.world)
+
+    def _make_parallel(self) -> DistributedDataParallel:
+        """Gradients averaged over the ranks while the backward pass goes on. Buffers stay each rank's own."""
+        with warnings.catch_warnings():
+            # Its new name is newer than the oldest torch that will do.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
@@ -106,52 +100,70 @@ class Trainer:
         """Train to `config.max_steps`; returns None, or the name of the signal that ended the run before.
 
         Goes on from the run folder's newest intact checkpoint. A checkpoint stands at the end in both cases.
-        NonFiniteLoss leaves the batch's sample ids in the run folder and writes no checkpoint.
+        NonFiniteLoss leaves the batch's sample ids in the run folder and writes no checkpoint. All ranks call this, and
+        a signal to one of them ends all after the same step.
         """
         self.resume()
-        config = self.config
-        with (
-            Metrics(
-                config.run_dir,
-                step=self.step,
-                steps=config.max_steps,
-                log_every=config.log_every,
-                tensorboard=config.tensorboard,
-            ) as metrics,
-            StopSignal() as stop,
-        ):
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(StopSignal())  # left last: the last checkpoint is still being written
+            output = self._open_output(stack) if self.world.leads else None
             try:
-                self._loop(metrics, stop)
-            finally:
-                self._report_bad_samples()
-        return stop.name if self.step < config.max_steps else None
+                stopped_by = self._loop(output, stop)
+            except BaseException:
+                if self.world.leads:  # the other ranks may be gone
+                    self._write_bad_samples([self.loader.quarantine.entries])
+                raise
+        return stopped_by if self.step < self.config.max_steps else None
 
-    def _loop(self, metrics: Metrics, stop: StopSignal) -> None:
+    def _open_output(self, stack: contextlib.ExitStack) -> _Output:
+        config = self.config
+        metrics = Metrics(
+            config.run_dir,
+            step=self.step,
+            steps=config.max_steps,
+            log_every=config.log_every,
+            tensorboard=config.tensorboard,
+            log_samples=config.log_samples,
+        )
+        writer = CheckpointWriter(self.checkpoint_folder, keep=config.keep_checkpoints)
+        return _Output(stack.enter_context(metrics), stack.enter_context(writer))
+
+    def _loop(self, output: _Output | None, stop: StopSignal) -> str | None:
+        """Step until the last, or until a signal, whose name is returned."""
         self._report_bad_samples()
         saved = self.step
         batches = self._batches()
+        vote = StopVote(self.world)
+        stopped_by = None
         self._ended = time.perf_counter()
-        while self.step < self.config.max_steps and stop.name is None:
+        while self.step < self.config.max_steps and (stopped_by := vote(stop.name)) is None:
             self._one_step(batches)
             if self._readings.full:
-                self._read(metrics)
+                self._read(output)
             if self.step % self.config.checkpoint_every == 0:
-                self._save(metrics)
+                self._save(output)
                 saved = self.step
+            if output is not None:
+                output.checkpoints.check()
+        vote.close()
         if saved != self.step:
-            self._save(metrics)
+            self._save(output)
+        return stopped_by
 
     def resume(self) -> None:
-        """Take up the run folder's newest intact checkpoint, if there is one.
+        """Take up the run folder's newest intact checkpoint, if there is one, as rank 0 finds it.
 
         ValueError where it belongs to a run configured otherwise, or where `config.resume` is off.
         """
-        if not self.config.resume and checkpoint.checkpoints(self.checkpoint_folder):
-            raise ValueError(
-                f"{self.config.run_dir} holds a run already: leave --no-resume out to go on with it, "
-                "or name another --run-dir"
-            )
-        state = checkpoint.load_newest(self.checkpoint_folder)
+        state = None
+        if self.world.leads:
+            if not self.config.resume and checkpoint.checkpoints(self.checkpoint_folder):
+                raise ValueError(
+                    f"{self.config.run_dir} holds a run already: leave --no-resume out to go on with it, "
+                    "or name another --run-dir"
+                )
+            state = checkpoint.load_newest(self.checkpoint_folder)
+        state = self.world.from_leader(state)  # so that a disk that only rank 0 has will do
         if state is not None:
             self.load_state_dict(state)
 
@@ -182,7 +194,7 @@ class Trainer:
                 "Give the same, or name another --run-dir"
             )
         for name, now in self._arithmetic().items():
-            if state["arithmetic"].get(name) != now:
+            if self.world.leads and state["arithmetic"].get(name, now) != now:
                 warnings.warn(
                     f"resumed with {name} {now} after {state['arithmetic'].get(name)}: "
                     "the losses go on, but not to the last bit as in an uninterrupted run",
@@ -202,6 +214,8 @@ class Trainer:
         """What rounding depends on; sums split over another number of threads differ in their last bits."""
         return {
             "max_steps": self.config.max_steps,
+            "processes": self.world.size,
+            "accumulate": self.config.accumulate,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
             "device": self.device.type,
@@ -225,10 +239,8 @@ class Trainer:
         rate = learning_rate(config.optimizer, config.batch_size, self.step, config.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
-            scalars = self._forward(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(scalars["loss"]).backward()
+        scalars = self._gradients(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.method.after_step()
@@ -236,36 +248,63 @@ class Trainer:
         # From the end of the step before, so that writing metrics and checkpoints counts as well.
         began, self._ended = self._ended, time.perf_counter()
         seconds = self._ended - began
-        line: dict[str, float | int] = {
+        line: Line = {
             "step": self.step,
             "epoch": epoch,
             "learning_rate": rate,
-            "images_per_s": len(batch) / seconds,
+            "images_per_s": len(batch) * self.world.size / seconds,
             "data_wait": waited / seconds,
         }
         self._readings.add(line, scalars, sample_id)
 
-    def _read(self, metrics: Metrics) -> None:
-        """Hand the kept steps to the metrics; NonFiniteLoss where one of them went wrong."""
-        for line, sample_id in self._readings.read():
-            if not math.isfinite(line["loss"]):
-                raise self._non_finite(line, sample_id)
-            metrics.record([line])
+    def _gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Add the gradients of the batch's mean loss, a micro-batch at a time; returns its scalars' means."""
+        parts = batch.split(len(batch) // self.config.accumulate)
+        collected: list[dict[str, torch.Tensor]] = []
+        for number, part in enumerate(parts, 1):
+            last = number == len(parts)
+            # The ranks exchange the sum, not every addend.
+            alone = self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext()
+            with alone:
+                with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+                    scalars = self._forward(part)
+                self.scaler.scale(scalars["loss"] / len(parts)).backward()
+            collected.append({name: value.detach() for name, value in scalars.items()})
+        return {name: torch.stack([scalars[name] for scalars in collected]).mean() for name in collected[0]}
 
-    def _non_finite(self, line: dict[str, float | int], sample_id: torch.Tensor) -> NonFiniteLoss:
+    def _read(self, output: _Output | None) -> None:
+        """Hand the kept steps to the metrics; NonFiniteLoss where one of them went wrong."""
+        for reading in self._readings.read():
+            if not math.isfinite(reading.line["loss"]):
+                raise self._non_finite(reading.line, reading.sample_ids)
+            if output is not None:
+                output.metrics.record(reading.line, reading.sample_ids)
+
+    def _non_finite(self, line: Line, sample_ids: list[int]) -> NonFiniteLoss:
         path = self.config.run_dir / f"non-finite-step-{line['step']:09d}.json"
         facts = {name: value if math.isfinite(value) else str(value) for name, value in line.items()}
-        path.write_text(json.dumps({**facts, "sample_ids": sample_id.tolist()}, indent=1) + "\n")
+        if self.world.leads:
+            path.write_text(json.dumps({**facts, "sample_ids": sample_ids}, indent=1) + "\n")
         return NonFiniteLoss(
             f"the loss of step {line['step']} is {line['loss']}; the sample ids of its batch are in {path}. "
             "A lower --optimizer.learning-rate is the usual cure; the checkpoints are from before"
         )
 
-    def _save(self, metrics: Metrics) -> None:
-        self._read(metrics)  # so that no checkpoint holds the weights of a step whose loss nobody saw
-        metrics.sync()
-        checkpoint.save(self.checkpoint_folder, self.step, self.state_dict(), keep=self.config.keep_checkpoints)
+    def _save(self, output: _Output | None) -> None:
+        self._read(output)  # so that no checkpoint holds the weights of a step whose loss nobody saw
+        if self.world.size > 1:
+            average_running_statistics(self.method)
+        if output is not None:
+            # Metrics first: a checkpoint never knows of more steps than metrics.jsonl does.
+            output.checkpoints.save(self.step, self.state_dict(), first=output.metrics.sync)
         self._report_bad_samples()
 
     def _report_bad_samples(self) -> None:
-        self.loader.quarantine.write(self.config.run_dir / "quarantine.json")
+        """Write what all ranks found."""
+        found = self.world.gather_objects(list(self.loader.quarantine.entries))
+        if self.world.leads:
+            self._write_bad_samples(found)
+
+    def _write_bad_samples(self, found: list[list[BadSample]]) -> None:
+        self.bad_samples = Quarantine(dict.fromkeys(itertools.chain.from_iterable(found)))
+        self.bad_samples.write(self.config.run_dir / "quarantine.json")

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from maskco_fast import metrics
-from maskco_fast.metrics import Metrics, MetricsFile, Progress, describe
+from maskco_fast.metrics import Metrics, Progress, StepsFile, describe
 
 
 def line(step: int, **fields: float) -> dict:
@@ -22,8 +22,9 @@ def line(step: int, **fields: float) -> dict:
 
 
 def write(path, steps, *, after: int) -> None:
-    file = MetricsFile(path, step=after)
-    file.write([line(step) for step in steps])
+    file = StepsFile(path, step=after)
+    for step in steps:
+        file.write(line(step))
     file.sync()
     file.close()
 
@@ -54,10 +55,10 @@ def test_a_line_broken_by_a_crash_is_cut(tmp_path, rest):
 def test_losses_keep_every_bit(tmp_path):
     path = tmp_path / "metrics.jsonl"
     value = 6.107431411743164
-    file = MetricsFile(path, step=0)
-    file.write([line(1, loss=value)])
+    file = StepsFile(path, step=0)
+    file.write(line(1, loss=value))
     with pytest.raises(ValueError, match="JSON"):
-        file.write([line(2, loss=float("nan"))])
+        file.write(line(2, loss=float("nan")))
     file.close()
     assert json.loads(path.read_text())["loss"] == value
 
@@ -99,9 +100,12 @@ def test_progress_is_one_line_on_a_terminal_and_seldom_in_a_log(stream_class, mo
 def test_tensorboard_gets_every_log_every_th_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Metrics(tmp_path, step=0, steps=6, log_every=2, tensorboard=True) as all_three:
-        all_three.record([line(step, loss=float(step)) for step in range(1, 7)])
+    with Metrics(tmp_path, step=0, steps=6, log_every=2, tensorboard=True, log_samples=True) as metrics_of_run:
+        for step in range(1, 7):
+            metrics_of_run.record(line(step, loss=float(step)), [10 * step, 10 * step + 1])
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 2.0), (4, 4.0), (6, 6.0)]
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5, 6]
+    *_, last = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
+    assert last == {"step": 6, "epoch": 0, "sample_ids": [60, 61]}

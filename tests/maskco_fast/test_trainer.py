@@ -195,13 +195,13 @@ def test_trains_outside_the_main_thread_too(tmp_path):
 def test_killed_processes_leave_a_run_that_goes_on_to_the_last_bit(tmp_path, uninterrupted):
     def run(*arguments: str) -> subprocess.CompletedProcess:
         script = str(pathlib.Path(__file__).with_name("tiny_run.py"))
-        command = [sys.executable, script, str(tmp_path), "12", *arguments]
+        command = [sys.executable, script, "--run-dir", str(tmp_path), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    killed = run("8", "SIGKILL")
+    killed = run("--kill-at", "8", "--kill", "SIGKILL")
     assert killed.returncode == -signal.SIGKILL
     assert metrics(tmp_path)[-1]["step"] == 7  # one more than the checkpoint at 6 knows of
-    ended = run("11", "SIGTERM")
+    ended = run("--kill-at", "11", "--kill", "SIGTERM")
     assert ended.returncode == 0, ended.stderr
     assert "SIGTERM" in ended.stdout
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 12))
@@ -294,6 +294,12 @@ def test_groups_of_one_batch_equal_batches_of_one_group():
     whole = method(batch)["loss"]
     halves = [method(batch._map(lambda tensor, part=part: tensor[part])) for part in (slice(0, 3), slice(3, 6))]
     assert whole.item() == pytest.approx(sum(half["loss"].item() for half in halves) / 2, rel=1e-6)
+
+
+def test_accumulated_micro_batches_train_as_the_whole_batch(tmp_path, uninterrupted):
+    tiny_trainer(tiny_config(tmp_path, accumulate=2)).fit()
+    for part, whole in zip(losses(tmp_path), uninterrupted[0], strict=True):
+        assert part == pytest.approx(whole, rel=1e-5)
 
 
 def test_bf16_autocast_on_the_cpu_trains(tmp_path):

@@ -1,8 +1,10 @@
 """A training run small enough for tests: MaskCo on a one-layer trunk, and a loader of noise that keeps the contract.
 
-As a program, `tiny_run.py RUN_DIR STEPS [KILL_AT SIGNAL]`, it trains in a process of its own that can be killed.
+As a program, `tiny_run.py --run-dir DIR …`, it trains in a process of its own, or as a rank of several under torchrun,
+that can be killed or made to fail.
 """
 
+import argparse
 import os
 import pathlib
 import signal
@@ -14,6 +16,8 @@ import torch
 from torch import nn
 
 from maskco_fast.config import ModelConfig, TrainConfig
+from maskco_fast.distributed import World, join
+from maskco_fast.errors import named_errors
 from maskco_fast.loaders import Batch, Quarantine
 from maskco_fast.methods import MaskCo, Method
 from maskco_fast.model import GroupBatchNorm2d, initialise, momentum_copy, region_features
@@ -50,7 +54,7 @@ class TinyMaskCo(MaskCo):
 
 
 class NoiseLoader:
-    """Batches of noise, each a function of its epoch and place; 5 an epoch."""
+    """Batches of noise, each a function of its epoch and place, of which a rank gets its part; 5 an epoch."""
 
     def __init__(
         self,
@@ -60,16 +64,19 @@ class NoiseLoader:
         signal_at: int = 0,
         number: int = 0,
         nan_at: int = 0,
+        fail_at: int = 0,
         dtype: torch.dtype = torch.float32,
+        world: World | None = None,
     ) -> None:
         """`signal_at`: the process gets signal `number` when this many batches were asked for; `nan_at`: that batch is
-        not a number."""
+        not a number; `fail_at`: that batch is an OSError."""
         self.quarantine = Quarantine()
         self.epoch = 0
         self._consumed = 0
         self._size, self._batch = size, batch
         self._dtype = dtype
-        self._signal_at, self._number, self._nan_at = signal_at, number, nan_at
+        self._signal_at, self._number, self._nan_at, self._fail_at = signal_at, number, nan_at, fail_at
+        self._world = world if world is not None else World()
 
     def __len__(self) -> int:
         return 5
@@ -82,7 +89,9 @@ class NoiseLoader:
                 self.epoch, self._consumed = self.epoch + 1, 0
             if place + 1 == self._signal_at:
                 os.kill(os.getpid(), self._number)
-            yield self._make(place)
+            if place + 1 == self._fail_at:
+                raise OSError(f"the disk of rank {self._world.rank} is on fire")
+            yield self._make(place).split(self._batch // self._world.size)[self._world.rank]
             if self._consumed == 0:
                 return
 
@@ -126,18 +135,26 @@ def tiny_config(run_dir: pathlib.Path, **fields: object) -> TrainConfig:
     return TrainConfig(**{**settings, **fields})
 
 
-def tiny_trainer(config: TrainConfig, **loader: int) -> Trainer:
+def tiny_trainer(config: TrainConfig, world: World | None = None, **loader: int) -> Trainer:
     """A trainer of `TinyMaskCo` on `NoiseLoader(**loader)`."""
-    return Trainer(config, TinyMaskCo(config).train(), NoiseLoader(**loader))
+    return Trainer(config, TinyMaskCo(config).train(), NoiseLoader(world=world, **loader), world)
 
 
-def main() -> None:
+def main() -> int:
     torch.set_num_threads(1)
-    run_dir, steps, *rest = sys.argv[1:]
-    at, name = (int(rest[0]), rest[1]) if rest else (0, "SIGTERM")
-    config = tiny_config(pathlib.Path(run_dir), max_steps=int(steps))
-    print(tiny_trainer(config, signal_at=at, number=signal.Signals[name]).fit())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--run-dir", type=pathlib.Path)
+    parser.add_argument("--rank", type=int, default=0, help="the one that the other options are about")
+    parser.add_argument("--kill", type=lambda name: signal.Signals[name], default=0)
+    parser.add_argument("--kill-at", type=int, default=0)
+    parser.add_argument("--fail-at", type=int, default=0)
+    options = parser.parse_args()
+    with join(torch.device("cpu")) as world:
+        config = tiny_config(options.run_dir, log_every=4, log_samples=True)
+        wrong = {"signal_at": options.kill_at, "number": options.kill, "fail_at": options.fail_at}
+        print(tiny_trainer(config, world, **(wrong if world.rank == options.rank else {})).fit())
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(named_errors(main))

@@ -1,0 +1,178 @@
+"""The processes of one run: who they are, what they tell each other, how they agree to stop.
+
+torchrun starts them and torch.distributed carries the gradients (NCCL on CUDA, gloo on the CPU). What the hosts have to
+tell each other goes through a gloo group of its own, so that no message waits for a device.
+"""
+
+import contextlib
+import datetime
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import nn
+
+GRADIENT_TIMEOUT = datetime.timedelta(minutes=10)
+"""How long a step waits for a rank that neither answers nor closes its connection, as after a power cut."""
+CONTROL_TIMEOUT = datetime.timedelta(days=1)
+"""Of messages between hosts: ranks wait here while one of each host indexes the shards."""
+PEER_GRACE = 10.0
+"""Seconds that a rank which lost a peer gives torchrun to end it, so that the peer's own error stands as the cause."""
+
+T = TypeVar("T")
+
+
+class PeerLost(RuntimeError):
+    """Another rank of the run is gone; why, that rank has told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among those of the run. The default is a run of one process, for which every exchange is a no-op."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    """Among the processes of this host, as `local_size` counts them."""
+    local_size: int = 1
+    control: Any = None
+    """The gloo process group of the messages between hosts; None in a run of one process."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone writes."""
+        return self.rank == 0
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(size, *shape): every rank's CPU tensor, of one shape on all of them. Waits for all ranks."""
+        if self.control is None:
+            return tensor.unsqueeze(0)
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, tensor.contiguous(), group=self.control)
+        return torch.stack(parts)
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's value, by rank. Waits for all ranks."""
+        if self.control is None:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value, group=self.control)
+        return values
+
+    def from_leader(self, value: T) -> T:
+        """Rank 0's value, on every rank. Waits for rank 0."""
+        if self.control is None:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    @contextlib.contextmanager
+    def one_of_each_host_first(self) -> Iterator[None]:
+        """Let local rank 0 do what fills a cache before the host's other ranks find it filled."""
+        if self.control is not None and self.local_rank != 0:
+            torch.distributed.barrier(group=self.control)
+        yield
+        if self.control is not None and self.local_rank == 0:
+            torch.distributed.barrier(group=self.control)
+
+
+@contextlib.contextmanager
+def join(device: torch.device) -> Iterator[World]:
+    """Join the run that torchrun's environment describes, for computing on `device`; leave it in the end.
+
+    One process, with or without torchrun, needs no process group. An error inside leaves at once: the other ranks'
+    connections break, which is how they learn of it, as PeerLost.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield World()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl", timeout=GRADIENT_TIMEOUT, device_id=device)
+    else:
+        torch.distributed.init_process_group("gloo", timeout=GRADIENT_TIMEOUT)
+    world = World(
+        rank=torch.distributed.get_rank(),
+        size=size,
+        local_rank=local_rank(),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        control=torch.distributed.new_group(backend="gloo", timeout=CONTROL_TIMEOUT),
+    )
+    try:
+        yield world
+        torch.distributed.barrier(group=world.control)  # rank 0 may still be writing
+    except RuntimeError as error:
+        if _tells_of_a_lost_peer(error):
+            time.sleep(PEER_GRACE)
+            raise PeerLost(
+                f"rank {world.rank} lost its connection to another rank, which tells why: {error}"
+            ) from error
+        raise
+    torch.distributed.destroy_process_group()
+
+
+def local_rank() -> int:
+    """This process's number on its host: torchrun's LOCAL_RANK, else 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
+    """gloo has no exception class of its own; torch's DistError is NCCL's and the store's."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
+class StopVote:
+    """Makes all ranks stop after the same step once any of them was told to.
+
+    Each rank's answer travels while the next step computes, so that none waits; the run stops a step later for it.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._group = world.control
+        self._answer = torch.zeros(1, dtype=torch.int64)
+        self._pending: Any = None
+
+    def __call__(self, name: str | None) -> str | None:
+        """After a step: the signal that this rank got, or None. Returns the one that the run stops for, or None."""
+        if self._group is None:
+            return name
+        decided = self.close()
+        self._answer = torch.tensor([signal.Signals[name] if name else 0])
+        operation = torch.distributed.ReduceOp.MAX
+        self._pending = torch.distributed.all_reduce(self._answer, operation, group=self._group, async_op=True)
+        return decided
+
+    def close(self) -> str | None:
+        """Wait for the last vote, as all ranks must before they part; its outcome."""
+        if self._pending is None:
+            return None
+        self._pending.wait()
+        self._pending = None
+        number = int(self._answer)
+        return signal.Signals(number).name if number else None
+
+
+@torch.no_grad()
+def average_running_statistics(module: nn.Module) -> None:
+    """Set BatchNorm's running statistics to their mean over the ranks.
+
+    A step moves them linearly towards the statistics of the rank's own groups, so the mean taken now is what one
+    process would hold that had seen all groups in every step: once a checkpoint is enough. Normalisation in training
+    does not read them.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    statistics = [s for layer in layers for s in (layer.running_mean, layer.running_var) if s is not None]
+    if not statistics:
+        return
+    mean = torch.cat([statistic.flatten() for statistic in statistics])
+    torch.distributed.all_reduce(mean)
+    mean /= torch.distributed.get_world_size()
+    for statistic, part in zip(statistics, mean.split([statistic.numel() for statistic in statistics])):
+        statistic.copy_(part.view_as(statistic))
