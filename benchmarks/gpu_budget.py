@@ -140,8 +140,7 @@ def plain_torch_bytes(config: ViewConfig) -> float:
     rows[:, ORDER : ORDER + 4] = torch.arange(4.0)
     rows[:, FACTORS : FACTORS + 3] = 1.0
     views = torch.zeros(4, config.size, config.size, 3, dtype=torch.uint8)
-    widest = max(view.blur_sigma[1] for view in config.views)
-    return count_bytes(lambda: augment_torch.augment(views, rows, max_blur_sigma=widest)) / 4
+    return count_bytes(lambda: augment_torch.augment(views, rows, max_blur_sigma=config.max_blur_sigma)) / 4
 
 
 def fused_bytes(config: ViewConfig) -> tuple[float, float]:

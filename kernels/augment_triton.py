@@ -125,14 +125,20 @@ def unusable(device: torch.device | str) -> str | None:
     return None
 
 
-def augmenter(size: int, device: torch.device | str, *, views: int = 128) -> Callable[..., torch.Tensor]:
+def augmenter(
+    size: int,
+    device: torch.device | str,
+    *,
+    views: int = 128,
+    max_blur_sigma: float = augment_torch.MAX_BLUR_SIGMA,
+) -> Callable[..., torch.Tensor]:
     """The `augment` to use on this device: this module's, with a workspace of its own, or `augment_torch`'s.
 
     Call it as `augment_torch.augment`, without `max_blur_sigma`; one for each stream. `size` and `views` as in
-    `Workspace.allocate`. `unusable` says why where it is the plain one.
+    `Workspace.allocate`; `max_blur_sigma` is for the plain one. `unusable` says why where it is that.
     """
     if unusable(device) is not None:
-        return augment_torch.augment
+        return functools.partial(augment_torch.augment, max_blur_sigma=max_blur_sigma)
     return functools.partial(augment, workspace=Workspace.allocate(size, device, views=views))
 
 

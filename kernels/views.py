@@ -141,6 +141,11 @@ class ViewConfig:
             [self.size, self.min_overlap, *self.box_side, self.max_negative_iou, self.max_mask_share], np.float64
         )
 
+    @property
+    def max_blur_sigma(self) -> float:
+        """The widest blur that any view can have, pixels."""
+        return max(view.blur_sigma[1] for view in self.views)
+
     @functools.cached_property
     def plan_dtype(self) -> np.dtype:
         """The named view of this configuration's plan row."""

@@ -75,23 +75,14 @@ class DaliLoader(Loader):
                 except RuntimeError as error:
                     failure = error
                     break
-                pixels = self._pixels(graph.views(feed.batch(feed.delivered), outputs))
+                views = graph.views(feed.batch(feed.delivered), outputs)
                 del outputs
-                yield Rendered(feed.deliver().request, pixels)
-                del pixels
+                yield Rendered(feed.deliver().request, views)
+                del views
         finally:
             del pipeline  # ends its threads, which wait for nothing but their own work
         self._set_aside(feed.batch(feed.delivered), failure)
         return True
-
-    def _pixels(self, views: tuple[torch.Tensor, ...]) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        """The views as `Rendered` holds them: each in DALI's own memory, or for the device stage as one tensor."""
-        if not self.config.seam:
-            return views
-        pixels = torch.stack(views)
-        if pixels.is_cuda:  # the device stage copies on another stream, which does not know of this one's work
-            torch.cuda.current_stream(pixels.device).synchronize()
-        return pixels
 
     def _set_aside(self, samples: Samples, failure: RuntimeError) -> None:
         """Find the samples of a failed batch that DALI does not decode, and have the host decode or replace them."""

@@ -95,24 +95,25 @@ class CudaStreams:
         torch.cuda.current_stream(self._side.device).wait_event(event)
 
     def host_waits(self, event: torch.cuda.Event) -> None:
-        """The only place where the host waits; the copy was queued two batches ago."""
+        """The only place where the host waits: for a copy queued two batches ago, and at the end of an epoch."""
         event.synchronize()
 
 
 class _Slot:
     """The memory that one batch at a time occupies on its way through.
 
-    Who may touch it when: `pixels` and `plan` are written by the side stream once `free` has passed, and read by the
-    current stream once `copied` has; `source`, the host's page-locked memory, goes back to its pool when `copied` has
-    passed, which is why the slot holds on to it until then.
+    Who may touch it when: `pixels`, `plan` and `numbers` are written by the side stream once `free` has passed, and
+    read by the current stream once `copied` has; `source`, the host's page-locked memory, goes back to its pool when
+    the host has seen `copied` pass, which is why the slot holds on to it until then.
     """
 
-    def __init__(self, source: tuple[torch.Tensor, ...], device: torch.device) -> None:
+    def __init__(self, source: tuple[torch.Tensor, ...], device: torch.device, streams: Streams) -> None:
         """Memory for tensors like `source`: pixels, plan rows, and the identifying numbers."""
         self.source: tuple[torch.Tensor, ...] = ()
         self.pixels, self.plan, self.numbers = (torch.empty_like(tensor, device=device) for tensor in source)
         self.copied: Any = None
-        self.free: Any = None
+        # The allocator hands out memory that work queued on the current stream may yet have to read.
+        self.free = streams.done()
 
 
 class DeviceStage:
@@ -125,19 +126,24 @@ class DeviceStage:
         self._streams = streams
         self._device = device
         self._slots: list[_Slot] = []
-        self._augment = augmenter(config.views.size, device)
+        self._augment = augmenter(config.views.size, device, max_blur_sigma=config.views.max_blur_sigma)
 
     def batches(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
         """Each rendered batch, one behind the copies. Closing this closes `rendered`."""
         ahead: collections.deque[_Slot] = collections.deque()
         with contextlib.closing(rendered):
-            for one in rendered:
-                ahead.append(self._upload(one))
-                del one
-                if len(ahead) == SLOTS:
+            try:
+                for one in rendered:
+                    ahead.append(self._upload(one))
+                    del one
+                    if len(ahead) == SLOTS:
+                        yield self._finish(ahead.popleft())
+                while ahead:
                     yield self._finish(ahead.popleft())
-            while ahead:
-                yield self._finish(ahead.popleft())
+            finally:
+                # Both ends of a copy are let go of here, and whoever gets that memory next knows nothing of the copy.
+                for slot in self._slots:
+                    self._streams.host_waits(slot.copied)
 
     def _upload(self, rendered: Rendered) -> _Slot:
         """Queue the copies of one batch into the slot whose turn it is, behind the augmentation of its former batch."""
@@ -150,15 +156,15 @@ class DeviceStage:
         pageable = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
         source = tuple(self._page_locked(tensor) for tensor in pageable)
         if len(self._slots) < SLOTS:
-            slot = _Slot(source, self._device)
+            slot = _Slot(source, self._device, streams)
         else:
             slot = self._slots.pop(0)
             streams.host_waits(slot.copied)  # before the former `source` is let go of
-            streams.side_waits(slot.free)
-        self._slots.append(slot)
+        streams.side_waits(slot.free)
         for tensor, target in zip(source, (slot.pixels, slot.plan, slot.numbers)):
             streams.copy(tensor, target)
         slot.source, slot.copied = source, streams.copied()
+        self._slots.append(slot)
         return slot
 
     def _page_locked(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -166,11 +172,15 @@ class DeviceStage:
         return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
     def _finish(self, slot: _Slot) -> Batch:
-        """Augment a slot's batch on the current stream, into memory that is the caller's, and free the slot."""
+        """Augment a slot's batch on the current stream, into memory that is the caller's, and free the slot.
+
+        That memory is torch's allocator's to give: once the caller drops a batch, a later one gets it, without a call
+        of the CUDA runtime.
+        """
         streams, views = self._streams, self._config.views
         streams.current_waits(slot.copied)
         count, columns = len(views.views), len(views.views) * VIEW_FLOATS
-        parameters = slot.plan[:, :columns].unflatten(1, (count, VIEW_FLOATS)).movedim(1, 0).contiguous()
+        parameters = slot.plan[:, :columns].unflatten(1, (count, VIEW_FLOATS)).movedim(1, 0)
         tail = slot.plan[:, columns:]
         masked_box = tail[:, MASKED_BOX : MASKED_BOX + 4].clone() if views.boxes else None
         pixels = self._augment(

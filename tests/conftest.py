@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskco_fast.loaders import LOADERS
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -99,6 +101,13 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
         return paths
 
     return make
+
+
+@pytest.fixture(params=sorted(LOADERS))
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every loader in turn."""
+    skip_without_packages(request.param)
+    return request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -310,7 +310,8 @@ def test_imports_without_triton() -> None:
 
 def test_unusable_says_why_and_plain_torch_takes_over() -> None:
     pytest.importorskip("triton")
-    assert augment_triton.augmenter(32, "cpu") is augment_torch.augment
+    plain = augment_triton.augmenter(32, "cpu", max_blur_sigma=2.0)
+    assert (plain.func, plain.keywords) == (augment_torch.augment, {"max_blur_sigma": 2.0})  # type: ignore[attr-defined]
     assert augment_triton.unusable("cpu") == "Triton has no code for cpu devices"
     if not torch.cuda.is_available():
         assert augment_triton.unusable("cuda") == "torch sees no CUDA device"

@@ -14,21 +14,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import encode, picture, skip_without_packages, write_tar
+from conftest import encode, picture, write_tar
 
 from maskco_fast.kernels.augment_reference import IMAGENET_STD
-from maskco_fast.loaders import LOADERS, TooManyBadSamples, ViewConfig, make_loader
+from maskco_fast.loaders import TooManyBadSamples, ViewConfig, make_loader
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
 """One level after normalisation, in the channel where it is largest."""
 
 VIEWS = ViewConfig.maskco(48)
-
-
-@pytest.fixture(params=sorted(LOADERS))
-def backend(request):
-    skip_without_packages(request.param)
-    return request.param
 
 
 def own_threads():

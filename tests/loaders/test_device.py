@@ -1,6 +1,9 @@
-"""The device stage: order of its work by a fake stream that keeps a log, and its batches on the CPU."""
+"""The device stage: order of its work by fake streams that keep account, and its batches on the CPU."""
 
+import gc
 import itertools
+import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -14,45 +17,90 @@ VIEWS = ViewConfig.maskco(64)
 
 
 class Log(InOrder):
-    """Streams that note what they are told, and hand out numbered events."""
+    """Streams that note what is queued: copies by their target, and the ends of the current stream's work."""
 
     def __init__(self):
         self.lines = []
-        self._events = itertools.count()
 
     def copy(self, source, target):
         super().copy(source, target)
         self.lines.append(("copy", target.data_ptr()))
 
+    def done(self):
+        self.lines.append(("done", None))
+
+
+class RaceDetector(InOrder):
+    """Streams with vector clocks: what of each other's work the host and the two streams are known to come after.
+
+    Copies are made at once, but held against what a device would be free to do: run them at any time between the
+    events that bound them. `races` names each pair of accesses that nothing orders.
+    """
+
+    def __init__(self):
+        self.seen = {name: Counter() for name in ("host", "side", "current")}
+        self.races = []
+        self.reads = 0
+        self._touched = {}  # address: [(who, when by its own clock)]
+        self._targets, self._reading = [], []
+        self._work("current")  # whatever was queued before: it may still read memory that the allocator gives out
+
+    def _work(self, stream):
+        self.seen[stream] |= self.seen["host"]  # nothing runs before it is queued
+        self.seen[stream][stream] += 1
+
+    def _touch(self, stream, address):
+        earlier = self._touched.setdefault(address, [("current", self.seen["current"]["current"])])
+        self.races += [
+            f"{stream} touches what {who} may be using" for who, at in earlier if self.seen[stream][who] < at
+        ]
+        earlier.append((stream, self.seen[stream][stream]))
+
+    def copy(self, source, target):
+        super().copy(source, target)
+        self._work("side")
+        self._touch("side", target.data_ptr())
+        self._targets.append(target.data_ptr())
+        weakref.finalize(source, self._let_go, self.seen["side"]["side"])
+
+    def _let_go(self, copy):
+        if self.seen["host"]["side"] < copy:
+            self.races.append("the host lets go of what is being copied")
+
     def copied(self):
-        self.lines.append(("copied", number := next(self._events)))
-        return number
+        targets, self._targets = self._targets, []
+        return Counter(self.seen["side"]), targets
 
     def done(self):
-        self.lines.append(("done", number := next(self._events)))
-        return number
+        self._work("current")
+        for address in self._reading:
+            self._touch("current", address)
+        self.reads += len(self._reading)
+        self._reading = []
+        return Counter(self.seen["current"]), []
 
     def side_waits(self, event):
-        self.lines.append(("side waits", event))
+        self.seen["side"] |= event[0]
 
     def current_waits(self, event):
-        self.lines.append(("current waits", event))
+        self.seen["current"] |= event[0]
+        self._reading = event[1]
 
     def host_waits(self, event):
-        self.lines.append(("host waits", event))
+        self.seen["host"] |= event[0]
 
 
-def staged(shards, batch_size, streams, **options):
+def staged(shards, batch_size, streams, backend="native", **options):
     """Batches of a loader whose host stops at the seam, finished on the CPU by the stage."""
-    loader = make_loader(shards, batch_size, views=VIEWS, device="meta", backend="native", **options)
+    loader = make_loader(shards, batch_size, views=VIEWS, device="meta", backend=backend, **options)
     stage = DeviceStage(loader.dataset, loader.config, streams, torch.device("cpu"))
     return stage.batches(loader._run(loader._requests(0, 1, len(loader))))
 
 
-def test_the_stage_finishes_what_the_host_would(make_shards):
+def test_the_stage_finishes_what_the_host_would(backend, make_shards):
     shards = make_shards(1, 16)
-    with make_loader(shards, 4, views=VIEWS) as loader:
-        for one, other in zip(loader, staged(shards, 4, InOrder()), strict=True):
+    with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
+        for one, other in zip(loader, staged(shards, 4, InOrder(), backend), strict=True):
             for name in ("sample_id", "target", "index", "masked_box", "key_boxes"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             for view, truth in zip(other.views, one.views, strict=True):
@@ -73,29 +121,31 @@ def test_views_without_boxes(make_shards):
     assert batches[0].query.dtype == torch.bfloat16
 
 
-def test_copy_and_augmentation_overlap_and_no_slot_is_written_while_it_is_read(make_shards):
+def test_the_next_batch_is_copied_beside_the_augmentation_of_this_one(make_shards):
     log = Log()
     batches = staged(make_shards(1, 24), 4, log)
     first = next(batches)
-    # Before the first batch is finished, the second one's copies are queued.
-    names = [name for name, _ in log.lines]
-    assert names == ["copy"] * 3 + ["copied"] + ["copy"] * 3 + ["copied", "current waits", "done"]
+    allocated_and_copied = ["done", "copy", "copy", "copy"]
+    assert [name for name, _ in log.lines] == [*allocated_and_copied, *allocated_and_copied, "done"]
     kept = [tensor.clone() for tensor in first]
     assert len(list(batches)) == 5
     assert all(torch.equal(one, copy) for one, copy in zip(first, kept, strict=True))  # the caller's own memory
+    targets = {target for name, target in log.lines if name == "copy"}
+    assert len(targets) == 3 * SLOTS, "no further memory than the slots'"
 
-    lines = log.lines
-    slots = sorted({number for name, number in lines if name == "copy"})
-    assert len(slots) == 3 * SLOTS  # no further memory than the slots'
-    copied, done = ([number for name, number in lines if name == wanted] for wanted in ("copied", "done"))
-    assert [number for name, number in lines if name == "current waits"] == copied
-    # Batch n + 2 takes the slot of batch n: behind its augmentation, and once its page-locked source was copied.
-    assert [number for name, number in lines if name == "side waits"] == done[: len(copied) - SLOTS]
-    assert [number for name, number in lines if name == "host waits"] == copied[: len(copied) - SLOTS]
-    for n, event in enumerate(done[: len(copied) - SLOTS]):
-        waits = lines.index(("side waits", event))
-        assert lines.index(("done", event)) < waits < lines.index(("copied", copied[n + SLOTS]))
-        assert lines[waits + 1][0] == "copy"
+
+@pytest.mark.parametrize("taken", [1, 2, 5, 6])
+def test_no_memory_is_written_while_it_is_in_use(make_shards, taken):
+    """Neither by a copy into a slot nor by whoever gets a buffer or a slot's memory next, in a whole epoch or part."""
+    streams = RaceDetector()
+    batches = staged(make_shards(1, 24), 4, streams)
+    assert len(list(itertools.islice(batches, taken))) == taken
+    batches.close()
+    assert streams.reads == 3 * taken, "a batch is augmented before its copies have been waited for"
+    assert streams.seen["host"]["side"] == streams.seen["side"]["side"], "memory is let go of with copies under way"
+    del batches
+    gc.collect()
+    assert not streams.races
 
 
 def test_leaving_early_closes_the_host_side(make_shards):
