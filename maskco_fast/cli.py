@@ -1,7 +1,7 @@
 """The command line: each command is a configuration dataclass, from which tyro makes the options, and a function."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -19,6 +19,7 @@ commands:
 
 examples:
   maskco-fast train --shards 'cc3m-{0000..0331}.tar' --recipe paper --run-dir runs/cc3m
+  maskco-fast train --shards 'cc3m-{0000..0331}.tar' --recipe paper --method moco_v2 --run-dir runs/moco
   maskco-fast index --shards 'cc3m-{0000..0331}.tar'
   maskco-fast views --shards cc3m-0000.tar --out views.png
 
@@ -36,24 +37,26 @@ def _parse(config: type[C], command: str, arguments: Sequence[str], default: C |
 def _train(arguments: Sequence[str]) -> int:
     from maskco_fast.config import TrainConfig
     from maskco_fast.errors import named_errors
+    from maskco_fast.methods import METHODS
     from maskco_fast.recipes import RECIPES
     from maskco_fast.train import train
 
-    recipe = RECIPES[_recipe(arguments, RECIPES)]()
+    name = _early(arguments, "--recipe", "paper", RECIPES)
+    recipe = RECIPES[name](_early(arguments, "--method", "maskco", METHODS))
     config = _parse(TrainConfig, "train", arguments, recipe)
     return named_errors(lambda: train(config))
 
 
-def _recipe(arguments: Sequence[str], recipes: Any) -> str:
-    """The recipe that the options name: read before the others, since it gives their defaults."""
-    name = "paper"
+def _early(arguments: Sequence[str], option: str, default: str, choices: Collection[str]) -> str:
+    """The choice that an option names: read before the others, since it gives their defaults."""
+    name = default
     for at, argument in enumerate(arguments):
-        if argument == "--recipe" and at + 1 < len(arguments):
+        if argument == option and at + 1 < len(arguments):
             name = arguments[at + 1]
-        elif argument.startswith("--recipe="):
+        elif argument.startswith(f"{option}="):
             name = argument.partition("=")[2]
-    if name not in recipes:
-        print(f"maskco-fast: there is no recipe {name!r}; choose one of {', '.join(recipes)}", file=sys.stderr)
+    if name not in choices:
+        print(f"maskco-fast: there is no {option[2:]} {name!r}; choose one of {', '.join(choices)}", file=sys.stderr)
         raise SystemExit(2)
     return name
 

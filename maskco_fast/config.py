@@ -81,17 +81,82 @@ class MaskCoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """SGD with a cosine to zero by iteration, without warm-up (SPEC 1)."""
+class MoCoV2Config:
+    """MoCo v2 (SPEC 2). BatchNorm's shuffle wants a batch of several groups: with one it changes nothing."""
 
+    queue: int = 65_536
+    """Keys that a query is contrasted with."""
+    temperature: float = 0.2
+    """Divides the cosine similarities."""
+    momentum: float = 0.999
+    """The key network's share of itself in each moving average step."""
+
+    def __post_init__(self) -> None:
+        if self.queue < 1:
+            raise ValueError(f"MoCoV2Config.queue is {self.queue}; it wants at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"MoCoV2Config.temperature is {self.temperature}; it wants more than 0")
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"MoCoV2Config.momentum is {self.momentum}; it wants 0..1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig:
+    """SimCLR (SPEC 2). BatchNorm and contrast are over the global batch, whatever the group size."""
+
+    temperature: float = 0.1
+    """Divides the cosine similarities."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"SimCLRConfig.temperature is {self.temperature}; it wants more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPIDConfig:
+    """Instance discrimination with a memory bank, a float32 feature for every image of the shards (SPEC 2)."""
+
+    objective: Literal["nce", "softmax"] = "nce"
+    """Noise-contrastive estimation (Wu et al., eq. 7), or the softmax over the same entries that OpenSelfSup, the
+    paper's codebase, has in its place (with 65536 negatives)."""
+    negatives: int = 4096
+    """Entries of the bank that an image is contrasted with, drawn anew for each image and step (Wu et al.: 4096)."""
+    temperature: float = 0.07
+    """Divides the cosine similarities."""
+    bank_momentum: float = 0.5
+    """An entry's share of itself when its image has been seen (OpenSelfSup and the authors' code)."""
+
+    def __post_init__(self) -> None:
+        if self.negatives < 1:
+            raise ValueError(f"NPIDConfig.negatives is {self.negatives}; it wants at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"NPIDConfig.temperature is {self.temperature}; it wants more than 0")
+        if not 0 <= self.bank_momentum < 1:
+            raise ValueError(f"NPIDConfig.bank_momentum is {self.bank_momentum}; it wants 0 <= bank_momentum < 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD or LARS with a cosine to zero by iteration (SPEC 1, 2)."""
+
+    name: Literal["sgd", "lars"] = "sgd"
+    """lars (You et al. 2017) scales each weight's step by norms, and spares biases and BatchNorm the decay as well."""
     learning_rate: float = 0.03
     """The first rate for a total batch of 256; scaled linearly with the batch."""
     momentum: float = 0.9
-    """SGD's momentum."""
+    """Of the gradients."""
     weight_decay: float = 1e-4
-    """On all parameters. MoCo v2's value; the paper prints 1e-3 (SPEC 1, open)."""
+    """On all parameters, with lars on weights alone. MoCo v2's value; the paper prints 1e-3 (SPEC 1, open)."""
+    warmup_steps: int = 0
+    """Steps over which the rate grows to its cosine, linearly."""
+    trust: float = 0.001
+    """The coefficient of LARS: a step's norm over its weight's, at a rate of 1."""
 
     def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ValueError(f"OptimizerConfig.warmup_steps is {self.warmup_steps}; it wants at least 0")
+        if not self.trust > 0:
+            raise ValueError(f"OptimizerConfig.trust is {self.trust}; it wants more than 0")
         if not self.learning_rate > 0:
             raise ValueError(f"OptimizerConfig.learning_rate is {self.learning_rate}; it wants more than 0")
         if not 0 <= self.momentum < 1:
@@ -148,9 +213,12 @@ class TrainConfig:
     compile: bool = False
     """Pass the method through torch.compile (a C++ compiler is needed on the CPU)."""
     method: str = "maskco"
-    """What is learned: a name of `maskco_fast.methods.METHODS`."""
+    """What is learned: maskco, moco_v2, simclr or npid. The recipe's defaults are the method's."""
     model: ModelConfig = field(default_factory=ModelConfig)
     maskco: MaskCoConfig = field(default_factory=MaskCoConfig)
+    moco_v2: MoCoV2Config = field(default_factory=MoCoV2Config)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    npid: NPIDConfig = field(default_factory=NPIDConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:

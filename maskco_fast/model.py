@@ -1,4 +1,5 @@
-"""The networks: trunk, mask prediction head, RoIAlign, projection head, BatchNorm per group, momentum copies.
+"""The networks: trunk, mask prediction head, RoIAlign, projection heads, BatchNorm per group or over all processes,
+momentum copies.
 
 Shapes: N images, K boxes an image, C channels, H and W cells of the conv5 map, D features, S samples a side of a box.
 """
@@ -9,10 +10,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
+from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from maskco_fast.collectives import rank_and_size
 from maskco_fast.config import ModelConfig
 from maskco_fast.contrast import group_length
 
@@ -63,6 +69,42 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return torch.cat(normalised)
 
 
+class SynchronizedBatchNorm(_BatchNorm):
+    """BatchNorm with the statistics of all processes' images, for any number of dimensions and on CPUs too.
+
+    On other devices it calls the kernels of torch's `SyncBatchNorm`, which refuses CPUs, as does
+    `DistributedDataParallel` for a module that holds one. Every process holds equally many images.
+    """
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(N, C, …) to the same, dtype and layout kept. ValueError in training without a momentum."""
+        _, size = rank_and_size()
+        if not self.training or size == 1:
+            return super().forward(input)
+        if self.momentum is None or self.running_mean is None or self.running_var is None:
+            raise ValueError("SynchronizedBatchNorm keeps running statistics by a momentum; give one")
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if input.device.type != "cpu":
+            statistics = self.running_mean, self.running_var, self.eps, self.momentum
+            group = torch.distributed.group.WORLD
+            return SyncBatchNormFunction.apply(input, self.weight, self.bias, *statistics, group, size)
+        dimensions, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
+        values = input.to(torch.promote_types(input.dtype, torch.float32))
+        mean_C = all_reduce(values.mean(dimensions)) / size
+        centred = values - mean_C.view(shape)
+        variance_C = all_reduce(centred.square().mean(dimensions)) / size
+        with torch.no_grad():
+            count = size * input.numel() // input.shape[1]
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
+        scale_C = self.weight * (variance_C + self.eps).rsqrt()
+        return (centred * scale_C.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
 class Trunk(ResNet):
     """torchvision's ResNet without pooling and classifier: images (N, 3, 32·H, 32·W) to the conv5 map (N, C, H, W).
 
@@ -93,9 +135,7 @@ class RegionEncoder(nn.Module):
         self.mph = nn.Sequential(
             *[Bottleneck(channels, channels // 4, norm_layer=norm_layer) for _ in range(mph_blocks)]
         )
-        self.projection = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, config.features)
-        )
+        self.projection = mlp_head(channels, config.features)
         self.roi_sampling_ratio = roi_sampling_ratio
         self.roi_aligned = roi_aligned
 
@@ -106,6 +146,24 @@ class RegionEncoder(nn.Module):
             region_map, boxes_NK4, sampling_ratio=self.roi_sampling_ratio, aligned=self.roi_aligned
         )
         return self.projection(regions)
+
+
+class ImageEncoder(nn.Module):
+    """Trunk, average pool and a head: one feature an image."""
+
+    def __init__(self, trunk: Trunk, head: nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.projection = head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Features (N, D), not normalised, of the images (N, 3, size, size)."""
+        return self.projection(self.trunk(images).mean((2, 3)))
+
+
+def mlp_head(channels: int, features: int) -> nn.Sequential:
+    """Linear, ReLU, Linear with biases: MoCo v2's head, and the paper's (SPEC 1)."""
+    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, features))
 
 
 def region_features(
@@ -160,10 +218,8 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, _BatchNorm):
+            layer.reset_parameters()
 
 
 def momentum_copy(query: nn.Module) -> nn.Module:

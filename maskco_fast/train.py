@@ -43,6 +43,7 @@ def train(config: TrainConfig) -> int:
         with world.one_of_each_host_first():
             loader = stack.enter_context(_loader(config, method, device, DTYPES[precision], world))
         _check_length(loader)
+        method.prepare(len(loader.dataset))
         trainer = Trainer(config, method, loader, world)
         if world.leads:
             _write_config(config)
