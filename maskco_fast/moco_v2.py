@@ -62,7 +62,8 @@ class MoCoV2(Method):
         """(N, D) keys of norm 1, from BatchNorm groups that are not those of the queries.
 
         Shuffle-BN (He et al., 3.3): a query and its key that share a group could tell each other by its statistics. The
-        images of all processes are exchanged, encoded in a random order, and their keys brought back.
+        images of all processes are exchanged, encoded in a random order, and their keys brought back; with gradient
+        accumulation, those of one micro-batch.
         """
         rank, size = rank_and_size()
         count = len(images)

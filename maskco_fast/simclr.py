@@ -18,6 +18,11 @@ class SimCLR(Method):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
+        if config.accumulate > 1:
+            raise ValueError(
+                f"TrainConfig.accumulate is {config.accumulate}: SimCLR contrasts all images of a step with each "
+                "other, which micro-batches would part; leave it at 1, or lower the batch size"
+            )
         self.temperature = config.simclr.temperature
         self.views = ViewConfig.simclr(config.model.view_size)
         trunk = Trunk(config.model.trunk, SynchronizedBatchNorm)

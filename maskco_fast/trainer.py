@@ -22,7 +22,7 @@ from maskco_fast.devices import DTYPES, choose_device, choose_precision
 from maskco_fast.distributed import StopVote, World, average_running_statistics
 from maskco_fast.loaders import Batch, Quarantine
 from maskco_fast.loaders.quarantine import BadSample
-from maskco_fast.methods import Method
+from maskco_fast.method import Method
 from maskco_fast.metrics import Metrics
 from maskco_fast.optim import learning_rate, make_optimizer
 from maskco_fast.readings import Line, Readings

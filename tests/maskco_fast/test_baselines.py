@@ -132,6 +132,11 @@ def test_simclr_normalises_both_views_together():
     assert features.mean(0).abs().max() < 1e-5  # the head ends in BatchNorm, over 16 rows
 
 
+def test_simclr_refuses_micro_batches():
+    with pytest.raises(ValueError, match="accumulate is 2"):
+        make_method(small_config("simclr", accumulate=2))
+
+
 def test_npids_steps_by_hand():
     config = small_config("npid")
     method, by_hand = small_method(config, torch.float64), small_method(config, torch.float64)
