@@ -20,7 +20,18 @@ from numba.extending import overload
 from .colour_numba import LANES, before_contrast, gray, jitter, load_levels, solarize
 from .jit import leaf
 from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
-from .vector import broadcast, convert, load, multiply_high, reinterpret, select, store, store_interleaved
+from .vector import (
+    broadcast,
+    convert,
+    fence,
+    load,
+    multiply_high,
+    reinterpret,
+    select,
+    store,
+    store_interleaved,
+    stream_interleaved,
+)
 from .views import CONTRAST
 
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
@@ -168,14 +179,17 @@ def _normalise(row, at, normalisation, channel):
 
 
 @leaf(forceinline=True)
-def _write_row(row, size, pitch, form, normalisation, tail, out, start):
-    """Encode `row` and write its S pixels to the flat `out` from `start` on."""
+def _write_row(row, size, pitch, form, normalisation, tail, out, start, streams):
+    """Encode `row` and write its S pixels to the flat `out` from `start` on; past the caches where it `streams`."""
     whole = size // LANES * LANES
     for x in range(0, whole, LANES):
         red = _encode(row, x, normalisation, 0, form, out)
         green = _encode(row, pitch + x, normalisation, 1, form, out)
         blue = _encode(row, 2 * pitch + x, normalisation, 2, form, out)
-        store_interleaved(out, start + 3 * x, red, green, blue)
+        if streams:
+            stream_interleaved(out, start + 3 * x, red, green, blue)
+        else:
+            store_interleaved(out, start + 3 * x, red, green, blue)
     if whole < size:  # what lies behind the row's end may be another thread's
         red = _encode(row, whole, normalisation, 0, form, out)
         green = _encode(row, pitch + whole, normalisation, 1, form, out)
@@ -210,6 +224,8 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         radius = min(math.ceil(3.0 * sigma), size - 1)
         _blur_weights(sigma, radius, weights)
     x1, y1, x2, y2 = masked
+    # A batch is larger than the caches: written past them it need not be read first, nor does it push the image out.
+    streams = size % LANES == 0 and (out.ctypes.data + start * out.itemsize) % 64 == 0
 
     for step in range(size + radius):  # a blurred row needs `radius` rows below it
         if step < size:
@@ -240,7 +256,9 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         if solarized:
             for x in range(0, 3 * pitch, LANES):
                 store(row, x, solarize(load(row, x, LANES)))
-        _write_row(row, size, pitch, form, normalisation, tail, out, start + 3 * y * size)
-        if y1 <= y < y2:
-            begin = start + 3 * y * size
+        begin, masked_row = start + 3 * y * size, y1 <= y < y2
+        _write_row(row, size, pitch, form, normalisation, tail, out, begin, streams and not masked_row)
+        if masked_row:
             out[begin + 3 * x1 : begin + 3 * x2] = 0
+    if streams:
+        fence()

@@ -67,6 +67,15 @@ def _u16(data, i):
     return np.int64(data[i]) << 8 | np.int64(data[i + 1])
 
 
+@leaf()
+def _says(data, at, word):
+    for i in range(len(word)):
+        if data[at + i] != word[i]:
+            return False
+    return True
+
+
+_JFIF, _ADOBE = np.frombuffer(b"JFIF\0", np.uint8), np.frombuffer(b"Adobe", np.uint8)
 _H, _V, _QUANTISATION, _DC, _AC, _OFFSET, _STRIDE, _LAST = range(8)
 
 
@@ -133,9 +142,11 @@ def _read_headers(data, size, scratch):
             if length != 4:
                 return bad
             interval = _u16(data, begin)
-        elif marker == 0xE0 and length >= 16 and data[begin] == 0x4A and _u16(data, begin + 1) == 0x4649:
+        elif marker == 0xE0 and length >= 16 and _says(data, begin, _JFIF):
+            if data[begin + 5] != 1:  # a version that libjpeg warns of
+                return bad
             jfif = True
-        elif marker == 0xEE and length >= 14 and data[begin] == 0x41 and _u16(data, begin + 1) == 0x646F:
+        elif marker == 0xEE and length >= 14 and _says(data, begin, _ADOBE):
             adobe = np.int64(data[begin + 11])
         elif marker == 0xDA:
             if length < 8 or length != 6 + 2 * components or data[begin] != components or not height or not width:
@@ -150,6 +161,9 @@ def _read_headers(data, size, scratch):
                 wanted = 1 << frame[c, _DC] | 1 << frame[c, _AC]
                 if seen_tables & wanted != wanted or not seen_quantisation >> frame[c, _QUANTISATION] & 1:
                     return bad
+            spectrum = begin + 1 + 2 * components  # a scan of all coefficients, in whole
+            if data[spectrum] != 0 or data[spectrum + 1] != 63 or data[spectrum + 2] != 0:
+                return bad
             return end, height, width, components, interval
         i = end
     return bad
@@ -194,10 +208,9 @@ def _unstuff(data, begin, size, clean, restarts):
 @leaf()
 def _sampling(frame, components):
     """(h, v) of the luma where the other components are sampled once; (0, 0) where the sampling is not plain."""
-    if components == 1:
-        frame[0, _H], frame[0, _V] = 1, 1  # the only component's blocks follow each other, whatever it says
-        return 1, 1
     h, v = frame[0, _H], frame[0, _V]
+    if components == 1 and h * v != 1:
+        return 0, 0
     for c in range(1, components):
         if frame[c, _H] != 1 or frame[c, _V] != 1:
             return 0, 0

@@ -52,14 +52,17 @@ def build_table(data, at, ac, table, to):
 
     `table` (…, TABLE + LONG) int32, flat. An entry of bits that hold a whole symbol with its value: the value << 16 |
     the run << 8 | bits used. Where the value's bits do not fit, bits used are 0: code length << 24 | value bits << 16 |
-    run << 8. Zero for longer codes and those that mean nothing. Returns whether the counts make a prefix code.
+    run << 8. Zero for longer codes and those that mean nothing. Returns whether libjpeg takes the table.
     """
     table[to : to + TABLE + LONG] = 0
     code, symbol = 0, at + 16
     for length in range(1, 17):
         count = np.int64(data[at + length - 1])
-        if code + count > 1 << length:
+        if count > 0 and code + count >= 1 << length:  # no code is all ones
             return False
+        for k in range(count):
+            if not ac and data[symbol + k] > 15:
+                return False
         table[to + TABLE + 2 * length] = (code + count) << (16 - length)
         table[to + TABLE + 2 * length + 1] = symbol - code
         if length <= LOOK:
@@ -75,7 +78,9 @@ def build_table(data, at, ac, table, to):
 @leaf(forceinline=True)
 def _run(symbol, ac):
     """How many coefficients a symbol passes over; with its value's bits in the lower half."""
-    return END if ac and symbol == 0 else symbol >> 4 if ac else 0
+    if not ac:
+        return 0
+    return END if symbol & 15 == 0 and symbol != 0xF0 else symbol >> 4
 
 
 @leaf(forceinline=True)

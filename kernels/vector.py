@@ -342,26 +342,62 @@ def interleave(typing_context, a, b):
     return result(a, b), generate
 
 
+def _interleaved_pieces(builder: Any, lanes: int, first: Any, second: Any, third: Any) -> Iterable[Any]:
+    """Lanes a0 b0 c0 a1 b1 c1 and so on of three vectors, as three vectors.
+
+    LLVM would take one vector of three times a power of two lanes apart, lane by lane.
+    """
+    for part in range(3):
+        order = [(lane % 3, lane // 3) for lane in range(part * lanes, (part + 1) * lanes)]
+        pair = _lanes(channel % 2 * lanes + lane for channel, lane in order)
+        both = _lanes(lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order))
+        yield builder.shuffle_vector(builder.shuffle_vector(first, second, pair), third, both)
+
+
 @intrinsic(prefer_literal=True)
 def store_interleaved(typing_context, array, index, a, b, c):
-    """Write lanes a0 b0 c0 a1 b1 c1 and so on to `array` from `index` on.
-
-    In three vectors as long as `a`: LLVM takes a vector of three times a power of two apart, lane by lane.
-    """
+    """Write lanes a0 b0 c0 a1 b1 c1 and so on to `array` from `index` on."""
 
     def generate(context, builder, signature, arguments):
-        memory, index, first, second, third = arguments
-        for part in range(3):
-            order = [(lane % 3, lane // 3) for lane in range(part * a.lanes, (part + 1) * a.lanes)]
-            pair = _lanes(channel % 2 * a.lanes + lane for channel, lane in order)
-            both = _lanes(a.lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order))
-            piece = builder.shuffle_vector(builder.shuffle_vector(first, second, pair), third, both)
+        memory, index, *vectors = arguments
+        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
             at = builder.add(index, ir.Constant(index.type, part * a.lanes))
             pointer = _pointer(context, builder, array, memory, at, a)
             builder.store(piece, pointer, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, a, b, c), generate
+
+
+@intrinsic(prefer_literal=True)
+def stream_interleaved(typing_context, array, index, a, b, c):
+    """`store_interleaved` past the caches, to whole cache lines; `fence` before others read it.
+
+    `array` from `index` on begins at a multiple of the vector's bytes, or of 64.
+    """
+
+    def generate(context, builder, signature, arguments):
+        memory, index, *vectors = arguments
+        past_caches = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
+            at = builder.add(index, ir.Constant(index.type, part * a.lanes))
+            pointer = _pointer(context, builder, array, memory, at, a)
+            written = builder.store(piece, pointer, align=min(a.lanes * array.dtype.bitwidth // 8, 64))
+            written.set_metadata("nontemporal", past_caches)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, a, b, c), generate
+
+
+@intrinsic
+def fence(typing_context):
+    """All that was written before is there for other threads before all that is written after."""
+
+    def generate(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic(prefer_literal=True)

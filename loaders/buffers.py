@@ -1,5 +1,6 @@
 """Batch buffers that are used again once nobody holds them."""
 
+import math
 import sys
 import threading
 
@@ -8,6 +9,9 @@ import torch
 
 _FREE = 3
 """References to an array that only the pool holds: the list's, the loop variable's and getrefcount's argument."""
+
+_LINE = 64
+"""Buffers begin at a cache line, which lets the kernels write whole lines past the caches."""
 
 _BITS = {torch.float16: np.uint16, torch.bfloat16: np.uint16, torch.float32: np.float32, torch.uint8: np.uint8}
 
@@ -38,12 +42,19 @@ class BufferPool:
             for array in self._arrays:
                 if sys.getrefcount(array) == _FREE:
                     return array
-            array = np.empty(self._shape, _BITS[self._dtype])
-            if self._page_locked:
-                array = torch.from_numpy(array).pin_memory().numpy()
+            array = self._make()
             if len(self._arrays) < self.KEPT:
                 self._arrays.append(array)
             return array
+
+    def _make(self) -> np.ndarray:
+        dtype = np.dtype(_BITS[self._dtype])
+        size = math.prod(self._shape) * dtype.itemsize
+        memory = np.empty(size + _LINE, np.uint8)
+        if self._page_locked:
+            memory = torch.from_numpy(memory).pin_memory().numpy()
+        begin = -memory.ctypes.data % _LINE
+        return memory[begin : begin + size].view(dtype).reshape(self._shape)
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:
         """The array as a tensor of the pool's dtype, without a copy."""
