@@ -4,8 +4,8 @@
 
 Measured, on one thread: each image's time in decoding and rendering, for which the GIL is released, and what an image
 costs besides, all of which is taken to hold the GIL (an upper bound: the read and libjpeg's set-up release it too).
-Simulated: threads that take images in turn, release the GIL three times an image (read, decode, render) and queue for
-it in order. The simulation knows nothing of memory bandwidth, clock speeds or hyper-threads.
+Simulated: threads that take a few images in turn, hold the GIL to read each and once more to hand them over, and queue
+for it in order. The simulation knows nothing of memory bandwidth, clock speeds or hyper-threads.
 """
 
 import dataclasses
@@ -18,19 +18,18 @@ import tempfile
 import time
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
 
 from maskco_fast.bench import machine
-from maskco_fast.kernels.jit import jit
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render import Renderer, render_views
+from maskco_fast.kernels.samples import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset, make_loader
+from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.decode import Decoder
-
-PIECES = 3
-"""Times that an image takes and releases the GIL."""
+from maskco_fast.loaders.executor import TOGETHER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,30 +48,26 @@ def free_times(options: Options) -> np.ndarray:
     dataset, views = Dataset.open(options.shards), ViewConfig.maskco(224)
     positions = np.linspace(0, len(dataset) - 1, min(options.images, len(dataset))).astype(int)
     samples = dataset.samples[positions]
+    sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
     rows = plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
-    decoder, renderer = Decoder(), Renderer(views)
-    out = np.empty((2, 1, 224, 224, 3), np.float32)
+    decoder, renderer = Decoder(), JpegRenderer(views)
+    out, first = BufferPool((2, 1, 224, 224, 3), torch.float32).take(), np.zeros(1, np.int64)
     times = np.empty((4, len(positions)))
     for took in times:
         for n, position in enumerate(positions.tolist()):
             data = dataset.read(position)
             began = time.perf_counter()
-            renderer.render(decoder.decode(data, samples[n]), 0, 0, rows[n], out, 0)
+            if not renderer.render_jpegs([data], sides[n : n + 1], rows[n : n + 1], first, out).all():
+                renderer.render(decoder.decode(data, samples[n]), 0, 0, rows[n], out, 0)
             took[n] = time.perf_counter() - began
     return np.median(times[1:], 0)
 
 
-@jit()
-def _render_often(times, image, row, normalisation, scratch, out):
-    for _ in range(times):
-        render_views(image, 0, 0, row, 2, True, 0, normalisation, scratch, out, 0)
-
-
 def held_time() -> float:
-    """Seconds that an image costs besides: those of a one-pixel image, less the rendering of its tiny views."""
-    count, views = 4000, ViewConfig.maskco(16)
+    """Seconds that an image costs besides: those of an image of one block, less the making of its tiny views."""
+    count, batch, views = 4000, 100, ViewConfig.maskco(16)
     buffer = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(buffer, "JPEG")
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", subsampling=0)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "tiny.tar")
         with tarfile.open(path, "w") as archive:
@@ -80,7 +75,7 @@ def held_time() -> float:
                 member = tarfile.TarInfo(f"{number:06d}.jpg")
                 member.size = len(buffer.getvalue())
                 archive.addfile(member, io.BytesIO(buffer.getvalue()))
-        with make_loader(path, 100, views=views, backend="native", threads=1, index_folder=folder) as loader:
+        with make_loader(path, batch, views=views, backend="native", threads=1, index_folder=folder) as loader:
             epochs = []
             for _ in range(6):
                 began = time.process_time()
@@ -88,36 +83,41 @@ def held_time() -> float:
                     continue
                 epochs.append(time.process_time() - began)
             rows = next(loader._requests(0, 1, 1)).rows
-    renderer, image, out = Renderer(views), np.zeros((1, 1, 3), np.uint8), np.empty((2, 1, 16, 16, 3), np.float32)
+    renderer, out = JpegRenderer(views), np.empty((2, batch, 16, 16, 3), np.float32)
+    files, sides, numbers = [buffer.getvalue()] * batch, np.full((batch, 2), 8), np.arange(batch)
     kernels = []
-    for row in rows:
-        arguments = (image, row, renderer._normalisation, renderer._scratch, out)
-        _render_often(1, *arguments)
+    for _ in range(6):
         began = time.perf_counter()
-        _render_often(20, *arguments)
-        kernels.append((time.perf_counter() - began) / 20)
-    return statistics.median(epochs[1:]) / count - statistics.mean(kernels)
+        assert renderer.render_jpegs(files, sides, rows, numbers, out).all()
+        kernels.append(time.perf_counter() - began)
+    return statistics.median(epochs[1:]) / count - statistics.median(kernels[1:]) / batch
 
 
 def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) -> float:
-    """Images/s of `cores` threads, a core each: every image is `PIECES` times a hold of the GIL, then a free part."""
+    """Images/s of `cores` threads, a core each, that take `TOGETHER` images at a time.
+
+    For each of them a thread holds the GIL to read it, and once more for all; then follows what is free of it.
+    """
     random = np.random.default_rng(0)
-    parts = random.choice(free, images) / PIECES
+    tasks = random.choice(free, (images // TOGETHER, TOGETHER)).sum(1)
+    holds = TOGETHER + 1
+    hold = held * TOGETHER / holds
     threads = [(0.0, thread) for thread in range(cores)]  # when each thread next wants the GIL
-    left = [0] * cores  # pieces of the image that it is at
+    left = [0] * cores  # holds until its task is free of the GIL
     at = [0.0] * cores
     begun, gil_free, last = 0, 0.0, 0.0
     while threads:
         now, thread = heapq.heappop(threads)
         if not left[thread]:
-            if begun == images:
+            if begun == len(tasks):
                 continue
-            left[thread], at[thread], begun = PIECES, parts[begun], begun + 1
-        gil_free = max(now, gil_free) + held / PIECES
+            left[thread], at[thread], begun = holds, tasks[begun], begun + 1
+        gil_free = max(now, gil_free) + hold
         left[thread] -= 1
-        last = gil_free + at[thread]
-        heapq.heappush(threads, (last, thread))
-    return images / last
+        until = gil_free + (0.0 if left[thread] else at[thread])
+        last = max(last, until)
+        heapq.heappush(threads, (until, thread))
+    return len(tasks) * TOGETHER / last
 
 
 def main(options: Options) -> None:

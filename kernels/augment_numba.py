@@ -20,18 +20,8 @@ from numba.extending import overload
 from .colour_numba import LANES, before_contrast, gray, jitter, load_levels, solarize
 from .jit import leaf
 from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
-from .vector import (
-    broadcast,
-    convert,
-    fence,
-    load,
-    multiply_high,
-    reinterpret,
-    select,
-    store,
-    store_interleaved,
-    stream_interleaved,
-)
+from .vector import broadcast, convert, fence, load, multiply_high, reinterpret, select, store
+from .vector_shuffle import store_interleaved, stream_interleaved
 from .views import CONTRAST
 
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)

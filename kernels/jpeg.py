@@ -15,7 +15,8 @@ import simplejpeg
 from .jit import jit, leaf
 from .jpeg_entropy import END, LONG, ROOM, TABLE, build_table, read_block
 from .jpeg_pixels import LANES, PAD, put_block, put_flat_block, put_rgb, upsampled_across, upsampled_both
-from .vector import broadcast, convert, first_lane, load, store, store_interleaved
+from .vector import broadcast, convert, first_lane, load, store
+from .vector_shuffle import store_interleaved
 
 DECODED, NOT_PLAIN = range(2)
 """What `decode_region` returns: pixels, or that a library should have a look."""

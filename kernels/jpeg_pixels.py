@@ -9,18 +9,8 @@ A component's samples lie in rows of `planes`; `PAD` bytes on either side of a r
 import numpy as np
 
 from .jit import leaf
-from .vector import (
-    broadcast,
-    convert,
-    interleave,
-    load,
-    maximum,
-    minimum,
-    multiply_high,
-    store,
-    store_interleaved,
-    transpose_8,
-)
+from .vector import broadcast, convert, load, maximum, minimum, multiply_high, store
+from .vector_shuffle import interleave, store_interleaved, transpose_8
 
 PAD = 32
 LANES = 32

@@ -16,7 +16,8 @@ from .colour_numba import LANES
 from .jit import jit, leaf
 from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view
-from .vector import load, load_interleaved, store, store_interleaved
+from .vector import load, store
+from .vector_shuffle import load_interleaved, store_interleaved
 from .views import ViewConfig
 
 FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": UINT8}

@@ -24,8 +24,8 @@ from .vector import (
     reinterpret,
     select,
     store,
-    transpose,
 )
+from .vector_shuffle import transpose
 
 NARROW_TAPS = 64
 """The most source pixels an output pixel may draw on in fixed point (a downscaling by about 31).

@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .jit import jit, leaf
+from .jit import jit
 from .jpeg import DECODED, decode_region, make_jpeg_scratch
 from .jpeg_pixels import LANES
 from .plan import CROP, VIEW_FLOATS
@@ -42,9 +42,12 @@ def _bytes_at(typing_context, address, size):
     return array(types.intp, types.intp), generate
 
 
-@leaf()
-def _decode_crops(file, height, width, row, views, scratch, pixels):
-    """The region of a JPEG that its crops need into `pixels`: (whether it is there, y, x, rows, columns)."""
+@jit()
+def decode_crops(file, height, width, row, views, scratch, pixels):
+    """The region of a JPEG that its crops need into `pixels`: (whether it is there, y, x, rows, columns).
+
+    `file` (2,) int64: address and length; the rest as in `render_jpegs`.
+    """
     y, x, bottom, right = np.int64(height), np.int64(width), np.int64(0), np.int64(0)
     for v in range(views):
         crop = row[v * VIEW_FLOATS + CROP :]
@@ -72,7 +75,7 @@ def render_jpegs(
     `render.render_views`.
     """
     for i in range(len(files)):
-        done[i], y, x, rows, columns = _decode_crops(
+        done[i], y, x, rows, columns = decode_crops(
             files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
         )
         if done[i]:
@@ -84,7 +87,7 @@ def render_jpegs(
 def resize_jpegs(files, sides, plans, numbers, views, jpeg_scratch, pixels, scratch, out, done):
     """`render_jpegs` up to the seam: crop, resize and flip into `out[:, numbers]`, (V, N, S, S, 3) uint8."""
     for i in range(len(files)):
-        done[i], y, x, rows, columns = _decode_crops(
+        done[i], y, x, rows, columns = decode_crops(
             files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
         )
         if done[i]:
@@ -133,6 +136,17 @@ class JpegRenderer(Renderer):
         )
         return done
 
+    def decode(self, file: bytes, height: int, width: int, row: np.ndarray) -> tuple[np.ndarray, int, int] | None:
+        """What the crops of a plan row need of a JPEG: (region (h, w, 3) uint8, its y, its x); None where it is left.
+
+        Valid until the next call. For those who want to look at the parts of `render_jpegs`.
+        """
+        where = self._locate([file], np.array([[height, width]]))
+        decoded, y, x, rows, columns = decode_crops(
+            where[0], height, width, row, self._views, self._jpeg_scratch, self._pixels
+        )
+        return (self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x) if decoded else None
+
     def _prepare(
         self,
         files: Sequence[bytes],
@@ -142,12 +156,16 @@ class JpegRenderer(Renderer):
         out: np.ndarray,
         dtype: np.dtype,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(where the files lie, as the kernels want it; room for their verdicts), with working memory large enough."""
+        """(where the files lie, room for the verdicts on them), with arguments checked and enough working memory."""
         count = len(files)
         if sides.shape != (count, 2) or plans.shape[:1] != (count,) or numbers.shape != (count,):
             raise ValueError(f"{count} files with sides {sides.shape}, plans {plans.shape}, numbers {numbers.shape}")
         for plan, number in zip(plans, numbers.tolist()):
             self._check_out(out, plan, number, dtype)
+        return self._locate(files, sides), np.empty(count, np.bool_)
+
+    def _locate(self, files: Sequence[bytes], sides: np.ndarray) -> np.ndarray:
+        """(n, 2) int64: addresses and lengths of the files; working memory grows to what they need."""
         longest = min(max(map(len, files)), MAX_FILE)
         largest = min(int(sides.prod(1).max()), MAX_PIXELS)
         if longest > self._file_bytes or 3 * (largest + LANES) > len(self._pixels):
@@ -156,5 +174,5 @@ class JpegRenderer(Renderer):
             self._pixels = np.empty(3 * (largest + LANES), np.uint8)
             self._jpeg_scratch = make_jpeg_scratch(self._file_bytes, largest)
         self._make_room(min(int(sides[:, 1].max()), MAX_WIDTH))
-        where = [(np.frombuffer(file, np.uint8).__array_interface__["data"][0], len(file)) for file in files]
-        return np.array(where, np.int64), np.empty(count, np.bool_)
+        addresses = [np.frombuffer(file, np.uint8).__array_interface__["data"][0] for file in files]
+        return np.array(list(zip(addresses, map(len, files))), np.int64)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
-from maskco_fast.kernels.render import Renderer
+from maskco_fast.kernels.samples import JpegRenderer
 from maskco_fast.loaders import Dataset, ViewConfig, make_loader
+from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.decode import Decoder
 from maskco_fast.loaders.index import index_shard
 
@@ -36,20 +38,21 @@ def stages(setting: "Setting") -> dict[str, float]:
     dataset = Dataset.open(setting.shards)
     positions = np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(np.int64)
     samples = dataset.samples[positions]
-    decoder, renderer = Decoder(), Renderer(views, setting.dtype)
+    library, renderer = Decoder(), JpegRenderer(views, setting.dtype)
+    jpeg = (samples["format"] == headers.JPEG).tolist()
     shape = (2, setting.batch_size, views.size, views.size, 3)
-    seam, out = np.zeros(shape, np.uint8), np.zeros(shape, renderer.buffer_dtype)
+    seam, out = np.zeros(shape, np.uint8), BufferPool(shape, setting.torch_dtype).take()
 
     def draw() -> np.ndarray:
         return plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
 
     rows = draw()
     sharp, plain = _without(rows, 2, BLUR_SIGMA), _without(rows, 2, BLUR_SIGMA, JITTER, GRAY)
-    rendered: dict[str, Callable[[int, np.ndarray], None]] = {
-        "resize": lambda i, image: renderer.resize(image, 0, 0, rows[i], seam, i % setting.batch_size),
-        "all": lambda i, image: renderer.render(image, 0, 0, rows[i], out, i % setting.batch_size),
-        "sharp": lambda i, image: renderer.render(image, 0, 0, sharp[i], out, i % setting.batch_size),
-        "plain": lambda i, image: renderer.render(image, 0, 0, plain[i], out, i % setting.batch_size),
+    rendered: dict[str, Callable[[int, tuple[np.ndarray, int, int]], None]] = {
+        "resize": lambda i, region: renderer.resize(*region, rows[i], seam, i % setting.batch_size),
+        "all": lambda i, region: renderer.render(*region, rows[i], out, i % setting.batch_size),
+        "sharp": lambda i, region: renderer.render(*region, sharp[i], out, i % setting.batch_size),
+        "plain": lambda i, region: renderer.render(*region, plain[i], out, i % setting.batch_size),
     }
     passes: dict[str, list[float]] = {name: [] for name in ("index", "plan", "read", "decode", *rendered)}
     for _ in range(REPEATS + 1):
@@ -61,9 +64,11 @@ def stages(setting: "Setting") -> dict[str, float]:
                 began = time.perf_counter()
                 encoded = dataset.read(position)
                 was_read = time.perf_counter()
-                image = decoder.decode(encoded, samples[i])
+                height, width = int(samples[i]["height"]), int(samples[i]["width"])
+                region = renderer.decode(encoded, height, width, rows[i]) if jpeg[i] else None
+                region = region or (library.decode(encoded, samples[i]), 0, 0)
                 decoded = time.perf_counter()
-                render(i, image)
+                render(i, region)
                 rendering += time.perf_counter() - decoded
                 decoding, reading = decoding + decoded - was_read, reading + was_read - began
             for stage, seconds in (("read", reading), ("decode", decoding), (name, rendering)):
@@ -96,10 +101,10 @@ def _without(rows: np.ndarray, views: int, *columns: int) -> np.ndarray:
 
 
 def _hand_over() -> float:
-    """Milliseconds of Python an image: an epoch of one-pixel images into 8-pixel views, where little else is left."""
+    """Milliseconds of Python an image: an epoch of one-block images into 8-pixel views, where little else is left."""
     count, size = 4000, 8
     encoded = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(encoded, "JPEG")
+    Image.new("RGB", (8, 8)).save(encoded, "JPEG", subsampling=0)  # one that goes the way of a photograph
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "tiny.tar")
         with tarfile.open(path, "w") as archive:

@@ -1,4 +1,4 @@
-"""The JPEG decoder held to libjpeg-turbo: equal pixels or no verdict, whatever the sampling, the size and the damage."""
+"""The JPEG decoder held to libjpeg-turbo: equal pixels or no verdict, whatever the sampling, size and damage."""
 
 import numpy as np
 import pytest
