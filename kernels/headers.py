@@ -3,6 +3,7 @@
 import numpy as np
 
 from .jit import jit, leaf
+from .vector import first_lane, load
 
 UNKNOWN, JPEG, JPEG_CMYK, PNG, WEBP, OTHER = range(6)
 """Formats. JPEG has one or three components; CMYK ones have four, which not every decoder converts. OTHER is what the
@@ -128,3 +129,35 @@ def scan_headers(data, offsets, sizes, formats, heights, widths, verdicts):
             formats[n], heights[n], widths[n], verdicts[n] = UNKNOWN, 0, 0, TRUNCATED
             continue
         formats[n], heights[n], widths[n], verdicts[n] = _scan(data, offsets[n], stop)
+
+
+@jit()
+def is_one_whole_scan(data):
+    """Whether the JPEG `data` (bytes,) uint8 is baseline, and its one scan runs to the end marker undisturbed.
+
+    Elsewhere libraries disagree: at a marker in the midst of a scan one fills up the image with gray and another gives
+    up, and one that stops below the rows wanted never sees it.
+    """
+    size, i = len(data), 2
+    while i + 4 <= size and data[i] == 0xFF and data[i + 1] != 0xDA:
+        if 0xC2 <= data[i + 1] <= 0xCF and data[i + 1] != 0xC4:  # a frame of another kind: progressive, arithmetic, …
+            return False
+        i += 1 if data[i + 1] == 0xFF else 2 + _u16(data, i + 2)
+    if i + 4 > size or data[i] != 0xFF:
+        return False
+    i += 2 + _u16(data, i + 2)  # the scan's own header
+    while i + 2 <= size:
+        while i + 34 <= size:
+            step = first_lane(load(data, i, 32) == np.uint8(0xFF))
+            i += step
+            if step < 32:
+                break
+        if data[i] != 0xFF:
+            i += 1
+        elif data[i + 1] == 0xD9:
+            return True
+        elif data[i + 1] == 0 or 0xD0 <= data[i + 1] <= 0xD7:  # a stuffed byte, a restart
+            i += 2
+        else:
+            return False
+    return False

@@ -24,10 +24,11 @@ from .request import LoaderConfig, Rendered, Request
 class DaliLoader(Loader):
     """Batches from a DALI pipeline, `prefetch` of them in the making at a time, without a copy.
 
-    JPEGs of one or three components go to DALI as they are. Everything else, and each JPEG that DALI refuses, is
-    Pillow's to decode, as in every loader, and goes into the graph as the pixels of its region. An image that DALI does
-    not decode ends its pipeline: it is set aside for the host, where it is decoded or replaced, and a new pipeline
-    begins with the batch that failed.
+    Baseline JPEGs of one or three components, whole by their markers, go to DALI as they are. Everything else, and each
+    JPEG that DALI refuses, is decoded on the host, as in every loader, and goes into the graph as the pixels of its
+    region: DALI draws what it can of a scan that other decoders refuse. An image that DALI does not decode ends its
+    pipeline: it is set aside for the host, where it is decoded or replaced, and a new pipeline begins with the batch
+    that failed.
     """
 
     def __init__(
@@ -101,9 +102,11 @@ class DaliLoader(Loader):
         index = int(samples.request.indices[n])
         is_jpeg = self.dataset.samples["format"][index] == headers.JPEG
         if is_jpeg and index not in self._aside and index not in self.quarantine:
-            samples.encoded[n] = np.frombuffer(self.dataset.read(index), np.uint8)
-        else:
-            self._decode_here(samples, n, decoder)
+            data = np.frombuffer(self.dataset.read(index), np.uint8)
+            if headers.is_one_whole_scan(data):
+                samples.encoded[n] = data
+                return
+        self._decode_here(samples, n, decoder)
 
     def _decode_here(self, samples: Samples, n: int, decoder: Decoder) -> None:
         image = self._fetch(samples.request, n, decoder.decode_scaled).image

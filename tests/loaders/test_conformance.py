@@ -333,6 +333,19 @@ def test_a_sample_that_does_not_decode_is_replaced_alike(backend, make_shards):
     assert counts[[4, 22]].tolist() == [2, 3]
 
 
+def test_a_marker_amid_the_scan_is_seen_by_all(backend, tmp_path):
+    """Pillow refuses such a JPEG; DALI draws it, and other decoders stop above the damage."""
+    whole = {f"{n}.jpg": encode(picture(80, 90, n), quality=95) for n in range(8)}
+    scan, near_the_end = (data := whole["3.jpg"]).rindex(b"\xff\xda"), len(data) - 40
+    assert scan < near_the_end
+    damaged = whole | {"3.jpg": data[:near_the_end] + b"\xff\x05" + data[near_the_end:]}
+    shard = write_tar(tmp_path / "damaged.tar", damaged)
+    with make_loader(shard, 8, views=VIEWS, backend=backend, shuffle=False) as loader:
+        (batch,) = loader
+        assert batch.index.tolist() == [0, 1, 2, 4, 4, 5, 6, 7]
+        assert [(entry.key, entry.found) for entry in loader.quarantine.entries] == [("3", "decode")]
+
+
 def test_too_many_bad_samples_end_the_run(backend, make_shards):
     loader = make_loader(make_shards(1, 6, bad=range(6)), 2, views=VIEWS, backend=backend)
     with pytest.raises(TooManyBadSamples, match=r"6 of 6 samples do not decode.*shard-0000.tar"):
@@ -376,17 +389,20 @@ def test_odd_images_of_every_kind(backend, tmp_path):
     assert_close(mine, theirs)
 
 
-def test_the_hostile_shards_end_an_epoch(backend, shared_data):
-    shards = [str(shared_data / "hostile-0000.tar")]
-    with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
-        assert sum(len(batch) for batch in loader) == 48
-        assert loader.quarantine.by_reason() == {
-            "not an image": 2,
-            "truncated": 1,
-            "empty": 1,
-            "too many pixels": 1,
-            "no image member": 1,
-        }
+HOSTILE = {"not an image": 2, "truncated": 1, "empty": 1, "too many pixels": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "samples", "bad"),
+    [
+        ("hostile-0000.tar", 48, HOSTILE | {"no image member": 1}),
+        ("hostile-0000-cut.tar", 32, HOSTILE | {"shard cut short": 1}),
+    ],
+)
+def test_the_hostile_shards_end_an_epoch(backend, shared_data, name, samples, bad):
+    with make_loader(str(shared_data / name), 8, views=VIEWS, backend=backend) as loader:
+        assert sum(len(batch) for batch in loader) == samples
+        assert loader.quarantine.by_reason() == bad
 
 
 def test_options_that_do_not_fit_are_refused(make_shards):

@@ -76,7 +76,7 @@ def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
 
 
 def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monkeypatch):
-    """Two bytes after the start marker: DALI refuses them; a decoder that skips them stands in for Pillow."""
+    """Huffman tables damaged: DALI refuses them; a decoder that repairs them stands in for Pillow."""
     loader_module, _ = dali
     shards = make_shards(1, 16)
     with make_loader(shards, 4, views=VIEWS, backend="native") as loader:
@@ -84,12 +84,19 @@ def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monk
     loader = make_loader(shards, 4, views=VIEWS, backend="dali", prefetch=2)
     read, decode = loader.dataset.read, loader_module.Decoder.decode
 
+    repaired = {}
+
     def read_odd(index):
         data = read(index)
-        return data[:2] + b"\0\0" + data[2:] if index in (2, 9, 10) else data
+        if index not in (2, 9, 10):
+            return data
+        table = data.index(b"\xff\xc4") + 5
+        damaged = data[:table] + b"\xff" * 16 + data[table + 16 :]
+        repaired[damaged] = data
+        return damaged
 
     def decode_odd(self, data, sample):
-        return decode(self, data[:2] + data[4:] if data[2:4] == b"\0\0" else data, sample)
+        return decode(self, repaired.get(data, data), sample)
 
     monkeypatch.setattr(loader.dataset, "read", read_odd)
     monkeypatch.setattr(loader_module.Decoder, "decode", decode_odd)

@@ -1,6 +1,6 @@
 """Our FFCV loader beside FFCV's own operators on the same .beton: CPU time and images/s, on this machine's CPU.
 
-    python benchmarks/ffcv.py --beton in1k.beton --ffcv-ssl ../FFCV-SSL
+    python benchmarks/ffcv_peers.py --beton in1k.beton --ffcv-ssl ../FFCV-SSL
 
 `maskco-fast beton` writes the file. FFCV and FFCV-SSL are both called `ffcv`, so every row has a process of its own; it
 compiles, runs one epoch that is not counted, and then an epoch whenever it is its turn, so that what else the machine
@@ -24,14 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import tyro
+from parity import SEAM, at_seam, gate
 
-from maskco_fast.kernels.augment_reference import IMAGENET_STD
 from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
-
-SEAM_DEVICE = "meta"
-"""Any device but a CPU has a loader's host stop at the seam; this one needs no hardware."""
-MEAN_LIMIT, FAR, FAR_LIMIT = 0.5, 3, 0.005
-"""Levels from the reference in the mean; a value further than FAR levels is far; their largest share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +52,22 @@ def our_loader(options: Options, kind: str) -> Loader:
     from maskco_fast.loaders.ffcv import FfcvLoader
     from maskco_fast.loaders.reference import ReferenceLoader
 
-    views = ViewConfig.maskco(224)
+    views, seam = ViewConfig.maskco(224), kind == "ours_seam"
     if kind == "ours_without_blur":
         views = dataclasses.replace(
             views, views=tuple(dataclasses.replace(view, blur_probability=0.0) for view in views.views)
         )
     config = LoaderConfig(
         batch_size=options.batch_size,
-        views=views,
-        device=SEAM_DEVICE if kind == "ours_seam" else "cpu",
+        views=at_seam(views) if seam else views,
+        dtype=torch.uint8 if seam else torch.float32,
         threads=options.threads,
         rank=0,
         world_size=1,
     )
     dataset = Dataset.open(options.beton)
     loader = FfcvLoader(dataset, config)
-    mine, truth = next(iter(loader)), next(iter(ReferenceLoader(dataset, config)))
-    unit = 1.0 if kind == "ours_seam" else 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    apart = torch.stack([(one.float() - other.float()).abs() * unit for one, other in zip(mine.views, truth.views)])
-    mean, far = apart.mean().item(), (apart > FAR).float().mean().item()
-    if mean > MEAN_LIMIT or far > FAR_LIMIT or not torch.equal(mine.index, truth.index):
-        raise RuntimeError(
-            f"{kind} is {mean:.2f} levels from the reference in the mean, {far:.2%} of it far: not timed"
-        )
+    gate(loader, ReferenceLoader(dataset, config), SEAM if seam else "finished, float32")
     loader.close()
     loader.set_epoch(1)
     return loader
@@ -140,8 +128,6 @@ ROWS: dict[str, Callable[[Options], Iterable]] = {
 def serve(options: Options) -> None:
     """One row's process: an epoch for every line on stdin, answered by images/s and CPU-ms an image."""
     warnings.filterwarnings("ignore")
-    here = pathlib.Path(__file__).resolve().parent
-    sys.path[:] = [folder for folder in sys.path if pathlib.Path(folder).resolve() != here]  # this file is no `ffcv`
     if options.row == "ffcv_ssl":
         sys.path.insert(0, str(options.ffcv_ssl))
     loader = ROWS[options.row](options)

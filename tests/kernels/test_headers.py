@@ -1,0 +1,34 @@
+"""Whether a JPEG is one undisturbed scan; the rest of the header scan is tested with the index."""
+
+import numpy as np
+import pytest
+from conftest import encode, picture
+
+from maskco_fast.kernels.headers import is_one_whole_scan
+
+WHOLE = encode(picture(200, 310, 0), quality=95)
+
+
+def verdict(data: bytes) -> bool:
+    return bool(is_one_whole_scan(np.frombuffer(data, np.uint8)))
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}, {"exif": b"Exif\0\0" + bytes(500)}])
+def test_baseline_files_are(options):
+    assert verdict(encode(picture(61, 45, 1), **options))
+    assert verdict(encode(picture(61, 45, 1)[..., 0], **options) + b"behind the end")
+
+
+def test_progressive_files_are_not():
+    assert not verdict(encode(picture(61, 45, 1), progressive=True))
+
+
+def test_a_marker_anywhere_in_the_scan_is_found():
+    begin = WHOLE.rindex(b"\xff\xda") + 14
+    for at in range(begin, len(WHOLE) - 2, 97):
+        assert not verdict(WHOLE[:at] + b"\xff\x05" + WHOLE[at:])
+
+
+def test_cut_files_are_not():
+    for length in (4, 20, WHOLE.rindex(b"\xff\xda"), len(WHOLE) // 2, len(WHOLE) - 2, len(WHOLE) - 1):
+        assert not verdict(WHOLE[:length])
