@@ -1,15 +1,17 @@
 """What one GPU asks of the loader: a written model, printed with the origin of every number.
 
-    python benchmarks/gpu_budget.py --shards 'shards/in1k-sample-{0000..0003}.tar' --bench bench.json
+    python benchmarks/gpu_budget.py --shards 'in1k-sample-{0000..0003}.tar' [--bench bench.json]
 
 Counted: bytes and floating point operations, from the shapes, the view configuration's probabilities and torch's own
-counters. Measured: CPU-milliseconds an image, here (`--shards`) or by `maskco-fast bench --json` (`--bench`).
-Datasheet: NVIDIA's figures for the H100 SXM. Assumed: everything that only a GPU could tell, each a flag.
+counters. Measured: the CPU-milliseconds that each loader spends here on an image up to the seam, and what
+`maskco-fast bench --json` has measured. Datasheet: NVIDIA's figures for the H100 SXM. Assumed: everything that only a
+GPU could tell, each a flag.
 """
 
 import json
 import os
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +25,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from maskco_fast.bench import machine
 from maskco_fast.config import MaskCoConfig, ModelConfig
+from maskco_fast.demo import demo_shards
 from maskco_fast.kernels import augment_torch
 from maskco_fast.kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
+from maskco_fast.kernels.augment_triton import Workspace
 from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
-from maskco_fast.loaders import ViewConfig, make_loader
+from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader
+from maskco_fast.loaders.device import SLOTS
 from maskco_fast.model import RegionEncoder
 
 SEAM_DEVICE = "meta"
@@ -39,7 +45,12 @@ class Options:
     """Print the budget of one GPU."""
 
     shards: tuple[str, ...] = ()
-    """Time the native loader to the seam on these, for the CPU-milliseconds an image."""
+    """Photographs to time the loaders on, as `maskco-fast train` takes them; without, scenes drawn at 375-500 pixels,
+    which decode faster than photographs."""
+    loaders: tuple[str, ...] = tuple(LOADERS)
+    """Loaders to time; one whose packages are missing is left out, saying so."""
+    rounds: int = 5
+    """Epochs of each loader that are counted; the median is used."""
     bench: pathlib.Path | None = None
     """Rows of `maskco-fast bench --json`: further loaders' CPU-milliseconds an image."""
     cpu_ms: tuple[str, ...] = ()
@@ -68,6 +79,22 @@ class Line:
     unit: str
     origin: str
     """counted, measured, datasheet, assumed or derived."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What one loader costs the host."""
+
+    name: str
+    cpu_ms: tuple[float, ...]
+    """CPU-milliseconds an image, a round each."""
+    origin: str
+    """measured or given."""
+
+    @property
+    def median(self) -> float:
+        """CPU-milliseconds an image."""
+        return statistics.median(self.cpu_ms)
 
 
 class ByteCounter(TorchDispatchMode):
@@ -169,35 +196,46 @@ def step_gflops(batch: int = 4) -> float:
     return counter.get_total_flops() / batch / 1e9
 
 
-def seam_cpu_ms(shards: tuple[str, ...]) -> float:
-    """CPU-milliseconds of this process an image: the native loader to the seam, the second of two epochs."""
-    with make_loader(shards, 50, device=SEAM_DEVICE, rank=0, world_size=1) as loader:
-        for _ in range(2):
-            began, images = time.process_time(), 0
-            for batch in loader:
-                images += len(batch)
-            spent = time.process_time() - began
-    return 1000 * spent / images
+def seam_times(options: Options, dataset: Dataset) -> list[Host]:
+    """What each loader that is installed spends to the seam: interleaved epochs, of which the first is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in options.loaders}
+    for _ in range(1 + options.rounds):
+        for name in list(times):
+            try:
+                times[name].append(seam_cpu_ms(dataset, name))
+            except ImportError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                del times[name]
+    return [Host(f"{name}, to the seam", tuple(found[1:]), "measured") for name, found in times.items()]
 
 
-def host_costs(options: Options) -> list[Line]:
-    """CPU-milliseconds an image of every loader that is known."""
-    lines = []
-    if options.shards:
-        lines.append(Line(name="native, to the seam", value=seam_cpu_ms(options.shards), unit="ms", origin="measured"))
+def seam_cpu_ms(dataset: Dataset, backend: str) -> float:
+    """CPU-milliseconds of this process an image: one epoch to the seam."""
+    batch_size = min(50, len(dataset))
+    with make_loader(dataset, batch_size, backend=backend, device=SEAM_DEVICE, rank=0, world_size=1) as loader:
+        # Not by its batches: on a device that computes nothing the stage behind the seam still costs the host time.
+        rendered = loader._run(loader._requests(0, 1, len(loader)))
+        began = time.process_time()
+        images = sum(len(one.request.indices) for one in rendered)
+        return 1000 * (time.process_time() - began) / images
+
+
+def hosts(options: Options, dataset: Dataset) -> list[Host]:
+    """The CPU-milliseconds an image of every loader that is known: timed here, from a bench, given."""
+    found = seam_times(options, dataset)
     if options.bench is not None:
-        for row in json.loads(options.bench.read_text()):
-            if row.get("cpu_ms_per_image"):
-                lines.append(Line(name=row["name"], value=row["cpu_ms_per_image"], unit="ms", origin="measured"))
+        rows = json.loads(options.bench.read_text())
+        found += [
+            Host(f"{row['name']}, by the bench", (row["cpu_ms_per_image"],), "measured")
+            for row in rows
+            if row.get("cpu_ms_per_image")
+        ]
     for text in options.cpu_ms:
         name, _, value = text.rpartition("=")
         if not name:
             raise ValueError(f"--cpu-ms {text!r}; NAME=MILLISECONDS is wanted")
-        lines.append(Line(name=name, value=float(value), unit="ms", origin="given"))
-    if not lines:
-        # libjpeg-turbo on an average ImageNet JPEG, and two antialiased resizes, on a core of 2024's servers.
-        lines.append(Line(name="native, to the seam", value=1.3, unit="ms", origin="assumed"))
-    return lines
+        found.append(Host(name, (float(value),), "given"))
+    return found
 
 
 def budget(options: Options) -> list[Line]:
@@ -206,6 +244,9 @@ def budget(options: Options) -> list[Line]:
     views = len(config.views)
     passes, floor = (views * value for value in fused_bytes(config))
     transfer = views * 3 * config.size**2 + 4 * plan_columns(config.plan_dtype)
+    workspace = Workspace.allocate(config.size, "meta")
+    output = 2 * views * 3 * config.size**2
+    held = (options.batch * (SLOTS * transfer + output) + workspace.sums.nbytes + workspace.levels.nbytes) / 1e6
     gflops = step_gflops()
     slow, fast = (options.peak_tflops * 1000 * usage / gflops for usage in options.usage)
     memory = options.memory_tb_per_s * 1e12
@@ -229,6 +270,7 @@ def budget(options: Options) -> list[Line]:
         ),
         line("augmentation: the Triton passes, an image", passes, "bytes", "counted"),
         line("augmentation: views in, output out, an image", floor, "bytes", "counted"),
+        line("device memory held: slots, workspace and one output", held, "MB", "counted"),
         line("two encoders, query forward and backward, key forward, an image", gflops, "GFLOP", "counted"),
         line("device memory", options.memory_tb_per_s, "TB/s", "datasheet"),
         line("dense bfloat16", options.peak_tflops, "TFLOP/s", "datasheet"),
@@ -255,29 +297,48 @@ def budget(options: Options) -> list[Line]:
     ]
 
 
+def open_dataset(options: Options) -> Dataset:
+    """The photographs named, or scenes of a photograph's size."""
+    return Dataset.open(options.shards or demo_shards(samples=256, shards=1, size=(375, 500)))
+
+
 def main(options: Options) -> int:
     """Print the budget and the cores that a GPU needs with each loader."""
     lines = budget(options)
-    print(f"One H100 SXM, MaskCo at ResNet-50 and 224 pixels, batch {options.batch}; {os.cpu_count()} CPUs here\n")
+    print(f"One H100 SXM, MaskCo at ResNet-50 and 224 pixels, batch {options.batch}\n")
     for line in lines:
         value = f"{line.value:,.0f}" if line.value >= 1000 else f"{line.value:.3g}"
         print(f"{line.name:66}{value:>14} {line.unit:8} {line.origin}")
     slow, fast = (line.value for line in lines if line.name.startswith("images that the GPU asks for"))
-    hosts = host_costs(options)
+    dataset = open_dataset(options)
+    samples = dataset.samples
     print(
-        f"\n{'cores that the GPU needs':32}{'CPU-ms/image':>14}{'plain step':>12}{'tuned step':>12}  origin of the ms"
+        f"\n{machine()}\n{len(samples)} images {'of --shards' if options.shards else 'drawn'}, in the mean "
+        f"{samples['height'].mean():.0f} by {samples['width'].mean():.0f} pixels and {samples['size'].mean():,.0f} "
+        f"bytes; medians of {options.rounds} epochs, fastest-slowest"
     )
-    for host in hosts:
-        cores = [f"{speed * host.value / 1000:.1f}" for speed in (slow, fast)]
-        print(f"{host.name:32}{host.value:>14.2f}{cores[0]:>12}{cores[1]:>12}  {host.origin}")
+    found = hosts(options, dataset)
+    print(f"\n{'cores that the GPU needs':26}{'CPU-ms/image':>14}{'spread':>14}{'plain step':>12}{'tuned step':>12}")
+    for host in found:
+        spread = f"{min(host.cpu_ms):.2f}-{max(host.cpu_ms):.2f}" if len(host.cpu_ms) > 1 else host.origin
+        cores = [f"{speed * host.median / 1000:.1f}" for speed in (slow, fast)]
+        print(f"{host.name:26}{host.median:>14.2f}{spread:>14}{cores[0]:>12}{cores[1]:>12}")
     print(
-        "\nCores are those of the machine that the milliseconds were measured on. A loader that augments on the CPU "
-        "needs no Triton pass; one that stops at the seam does."
+        "\nCores are those of the machine that the milliseconds were measured on. A loader that stops at the seam "
+        "leaves the\ncolours to the Triton passes; a row of the bench has finished views on the CPU."
     )
     if options.json is not None:
-        options.json.write_text(json.dumps([vars(line) for line in lines + hosts], indent=1) + "\n")
+        record = {
+            "lines": [vars(line) for line in lines],
+            "hosts": [vars(host) for host in found],
+            "machine": machine(),
+        }
+        temporary = options.json.with_name(f".{options.json.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(temporary, options.json)
     return 0
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder's ffcv.py is not the package that the FFCV loader wants
     sys.exit(main(tyro.cli(Options)))

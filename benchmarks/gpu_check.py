@@ -38,6 +38,10 @@ ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
 """After normalisation."""
 MAX_SHARE = 1e-3
 """Of the levels that may lie one beside torchvision's."""
+AFTER_HUE = 6
+"""Levels that one level's difference in the hue can grow to by MaskCo's factors, 1.4 at most."""
+MAX_GROWN_SHARE = 1e-5
+"""Of the levels that may lie further beside than one. In 64 images at 224 pixels it is 2e-7."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +158,7 @@ def check_values(options: Options, problem: Problem, augment: Callable[..., torc
     verdicts = {}
     out = augment(part.views, part.rows, dtype=torch.uint8).movedim(-3, -1).cpu().numpy()
     apart = np.abs(out.astype(int) - levels)
-    good = apart.max() <= 1 and (apart > 0).mean() <= MAX_SHARE
+    good = apart.max() <= AFTER_HUE and (apart > 0).mean() <= MAX_SHARE and (apart > 1).mean() <= MAX_GROWN_SHARE
     verdicts["levels"] = f"{'ok' if good else 'RED'}, at most {apart.max()} apart, {(apart > 0).mean():.2e} of them"
     boxed = [[finish_reference(level, box) for level, box in zip(levels[0], boxes)]]
     expected = np.stack([*boxed, [finish_reference(level) for level in levels[1]]])
@@ -162,8 +166,8 @@ def check_values(options: Options, problem: Problem, augment: Callable[..., torc
         out = augment(part.views, part.rows, masked_box=part.boxes, dtype=dtype).movedim(-3, -1).float().cpu().numpy()
         apart, rounding = np.abs(out - expected), 1e-6 + 1.001 * half_unit * np.abs(expected)
         wrong = apart > rounding
-        good = wrong.mean() <= MAX_SHARE and (apart <= rounding + ONE_LEVEL).all()
-        good &= ((out == 0) == (expected == 0)).all()
+        good = wrong.mean() <= MAX_SHARE and (apart > rounding + ONE_LEVEL).mean() <= MAX_GROWN_SHARE
+        good &= (apart <= rounding + AFTER_HUE * ONE_LEVEL).all() and ((out == 0) == (expected == 0)).all()
         verdicts[str(dtype)] = f"{'ok' if good else 'RED'}, {wrong.mean():.2e} of them beyond rounding"
     return verdicts
 

@@ -78,13 +78,11 @@ def compile_variant(variant: Variant) -> Compiled:
     signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in function.arg_names}
     aligned = [name for name in function.arg_names if name in pointers or (variant.dense and name in ALIGNED_STRIDES)]
     attributes = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    options = augment_triton.COLOUR_OPTIONS
-    if variant.kernel == "blur":
-        options = augment_triton.blur_options(variant.size)
+    options_of = augment_triton.blur_options if variant.kernel == "blur" else augment_triton.colour_options
     compiled = triton.compile(
         ASTSource(function, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", variant.architecture, 32),
-        options=options,
+        options=options_of(variant.size),
     )
     registers, spilled = _usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]

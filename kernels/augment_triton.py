@@ -38,12 +38,10 @@ from . import augment_torch
 MIN_TRITON = (3, 3)
 """The first that compiles the kernels (torch 2.7). 16-byte loads and the compile report's figures are Triton 3.8's."""
 GROUPS = 128
-"""Groups of 16 pixels a program: one for each thread of four warps."""
+"""Groups of 16 pixels a program in the passes 1 and 2."""
 PIXELS = 16
 TILE, HALO = 32, 16
 """A blur tile and the border around it, pixels; the kernels' own numbers."""
-COLOUR_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
-"""Fused multiply-adds would truncate some blends to another level than torchvision does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +87,19 @@ def programs(size: int) -> int:
 def padded_programs(size: int) -> int:
     """The power of two that they fit in."""
     return 1 << (programs(size) - 1).bit_length()
+
+
+def colour_options(size: int) -> dict[str, Any]:
+    """Compiler options of the passes 1 and 2.
+
+    A thread has a group, which it loads and stores in whole vectors. Where pixels are stored byte by byte it has half a
+    group and at most 80 registers, so that three programs fit a multiprocessor: left to itself, the assembler takes 128
+    or 64 and spills (at sides of 33 and 511). Fused multiply-adds would truncate some blends to another level than
+    torchvision does.
+    """
+    if size % PIXELS == 0:
+        return {"num_warps": 4, "enable_fp_fusion": False}
+    return {"num_warps": 8, "maxnreg": 80, "enable_fp_fusion": False}
 
 
 def blur_options(size: int) -> dict[str, Any]:
@@ -211,10 +222,11 @@ def _launch(
     shared = {"S": size, "PITCH": pitch(size), "VECTOR_STORES": size % PIXELS == 0, "MASKED": masked_box is not None}
     loads = {"GROUPS": GROUPS, "VECTOR_LOADS": _dense(views)}
     grid = (programs(size), count)
-    kernels.gray_sums[grid](*source, *plan, workspace.sums, first, batch, S=size, **loads, **COLOUR_OPTIONS)
+    options = colour_options(size)
+    kernels.gray_sums[grid](*source, *plan, workspace.sums, first, batch, S=size, **loads, **options)
     kernels.colour[grid](
         *source, *plan, *box, workspace.sums, workspace.levels, out, first, batch,
-        SUMS=padded_programs(size), FLIPPED=flip, **shared, **loads, **COLOUR_OPTIONS,
+        SUMS=padded_programs(size), FLIPPED=flip, **shared, **loads, **options,
     )  # fmt: skip
     kernels.blur[(math.ceil(size / TILE), count)](
         *plan, *box, workspace.levels, out, first, batch, **shared, **blur_options(size)

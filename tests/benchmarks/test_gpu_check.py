@@ -1,8 +1,9 @@
 """The device check and the budget, as far as a machine without a GPU can tell: their logic on the CPU."""
 
 import importlib
+import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -86,8 +87,8 @@ def test_peers_normalise_as_we_do(modules: dict[str, ModuleType], name: str) -> 
         assert 0.5 < view.float().max() < 2.7
 
 
-def test_budget_counts(modules: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
-    """Figures that can be had by hand, and hosts taken from the flags."""
+def test_budget_counts(modules: dict[str, ModuleType]) -> None:
+    """Figures that can be had by hand."""
     budget = modules["gpu_budget"]
     passes, floor = budget.fused_bytes(ViewConfig.moco_v2())
     assert floor == 9 * 224**2
@@ -98,7 +99,33 @@ def test_budget_counts(modules: dict[str, ModuleType], capsys: pytest.CaptureFix
     image = torch.zeros(100, dtype=torch.uint8)
     assert budget.count_bytes(lambda: image.float() + 1) == 100 + 400 + 400 + 400
     assert budget.count_bytes(lambda: image.view(10, 10).T) == 0
-    assert budget.main(budget.Options(cpu_ms=("mine=2",))) == 0
-    assert "mine                                      2.00" in capsys.readouterr().out
+
+
+def test_budget_of_the_hosts(
+    modules: dict[str, ModuleType],
+    make_shards: Callable[..., list[str]],
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Loaders timed here, a bench's rows, and what is given; cores are images a second times the milliseconds."""
+    budget = modules["gpu_budget"]
+    bench, report = tmp_path / "bench.json", tmp_path / "budget.json"
+    bench.write_text(json.dumps([{"name": "peer", "cpu_ms_per_image": 8.5}, {"name": "red", "cpu_ms_per_image": None}]))
+    options = budget.Options(
+        shards=tuple(make_shards(1, 12)),
+        loaders=("native", "reference"),
+        rounds=2,
+        bench=bench,
+        cpu_ms=("mine=2",),
+        json=report,
+    )
+    assert budget.main(options) == 0
+    written = json.loads(report.read_text())
+    hosts = {host["name"]: host for host in written["hosts"]}
+    assert list(hosts) == ["native, to the seam", "reference, to the seam", "peer, by the bench", "mine"]
+    assert all(len(hosts[name]["cpu_ms"]) == 2 for name in ("native, to the seam", "reference, to the seam"))
+    asked = next(line["value"] for line in written["lines"] if line["name"].endswith("asks for, tuned step"))
+    printed = capsys.readouterr().out
+    assert f"{asked * 2 / 1000:.1f}" in next(line for line in printed.splitlines() if line.startswith("mine "))
     with pytest.raises(ValueError, match="NAME=MILLISECONDS"):
-        budget.host_costs(budget.Options(cpu_ms=("2",)))
+        budget.hosts(budget.Options(loaders=(), cpu_ms=("2",)), None)

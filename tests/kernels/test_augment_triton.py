@@ -28,6 +28,8 @@ from maskco_fast.kernels.views import View, ViewConfig
 MARGIN = 64
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
 """After normalisation."""
+AFTER_HUE = 10
+"""Levels that one level's difference in the hue can grow to by SimCLR's factors, 1.8 at most."""
 Run = Callable[..., np.ndarray]
 
 
@@ -117,11 +119,15 @@ def run(request: pytest.FixtureRequest) -> Run:
     return call
 
 
-def check_levels(levels: np.ndarray, expected: np.ndarray, rows: np.ndarray) -> None:
-    """Fewer than one level in a thousand differs, and by one; solarisation may mirror such a one at its threshold."""
+def check_levels(levels: np.ndarray, expected: np.ndarray, rows: np.ndarray, most: int = 1) -> None:
+    """Fewer than one level in a thousand differs, and by `most`; solarisation may mirror such a one at its threshold.
+
+    Differences arise in the hue, where its exact value lies so near a whole level that torchvision's own rounding
+    decides, and in the blur, likewise.
+    """
     difference = np.abs(levels.astype(int) - expected)
     plain = rows[:, SOLARIZE] == 0
-    assert difference[plain].max(initial=0) <= 1
+    assert difference[plain].max(initial=0) <= most
     assert (difference > 0).mean() < 1e-3
 
 
@@ -170,7 +176,7 @@ def test_planned_views(run: Run, size: int, seed: int, preset: str, dense: bool,
     rows = plan(config, seed, 0, np.arange(2), np.full(2, 300), np.full(2, 200))[:, :VIEW_FLOATS]
     rows = np.ascontiguousarray(rows)
     views = make_views(2, size, seed)
-    check_levels(run(views, rows, dense=dense, flip=flip), expected_levels(views, rows, flip), rows)
+    check_levels(run(views, rows, dense=dense, flip=flip), expected_levels(views, rows, flip), rows, AFTER_HUE)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,16 @@ def test_larger_view(run: Run) -> None:
     views = make_views(1, 112)
     rows = make_rows(1, jitter=1, order=[3, 1, 0, 2], factors=(1.3, 0.5, 1.2, 0.06), blur_sigma=1.7, gray=0)
     check_levels(run(views, rows), expected_levels(views, rows), rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [224, 511, 512])
+def test_largest_views_on_cuda(size: int) -> None:
+    """Sizes that take the interpreter half a minute and more."""
+    factors = np.random.default_rng(1).uniform((0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1), (24, 4))
+    views, rows = make_views(24, size), make_rows(24, jitter=1, order=ORDERS, factors=factors, blur_sigma=[0, 1.7] * 12)
+    levels = run_on("cuda", views, rows, None, torch.uint8, flip=False, dense=True, launch=64)
+    check_levels(levels, expected_levels(views, rows), rows, AFTER_HUE)
 
 
 class RecordedKernels:
