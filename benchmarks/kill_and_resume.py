@@ -187,7 +187,7 @@ def one_kill(run: Run, processes: int, name: str, chance: random.Random) -> str:
         ended = f"saved in {newest.stat().st_mtime - struck:.1f} s, {ended}"
     warned = " (the newest damaged: warned of, the one before it taken)" if damaged else ""
     return (
-        f"{processes} {'processes' if processes > 1 else 'process'}, {threads} loader threads: from checkpoint {start}"
+        f"{processes} {'processes' if processes > 1 else 'process'}, loader threads {threads}: from checkpoint {start}"
         f"{warned} to step {run.check()}; {name} to {whom}, {ended}"
     )
 
