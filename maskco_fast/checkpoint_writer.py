@@ -84,9 +84,14 @@ class CheckpointWriter:
         self._snapshot.wait()
         checkpoint.save(self._folder, step, state, keep=self._keep)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._pending is not None and not self._pending.done()
+
     def check(self) -> None:
         """Raise what a write that has ended raised; does not wait."""
-        if self._pending is not None and self._pending.done():
+        if not self.busy:
             self.finish()
 
     def finish(self) -> None:

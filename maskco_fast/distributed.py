@@ -21,8 +21,9 @@ GRADIENT_TIMEOUT = datetime.timedelta(minutes=10)
 """How long a step waits for a rank that neither answers nor closes its connection, as after a power cut."""
 CONTROL_TIMEOUT = datetime.timedelta(days=1)
 """Of messages between hosts: ranks wait here while one of each host indexes the shards."""
-PEER_GRACE = 10.0
-"""Seconds that a rank which lost a peer gives torchrun to end it, so that the peer's own error stands as the cause."""
+PEER_GRACE = 2.0
+"""Seconds that a rank which lost a peer stays, so that torchrun, which looks ten times a second, sees the peer end
+first and names it as the cause."""
 
 T = TypeVar("T")
 
