@@ -13,6 +13,7 @@ from .dataset import Dataset, EmptyDataset
 from .factory import LOADERS, make_loader
 from .loader import Loader
 from .quarantine import Quarantine, TooManyBadSamples
+from .remote import RemoteConfig, RemoteError
 from .request import LoaderConfig
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Loader",
     "LoaderConfig",
     "Quarantine",
+    "RemoteConfig",
+    "RemoteError",
     "TooManyBadSamples",
     "View",
     "ViewConfig",

@@ -6,12 +6,15 @@ import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from .index import ShardIndex, index_shards
-from .shards import ShardReader, expand
+from .order import batch_positions, order
+from .remote import RemoteConfig
+from .request import LoaderConfig
+from .shards import ShardReader, expand, is_remote
 
 
 class EmptyDataset(ValueError):
@@ -54,17 +57,25 @@ class Dataset:
         index_folder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         progress: Callable[[int, int, int], None] | None = None,
+        remote: RemoteConfig | None = None,
     ) -> "Dataset":
         """Expand the patterns, index what is not yet indexed, number the samples. See `expand`, `index_shards`.
 
-        .beton files need no index; ValueError where they are mixed with other shards.
+        .beton files need no index; ValueError where they are mixed with other shards. `remote` says how shards on
+        servers are read.
         """
         paths = expand(shards)
+        remote = remote or RemoteConfig()
+        if remote.mode == "stream":
+            return importlib.import_module(".streaming", __package__).StreamDataset(paths, remote)
         betons = [path for path in paths if path.endswith(".beton")]
         if betons:
             if len(betons) != len(paths):
                 raise ValueError(f"{len(betons)} of {len(paths)} shards are .beton files: give them alone, or none")
             return importlib.import_module(".beton", __package__).BetonDataset(betons)
+        if any(map(is_remote, paths)):
+            remote_dataset = importlib.import_module(".remote_dataset", __package__).RemoteDataset
+            return remote_dataset.index(paths, remote, index_folder=index_folder, threads=threads, progress=progress)
         return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
 
     def __len__(self) -> int:
@@ -80,6 +91,26 @@ class Dataset:
         shard, number = self.locate(index)
         sample = self.samples[index]
         return self.reader.read(shard.file(number), int(sample["offset"]), int(sample["size"]))
+
+    def batches(
+        self, config: LoaderConfig, *, epoch: int, consumed: int, rank: int, world_size: int, count: int
+    ) -> Iterator[np.ndarray]:
+        """A rank's next `count` batches after `consumed` samples of an epoch: indices (config.batch_size,) int64."""
+        positions = order(self.shard_sizes, seed=config.seed, epoch=epoch, shuffle=config.shuffle, block=config.block)
+        for batch in range(count):
+            yield positions[batch_positions(batch, consumed, config.batch_size, rank, world_size)].copy()
+
+    def substitutes(self, index: int) -> Iterator[int]:
+        """The sample itself, then those that take its place where it does not decode, the next one first."""
+        for step in range(len(self)):
+            yield (index + step) % len(self)
+
+    def leave(self) -> None:
+        """The batches are not wanted any more: until others are, reading waits for no server."""
+
+    def close(self) -> None:
+        """Let go of the open files; they are opened anew when they are wanted."""
+        self.reader.close()
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from ..kernels.views import ViewConfig
 from .dataset import Dataset
 from .loader import Loader
+from .remote import RemoteConfig
 from .request import LoaderConfig
 
 LOADERS = {"native": "NativeLoader", "reference": "ReferenceLoader", "dali": "DaliLoader", "ffcv": "FfcvLoader"}
@@ -35,10 +36,11 @@ def make_loader(
     max_bad_share: float = 0.1,
     index_folder: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    remote: RemoteConfig | None = None,
 ) -> Loader:
     """A loader of this rank's batches of `batch_size` samples; see `Loader` for its contract and `Batch` for its yield.
 
-    `shards`: tar files, folders, patterns such as 'cc3m-{0000..0331}.tar', or a `Dataset` already open. `views`:
+    `shards`: tar files, folders, URLs, patterns such as 'cc3m-{0000..0331}.tar', or a `Dataset` already open. `views`:
     MaskCo's by default. `backend`: one of `LOADERS`, or "auto", which is the native one. `dtype`: of the views; uint8
     for levels that are neither normalised nor masked. `seed`: with the epoch and the sample it decides everything
     random. `rank` and `world_size`: torch.distributed's or torchrun's unless given, looked up at the first `len()` or
@@ -47,9 +49,11 @@ def make_loader(
     "fast" for libjpeg's fast IDCT and images decoded at a half, a quarter or an eighth where the crops allow.
     `max_bad_share`: more
     samples than this share failing to decode end the run. `index_folder`: where the shards' indexes are kept (default:
-    the user's cache folder); `progress(shards done, shards, samples)` is called while they are made.
+    the user's cache folder); `progress(shards done, shards, samples)` is called while they are made. `remote`:
+    how shards named by http://, https://, s3:// or pipe: are read.
 
-    FileNotFoundError where a pattern matches nothing, EmptyDataset where no sample is usable, ValueError for options
+    FileNotFoundError where a pattern matches nothing or a server has no such shard, RemoteError where one cannot be had
+    (the iterator raises them too), EmptyDataset where no sample is usable, ValueError for options
     that do not fit.
     """
     config = LoaderConfig(
@@ -70,5 +74,5 @@ def make_loader(
         raise ValueError(f"there is no loader {backend!r}; choose auto or one of {', '.join(LOADERS)}")
     loader_class = getattr(importlib.import_module(f".{name}", __package__), LOADERS[name])
     if not isinstance(shards, Dataset):
-        shards = Dataset.open(shards, index_folder=index_folder, threads=threads, progress=progress)
+        shards = Dataset.open(shards, index_folder=index_folder, threads=threads, progress=progress, remote=remote)
     return loader_class(shards, config, max_bad_share=max_bad_share)

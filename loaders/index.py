@@ -22,7 +22,8 @@ from ..kernels.cache import cache_folder
 from ..kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
 from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
 from .quarantine import BadSample
-from .shards import IMAGE_SUFFIXES, image_files
+from .remote import RemoteShard
+from .shards import IMAGE_SUFFIXES, image_files, is_remote
 
 FORMAT_VERSION = 1
 """Counts up when what is stored changes; older files are made anew."""
@@ -63,6 +64,8 @@ class ShardIndex:
     names: np.ndarray
     """(n,) bytes: the image members' names."""
     bad: tuple[BadSample, ...]
+    remote: RemoteShard | None = None
+    """What was read, where `path` is a URL or a command."""
 
     def key(self, number: int) -> str:
         """The key of usable sample `number`."""
@@ -182,6 +185,11 @@ def _index_folder(path: str) -> ShardIndex:
     )
 
 
+def judge_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
+    """The index of one image by itself, as if it were all that the shard `path` holds."""
+    return _judge(path, _Found([name], [0], [len(data)], [target], []), np.frombuffer(data, np.uint8))
+
+
 def _judge(path: str, found: _Found, data: np.ndarray) -> ShardIndex:
     """Scan the headers of the images found; ask Pillow about those that the scan cannot vouch for."""
     n = len(found.names)
@@ -228,8 +236,10 @@ def _second_opinion(data: bytes, verdict: int) -> tuple[int, int, int]:
     return headers.OTHER, height, width
 
 
-def _cache_file(path: str, folder: Path) -> Path:
-    return folder / (hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:32] + ".npz")
+def cache_file(path: str, folder: Path) -> Path:
+    """Where the index of a shard is kept."""
+    name = path if is_remote(path) else os.path.abspath(path)
+    return folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".npz")
 
 
 def _stamp(path: str) -> str:
@@ -242,13 +252,15 @@ def _stamp(path: str) -> str:
     return f"{FORMAT_VERSION} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
+def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
+    """The stored index of `path`; None where there is none, or none of that stamp."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             if str(stored["stamp"]) != stamp:
                 return None
             bad = tuple(BadSample(**{**entry, "shard": path}) for entry in json.loads(str(stored["bad"])))
-            return ShardIndex(path=path, samples=stored["samples"], names=stored["names"], bad=bad)
+            remote = RemoteShard(url=path, **json.loads(str(stored["remote"]))) if "remote" in stored else None
+            return ShardIndex(path=path, samples=stored["samples"], names=stored["names"], bad=bad, remote=remote)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
@@ -256,23 +268,28 @@ def _read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
         return None
 
 
-def _write_cached(file: Path, stamp: str, index: ShardIndex) -> None:
+def write_cached(file: Path, stamp: str, index: ShardIndex) -> None:
+    """Store an index, under a temporary name first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}")
     bad = json.dumps([{"key": entry.key, "reason": entry.reason, "found": entry.found} for entry in index.bad])
+    arrays = {"stamp": np.array(stamp), "samples": index.samples, "names": index.names, "bad": np.array(bad)}
+    if index.remote is not None:
+        facts = {"size": index.remote.size, "tag": index.remote.tag, "digest": index.remote.digest}
+        arrays["remote"] = np.array(json.dumps(facts))
     with temporary.open("wb") as out:
-        np.savez(out, stamp=np.array(stamp), samples=index.samples, names=index.names, bad=np.array(bad))
+        np.savez(out, **arrays)  # type: ignore[arg-type]
     os.replace(temporary, file)
 
 
 def load_or_index(path: str, folder: Path | None = None) -> ShardIndex:
     """The index of one shard from the cache folder, or made now and kept there."""
-    file = _cache_file(path, folder or cache_folder("index"))
+    file = cache_file(path, folder or cache_folder("index"))
     stamp = _stamp(path)
-    index = _read_cached(file, stamp, path)
+    index = read_cached(file, stamp, path)
     if index is None:
         index = index_shard(path)
-        _write_cached(file, stamp, index)
+        write_cached(file, stamp, index)
     return index
 
 
@@ -282,17 +299,18 @@ def index_shards(
     folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int, int], None] | None = None,
+    load: Callable[[str, Path], ShardIndex] = load_or_index,
 ) -> list[ShardIndex]:
     """The indexes of all shards, in their order, those not yet known made in parallel.
 
     `progress(shards done, shards, samples so far)` is called after each. `folder` holds the indexes (default: the cache
-    folder).
+    folder); `load(path, folder)` gets one.
     """
     where = Path(folder) if folder is not None else cache_folder("index")
     done: list[ShardIndex] = []
     samples = 0
     with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="index") as pool:
-        for index in pool.map(lambda path: load_or_index(path, where), paths):
+        for index in pool.map(lambda path: load(path, where), paths):
             done.append(index)
             samples += len(index.samples)
             if progress is not None:

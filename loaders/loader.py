@@ -20,7 +20,7 @@ from .buffers import BufferPool
 from .dataset import Dataset
 from .decode import BadImage, Decoded
 from .device import DeviceStage, make_streams
-from .order import batch_count, batch_positions, order
+from .order import batch_count
 from .quarantine import BadSample, Quarantine, TooManyBadSamples
 from .request import LoaderConfig, Rendered, Request
 
@@ -121,7 +121,7 @@ class Loader(ABC):
     def close(self) -> None:
         """End the running iterator and let go of the shards. The loader can be iterated again."""
         self._end_current()
-        self.dataset.reader.close()
+        self.dataset.close()
 
     def __enter__(self) -> "Loader":
         return self
@@ -136,16 +136,15 @@ class Loader(ABC):
         self._current = None
 
     def _requests(self, rank: int, world_size: int, batches: int) -> Iterator[Request]:
-        positions = order(
-            self.dataset.shard_sizes,
-            seed=self.config.seed,
-            epoch=self._epoch,
-            shuffle=self.config.shuffle,
-            block=self.config.block,
-        )
-        epoch, consumed = self._epoch, self._consumed
-        for batch in range(batches):
-            indices = positions[batch_positions(batch, consumed, self.config.batch_size, rank, world_size)].copy()
+        epoch = self._epoch
+        for indices in self.dataset.batches(
+            self.config,
+            epoch=epoch,
+            consumed=self._consumed,
+            rank=rank,
+            world_size=world_size,
+            count=batches,
+        ):
             yield self._request(indices, epoch)
 
     def _request(self, indices: np.ndarray, epoch: int) -> Request:
@@ -159,7 +158,9 @@ class Loader(ABC):
         A sample that does not decode is quarantined, and the next in the shards' order that does takes its place, with
         its own plan: a function of the data alone, so that every loader and every thread count replaces alike.
         """
-        for index in self._candidates(int(request.indices[n])):
+        for index in self.dataset.substitutes(int(request.indices[n])):
+            if index in self.quarantine:
+                continue
             if index != request.indices[n]:
                 request.put(n, self._request(np.array([index]), request.epoch))
             data, sample = self.dataset.read(index), self.dataset.samples[index]
@@ -168,13 +169,6 @@ class Loader(ABC):
             except BadImage as reason:
                 self._reject(index, str(reason))
         raise TooManyBadSamples(f"not one of {len(self.dataset)} samples decodes; quarantine.json names them")
-
-    def _candidates(self, index: int) -> Iterator[int]:
-        """The sample itself, then those that may take its place."""
-        for step in range(len(self.dataset)):
-            candidate = (index + step) % len(self.dataset)
-            if candidate not in self.quarantine:
-                yield candidate
 
     def _reject(self, index: int, reason: str) -> None:
         shard, number = self.dataset.locate(index)
@@ -267,6 +261,7 @@ class _EpochIterator:
     def close(self) -> None:
         """Release threads and buffers; a later `next()` raises StopIteration."""
         if self._batches is not None:
+            self._loader.dataset.leave()  # first, or the threads that `_batches` waits for would wait for bytes
             self._batches.close()
             self._batches = None
         self._left = 0

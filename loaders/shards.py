@@ -13,14 +13,32 @@ import braceexpand
 _ANGLE_RANGE = re.compile(r"<(\d+)\.\.(\d+)>")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 OPEN_FILES = 128
+PIPE = "pipe:"
+REMOTE = ("http://", "https://", "s3://", PIPE)
+"""How the names of shards begin that are not files."""
+
+
+def is_remote(name: str) -> bool:
+    """Whether a shard is named by a URL or is a command's output."""
+    return name.startswith(REMOTE)
+
+
+def shown(name: str) -> str:
+    """A shard's name as it may stand in a log: a URL without its user and its query, which may hold secrets."""
+    if name.startswith(PIPE) or not is_remote(name):
+        return name
+    scheme, _, rest = name.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
 def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     """The shards that a pattern, or a list of patterns, names: in the order given, a glob's matches sorted.
 
     Understands paths, globs, `{0000..0331}` with the rest of bash's braces, and `<0000..0331>`. A folder of tar files
-    stands for those; any other folder is itself a shard, its images found recursively. FileNotFoundError names each
-    pattern that matches nothing and each shard that is missing.
+    stands for those; any other folder is itself a shard, its images found recursively. Names that begin as `REMOTE`
+    says are expanded but not looked up. FileNotFoundError names each pattern that matches nothing and each shard that
+    is missing.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
     if not patterns:
@@ -30,7 +48,7 @@ def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
     names = [os.fspath(pattern) for pattern in patterns]
     for pattern in names:
         for name in _expand_ranges(pattern):
-            found = _expand_path(name)
+            found = [name] if is_remote(name) else _expand_path(name)
             paths.extend(found)
             if not found:
                 missing.append(name)
@@ -69,6 +87,20 @@ def image_files(folder: str) -> list[str]:
     return sorted(names)
 
 
+def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
+    """`size` bytes at `offset` of an open file, from any thread; EOFError names `path` where it has become shorter."""
+    data = os.pread(file.fileno(), size, offset)
+    while len(data) < size:
+        more = os.pread(file.fileno(), size - len(data), offset + len(data))
+        if not more:
+            raise EOFError(
+                f"{path}: {len(data)} of {size} bytes at offset {offset}; the file has changed since it was "
+                "indexed: run `maskco-fast index` again"
+            )
+        data += more
+    return data
+
+
 class ShardReader:
     """Reads bytes at an offset of a file, from any thread, keeping the most recently used files open.
 
@@ -85,17 +117,7 @@ class ShardReader:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`; EOFError names the file where it has become shorter."""
-        file = self._open(path)
-        data = os.pread(file.fileno(), size, offset)
-        while len(data) < size:
-            more = os.pread(file.fileno(), size - len(data), offset + len(data))
-            if not more:
-                raise EOFError(
-                    f"{path}: {len(data)} of {size} bytes at offset {offset}; the file has changed since it was "
-                    "indexed: run `maskco-fast index` again"
-                )
-            data += more
-        return data
+        return read_at(self._open(path), path, offset, size)
 
     def close(self) -> None:
         """Let go of the open files."""

@@ -4,9 +4,9 @@ import os
 import pathlib
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from maskco_fast.loaders import Dataset, Quarantine
+from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig
 from maskco_fast.loaders.beton_writer import BetonOptions, estimate, write_beton
 
 
@@ -15,7 +15,7 @@ class BetonConfig:
     """Write shards into one .beton file. The same command goes on where an interrupted one stood."""
 
     shards: tuple[str, ...]
-    """Tar shards: paths, globs, `{0000..0331}` ranges, or folders of images."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images."""
     out: pathlib.Path
     """The file to write, by custom NAME.beton."""
     max_side: int | None = None
@@ -30,6 +30,7 @@ class BetonConfig:
     """Where the shards' indexes are kept; None for the user's cache folder."""
     report: pathlib.Path | None = None
     """Write every sample left out here, as the trainer's quarantine.json."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".beton":
@@ -43,7 +44,7 @@ def beton(config: BetonConfig) -> int:
     """
     options = BetonOptions(max_side=config.max_side, quality=config.quality)
     threads = config.threads or len(os.sched_getaffinity(0))
-    dataset = Dataset.open(config.shards, index_folder=config.index_folder, threads=threads)
+    dataset = Dataset.open(config.shards, index_folder=config.index_folder, threads=threads, remote=config.remote)
     wanted = estimate(dataset, options, threads)
     print(
         f"{wanted.samples} samples from {len(dataset.shards)} shards, {len(dataset.bad)} left out by the index; "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from maskco_fast.contrast import group_length
-from maskco_fast.loaders import ViewConfig
+from maskco_fast.loaders import RemoteConfig, ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,8 @@ class TrainConfig:
     """One training run."""
 
     shards: tuple[str, ...] = ()
-    """Tar shards: paths, globs, `{0000..0331}` ranges, or folders of images. None: the built-in demo set."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images. None: the
+    built-in demo set."""
     recipe: str = "paper"
     """The recipe that gave the defaults."""
     run_dir: pathlib.Path = pathlib.Path("runs/maskco")
@@ -220,6 +221,7 @@ class TrainConfig:
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     npid: NPIDConfig = field(default_factory=NPIDConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "accumulate", "checkpoint_every", "keep_checkpoints", "log_every"):
@@ -261,6 +263,7 @@ FREE_TO_CHANGE = frozenset(
             "precision",
             "compile",
             "shards",
+            "remote",
         ),
     }
 )

@@ -12,7 +12,7 @@ import torch
 
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import plan
-from maskco_fast.loaders import Dataset, Quarantine, ViewConfig, make_loader
+from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig, ViewConfig, make_loader
 from maskco_fast.loaders.decode import decode_pillow
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
 from maskco_fast.pictures import PlannedImage, views_picture
@@ -26,7 +26,7 @@ class IndexConfig:
     """Index shards: count what is usable, and name what is quarantined and why."""
 
     shards: tuple[str, ...]
-    """Tar shards: paths, globs, `{0000..0331}` ranges, or folders of images."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images."""
     threads: int | None = None
     """Shards read at a time; None for the CPUs that this process may use."""
     index_folder: pathlib.Path | None = None
@@ -37,13 +37,20 @@ class IndexConfig:
     """Write every quarantined sample here, as the trainer's quarantine.json."""
     json: bool = False
     """Print one JSON object instead of text."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
 
 def index(config: IndexConfig) -> int:
     """Index the shards and print the report; returns 0."""
     began = time.monotonic()
+    if config.remote.mode == "stream":
+        raise ValueError("a stream has no index: leave --remote.mode out")
     dataset = Dataset.open(
-        config.shards, index_folder=config.index_folder, threads=config.threads, progress=_progress(began)
+        config.shards,
+        index_folder=config.index_folder,
+        threads=config.threads,
+        progress=_progress(began),
+        remote=config.remote,
     )
     seconds = time.monotonic() - began
     quarantine = Quarantine(dataset.bad)
@@ -114,7 +121,7 @@ class ViewsConfig:
     """Draw what the plan makes of a few images: both crops, the masked query, the key with its boxes."""
 
     shards: tuple[str, ...]
-    """Tar shards: paths, globs, `{0000..0331}` ranges, or folders of images."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images."""
     out: pathlib.Path = pathlib.Path("views.png")
     """The PNG to write."""
     count: int = 4
@@ -126,11 +133,12 @@ class ViewsConfig:
     loader: str = "auto"
     """The loader that renders the views."""
     views: ViewConfig = field(default_factory=ViewConfig.maskco)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
 
 def views(config: ViewsConfig) -> int:
     """Write the picture; returns 0."""
-    dataset = Dataset.open(config.shards)
+    dataset = Dataset.open(config.shards, remote=config.remote)
     draw_views(
         dataset,
         config.views,
@@ -159,10 +167,11 @@ def draw_views(
         dataset, count, views=config, backend=backend, dtype=torch.uint8, seed=seed, rank=0, world_size=1
     ) as loader:
         loader.set_epoch(epoch)
-        batch = next(iter(loader))
+        batches = iter(loader)  # kept, since a remote dataset is read only as long as there is one
+        batch = next(batches)
         images = []
         for n, position in enumerate(batch.index.tolist()):
-            sample = dataset.samples[position : position + 1]
+            sample = dataset.samples[[position]]
             row = plan(config, seed, epoch, sample["sample_id"], sample["height"], sample["width"])
             shard, number = dataset.locate(position)
             images.append(

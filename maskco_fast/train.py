@@ -105,6 +105,7 @@ def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: to
         threads=config.loader_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size),
         decode=config.decode,
         progress=_counter("shards indexed"),
+        remote=config.remote,
     )
 
 

@@ -1,0 +1,241 @@
+"""An HTTP server on the loopback that fails on demand: of a folder of shards, or in front of another server (an S3's).
+
+Shards, tests and benchmarks see real sockets: a reset is a TCP reset, a stall is a connection on which nothing comes.
+"""
+
+import collections
+import contextlib
+import email.utils
+import hashlib
+import http.client
+import os
+import pathlib
+import random
+import re
+import socket
+import struct
+import threading
+import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+BODY_FAULTS = ("reset", "503", "stall", "truncated", "short", "long")
+"""What can go wrong with a body: a TCP reset half-way; status 503 in its place; half of it and then nothing; half of it
+and then an orderly end; half of it, announced as the whole; seven bytes too many, announced."""
+HEAD_FAULTS = ("reset", "503", "stall", "short", "long")
+"""What can go wrong with a HEAD; short and long: the length that it tells."""
+REFUSALS = {"503": 503, "missing": 404, "refused": 403}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request, as a fault plan sees it."""
+
+    method: str
+    path: str
+    number: int
+    """Requests before it, on this server."""
+
+
+FaultPlan = Callable[[Exchange], str | None]
+"""Which fault a request meets: one of the names above, "garbled" (a byte of the body is another), "missing" (404),
+"refused" (403), or none."""
+
+
+def no_faults(exchange: Exchange) -> str | None:
+    """Every request is answered."""
+    return None
+
+
+def always(fault: str, name: str = "", *, method: str | None = None) -> FaultPlan:
+    """Every request whose path holds `name` fails."""
+    return lambda exchange: fault if name in exchange.path and method in (None, exchange.method) else None
+
+
+def at_random(share: float, seed: int = 0) -> FaultPlan:
+    """A share of the requests fails, each in one of the ways that its method can."""
+    draws = random.Random(seed)
+
+    def plan(exchange: Exchange) -> str | None:
+        if draws.random() >= share:
+            return None
+        return draws.choice(HEAD_FAULTS if exchange.method == "HEAD" else BODY_FAULTS)
+
+    return plan
+
+
+@dataclass
+class Answer:
+    """What a server without faults would say."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes = b""
+    length: int | None = None
+    """Content-Length where it is not that of the body (HEAD)."""
+
+
+@dataclass
+class FaultyServer:
+    """Serves `source`, a folder or the URL of a server behind it. Use as a context manager."""
+
+    source: pathlib.Path | str
+    plan: FaultPlan = no_faults
+    stall: float = 30.0
+    """Seconds after which a stalled connection is given up by the server."""
+    injected: collections.Counter[str] = field(default_factory=collections.Counter)
+    """Faults so far."""
+    requests: list[tuple[str, str, str]] = field(default_factory=list)
+    """(method, path, Range) of every request."""
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def __enter__(self) -> "FaultyServer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """http://127.0.0.1:port"""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def fault(self, method: str, path: str, asked: str) -> str | None:
+        """Record a request and decide its fate."""
+        with self.lock:
+            fault = self.plan(Exchange(method, path, len(self.requests)))
+            self.requests.append((method, path, asked))
+            if fault is not None:
+                self.injected[fault] += 1
+            return fault
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> Answer:
+        """The answer without faults."""
+        return _forward(str(self.source), handler) if isinstance(self.source, str) else _file(self.source, handler)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, faulty: FaultyServer) -> None:
+        self.faulty = faulty
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hung up is no news here."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Nothing: the server keeps its own record."""
+
+    def _serve(self) -> None:
+        faulty = self.server.faulty
+        fault = faulty.fault(self.command, self.path, self.headers.get("Range", ""))
+        if fault in REFUSALS:
+            self._send(Answer(REFUSALS[fault], [("Content-Type", "text/plain")], b"no"))
+            return
+        answer = faulty.answer(self)
+        body = answer.body
+        if answer.status >= 300:
+            fault = None
+        if fault == "garbled" and body:
+            body = body[: len(body) // 2] + bytes([body[len(body) // 2] ^ 255]) + body[len(body) // 2 + 1 :]
+        elif fault == "short":
+            body = body[: len(body) // 2]
+            answer.length = None if answer.length is None else answer.length // 2
+        elif fault == "long":
+            body += b"toomuch"
+            answer.length = None if answer.length is None else answer.length + 7
+        broken = fault in ("reset", "stall", "truncated")
+        announced = len(body) if answer.length is None else answer.length
+        self._send(Answer(answer.status, answer.headers, body[: len(body) // 2] if broken else body, announced))
+        if fault == "stall":
+            faulty.closing.wait(faulty.stall)
+        if fault == "reset":  # discard what is unsent and answer with RST
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if broken:
+            self.close_connection = True
+        if fault == "reset":
+            self.connection.close()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers:
+            if name.lower() not in ("content-length", "connection", "transfer-encoding", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
+        self.end_headers()
+        if self.command != "HEAD":
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(answer.body)
+                self.wfile.flush()
+
+
+def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
+    """A file of the folder, or the part of it that is asked for."""
+    path = folder / urllib.parse.unquote(handler.path.partition("?")[0]).lstrip("/")
+    if not path.is_file():
+        return Answer(404, [("Content-Type", "text/plain")], b"missing")
+    facts = path.stat()
+    tag = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns} {path.name}".encode()).hexdigest()[:16]
+    headers = [
+        ("ETag", f'"{tag}"'),
+        ("Last-Modified", email.utils.formatdate(facts.st_mtime, usegmt=True)),
+        ("Accept-Ranges", "bytes"),
+        ("Content-Type", "application/x-tar"),
+    ]
+    if handler.command == "HEAD":
+        return Answer(200, headers, length=facts.st_size)
+    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+    with path.open("rb") as file:
+        if asked is None:
+            return Answer(200, headers, file.read())
+        start, last = int(asked[1]), min(int(asked[2] or facts.st_size), facts.st_size - 1)
+        file.seek(start)
+        body = file.read(last + 1 - start)
+    return Answer(206, [*headers, ("Content-Range", f"bytes {start}-{last}/{facts.st_size}")], body)
+
+
+def _forward(upstream: str, handler: BaseHTTPRequestHandler) -> Answer:
+    """What the server behind this one says."""
+    target = urllib.parse.urlsplit(upstream)
+    body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+    connection = http.client.HTTPConnection(target.hostname or "127.0.0.1", target.port, timeout=60)
+    try:
+        headers = {name: value for name, value in handler.headers.items() if name.lower() != "connection"}
+        connection.request(handler.command, handler.path, body, headers)
+        response = connection.getresponse()
+        data = response.read()
+        length = response.getheader("Content-Length")
+        told = int(length) if handler.command == "HEAD" and length is not None else None
+        return Answer(response.status, response.getheaders(), data, told)
+    finally:
+        connection.close()
+
+
+def put_into_s3(paths: list[str], endpoint: str, bucket: str) -> list[str]:
+    """Upload shards to an S3 API on this machine, with credentials made up; returns their s3:// URLs."""
+    import s3fs
+
+    system = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)
+    system.mkdir(bucket)
+    urls = [f"s3://{bucket}/{os.path.basename(path)}" for path in paths]
+    for path, url in zip(paths, urls):
+        system.put_file(path, url)
+    return urls

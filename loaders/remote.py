@@ -1,0 +1,415 @@
+"""Shards that lie elsewhere: what a server tells of them, and their bytes in spite of its faults.
+
+Every request is small, bounded in time and checked for its length. One that fails is repeated, after a wait that grows
+and is random, so that many readers do not come back together; what has arrived before it stays.
+"""
+
+import collections
+import contextlib
+import os
+import random
+import select
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from .shards import PIPE, shown
+
+LONGEST_WAIT = 30.0
+"""Seconds between two attempts at most."""
+TOLD_AFTER = 10.0
+"""Seconds of failures in a row after which a warning tells of them."""
+NEVER = threading.Event()
+"""The `stop` of those who wait for as long as it takes."""
+
+T = TypeVar("T")
+
+
+class RemoteError(OSError):
+    """A remote shard cannot be had; the message names it and what to do."""
+
+
+class ShardChanged(RemoteError):
+    """A remote shard is not what it was when it was indexed."""
+
+
+class ReadEnded(RemoteError):
+    """Whoever wanted the shard has stopped waiting for it."""
+
+
+class WrongLength(OSError):
+    """A response held more or fewer bytes than were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteConfig:
+    """How shards named by http://, https://, s3:// or pipe: are read."""
+
+    mode: Literal["cache", "stream"] = "cache"
+    """cache: whole shards in a bounded folder on the local disk; exact order, exact resume. stream: no disk, through
+    webdataset; order and resume are approximate, and --remote.epoch-samples must be given."""
+    cache_folder: str | None = None
+    """Where cached shards lie, for all processes of this host; None for the user's cache folder."""
+    cache_gb: float = 64.0
+    """Bound of that folder, GB (10^9 bytes); the shards least recently used go first."""
+    ahead: int = 16
+    """Shards downloaded before their turn at most, as far as the cache has room: by default a block of the shuffle."""
+    downloads: int = 4
+    """Shards downloaded at a time, by each process."""
+    request_mb: float = 8.0
+    """Largest request, MB: what a fault costs at most, and what `timeout` is for."""
+    timeout: float = 60.0
+    """Seconds that one request may take."""
+    patience: float = 600.0
+    """Seconds for which a shard's requests may fail in a row before the run ends: the outage that is sat out."""
+    backoff: float = 0.5
+    """Seconds that the first repetition waits at most; each further one twice as long, up to 30."""
+    s3_endpoint: str | None = None
+    """URL of an S3 API other than Amazon's; None for the environment's AWS_ENDPOINT_URL, where that is set."""
+    s3_anonymous: bool = False
+    """Read public buckets without credentials."""
+    epoch_samples: int | None = None
+    """stream: samples that count as an epoch over all processes, since nobody has counted those in the shards."""
+    shuffle_buffer: int = 2000
+    """stream: encoded samples among which each process shuffles."""
+
+    def __post_init__(self) -> None:
+        for name in ("cache_gb", "request_mb", "timeout", "patience", "backoff"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"RemoteConfig.{name} is {getattr(self, name)}; it wants more than 0")
+        for name in ("downloads", "shuffle_buffer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"RemoteConfig.{name} is {getattr(self, name)}; it wants at least 1")
+        if self.ahead < 0:
+            raise ValueError(f"RemoteConfig.ahead is {self.ahead}; it wants at least 0")
+        if self.mode == "stream" and (self.epoch_samples or 0) < 1:
+            raise ValueError(
+                f"RemoteConfig.epoch_samples is {self.epoch_samples}; a stream is not counted beforehand, so give the "
+                "samples of an epoch with --remote.epoch-samples, or read through the cache with --remote.mode cache"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteShard:
+    """What is known of a remote shard."""
+
+    url: str
+    size: int
+    """Bytes; -1 where only reading it tells (a pipe's, at first)."""
+    tag: str
+    """What the server changes when it changes the shard: its ETag, or else its date; empty for a pipe."""
+    digest: str = ""
+    """A hash of the bytes, once they have been read."""
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether a command's output is the shard."""
+        return self.url.startswith(PIPE)
+
+
+class RemoteStore:
+    """Looks remote shards up and reads them. Any thread's; `faults` counts what went wrong by reason."""
+
+    def __init__(self, config: RemoteConfig) -> None:
+        self.config = config
+        self.faults: collections.Counter[str] = collections.Counter()
+        self._random = random.Random()
+        self._systems: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def look_up(self, url: str, stop: threading.Event = NEVER, *, sure: bool = False) -> RemoteShard:
+        """Size and tag of a shard; `sure`: as told twice in a row, since a server may tell wrong lengths too.
+
+        FileNotFoundError where there is none, RemoteError where no answer is to be had.
+        """
+        if url.startswith(PIPE):
+            return RemoteShard(url=url, size=-1, tag="")
+        facts = self._ask(url, stop)
+        while sure and (again := self._ask(url, stop)) != facts:
+            self.faults["answers that differ"] += 1
+            facts = again
+        return facts
+
+    def blocks(self, shard: RemoteShard, start: int = 0, stop: threading.Event = NEVER) -> Iterator[bytes]:
+        """The shard's bytes from `start` on, each once and in order, whatever happens on the way.
+
+        FileNotFoundError, RemoteError as `look_up`; ShardChanged where the shard has another length or tag by now;
+        ReadEnded once `stop` is set.
+        """
+        return self._pipe_blocks(shard, start, stop) if shard.is_pipe else self._ranged_blocks(shard, start, stop)
+
+    def close(self) -> None:
+        """Let go of the connections; they are made anew when they are wanted."""
+        with self._lock:
+            self._systems.clear()
+
+    def _ask(self, url: str, stop: threading.Event) -> RemoteShard:
+        system = self._system(url)
+        facts = self._persist(url, stop, lambda: system.info(url, timeout=self.config.timeout))
+        if facts.get("size") is None:
+            raise RemoteError(
+                f"{shown(url)}: the server does not tell its length, without which a cut download cannot be told from "
+                "a whole one; read it through a pipe, 'pipe:curl -fsSL …'"
+            )
+        tag = next((str(facts[name]) for name in ("ETag", "Last-Modified", "LastModified") if facts.get(name)), "")
+        return RemoteShard(url=url, size=int(facts["size"]), tag=tag)
+
+    def _ranged_blocks(self, shard: RemoteShard, start: int, stop: threading.Event) -> Iterator[bytes]:
+        system, step = self._system(shard.url), max(int(self.config.request_mb * 1e6), 1)
+        while start < shard.size:
+            end = min(start + step, shard.size)
+            data = self._persist(shard.url, stop, lambda: self._range(system, shard, start, end, stop))  # noqa: B023
+            start += len(data)
+            yield data
+
+    def _range(self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event) -> bytes:
+        data = system.cat_file(shard.url, start=start, end=end, timeout=self.config.timeout)
+        if len(data) == shard.size:  # the server knows no ranges: what it sent is all that is left to read
+            return data[start:]
+        if len(data) != end - start:
+            self.check(shard, stop)
+            raise WrongLength(f"{len(data)} bytes came where {end - start} were asked for")
+        return data
+
+    def check(self, shard: RemoteShard, stop: threading.Event = NEVER) -> None:
+        """ShardChanged where the server no longer tells the same of the shard."""
+        now = self.look_up(shard.url, stop, sure=True)
+        if not shard.is_pipe and (now.size, now.tag) != (shard.size, shard.tag):
+            raise ShardChanged(
+                f"{shown(shard.url)} has changed since it was indexed: {shard.size} bytes and tag {shard.tag} then, "
+                f"{now.size} and {now.tag} now. Start again in another --run-dir, which indexes it anew; a run in "
+                "progress wants the old shard back"
+            )
+
+    def _pipe_blocks(self, shard: RemoteShard, start: int, stop: threading.Event) -> Iterator[bytes]:
+        trouble = _Trouble(self, shard.url, stop)
+        while True:
+            try:
+                with _Pipe(shard.url.removeprefix(PIPE), self.config.timeout) as pipe:
+                    at = 0  # a command cannot be asked to begin elsewhere
+                    while data := pipe.read(stop):
+                        at += len(data)
+                        if at > start:
+                            trouble.over()
+                            yield data[max(len(data) - (at - start), 0) :]
+                            start = at
+                    pipe.check()
+                    if at < start or shard.size not in (-1, at):
+                        raise WrongLength(
+                            f"the command wrote {at} bytes after {max(start, shard.size)} the time before"
+                        )
+                return
+            except (OSError, subprocess.SubprocessError) as error:
+                trouble.met(error)
+
+    def _persist(self, url: str, stop: threading.Event, request: Callable[[], T]) -> T:
+        """The request's answer, asked for until it comes."""
+        trouble = _Trouble(self, url, stop)
+        while True:
+            try:
+                return request()
+            except _faults() as error:
+                trouble.met(error)
+
+    def wait(self, longest: float, stop: threading.Event) -> None:
+        """A random share of `longest` seconds; ReadEnded once `stop` is set."""
+        if stop.wait(self._random.uniform(0, longest)):
+            raise ReadEnded("the read was ended")
+
+    def _system(self, url: str) -> Any:
+        """The file system of a URL's protocol. Repeating requests is our business, so its own repetitions are off."""
+        protocol = "s3" if url.startswith("s3:") else "http"
+        with self._lock:
+            if protocol not in self._systems:
+                try:
+                    self._systems[protocol] = self._open_s3() if protocol == "s3" else _open_http()
+                except ImportError as error:
+                    raise RemoteError(
+                        f"{shown(url)}: reading it needs {error.name}: pip install 'maskco-fast[remote]'"
+                    ) from error
+            return self._systems[protocol]
+
+    def _open_s3(self) -> Any:
+        import s3fs
+
+        system = s3fs.S3FileSystem(
+            anon=self.config.s3_anonymous,
+            endpoint_url=self.config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL"),
+            config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 1}},
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+        system.retries = 1
+        return system
+
+
+def _open_http() -> Any:
+    import aiohttp
+    from fsspec.implementations.http import HTTPFileSystem
+
+    return HTTPFileSystem(
+        client_kwargs={"timeout": aiohttp.ClientTimeout(total=None)},  # each request brings its own
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+
+
+def _faults() -> tuple[type[BaseException], ...]:
+    """What the file systems raise where a server or the way to it fails."""
+    import aiohttp
+    from fsspec.exceptions import FSTimeoutError
+
+    found: list[type[BaseException]] = [OSError, FSTimeoutError, aiohttp.ClientError]
+    with contextlib.suppress(ImportError):
+        import botocore.exceptions
+
+        found += [botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError]
+    return tuple(found)
+
+
+class _Trouble:
+    """The failures of one shard's requests in a row: decides whether to go on, and waits."""
+
+    def __init__(self, store: RemoteStore, url: str, stop: threading.Event) -> None:
+        self._store, self._url, self._stop = store, url, stop
+        self.over()
+
+    def over(self) -> None:
+        """Bytes have come: what was before no longer counts."""
+        self._times, self._since, self._told = 0, time.monotonic(), False
+
+    def met(self, error: BaseException) -> None:
+        """Count a failure and wait; raises what ends the run where repeating is of no use or has gone on too long."""
+        if isinstance(error, RemoteError):
+            raise error
+        config, reason = self._store.config, _reason(error)
+        self._store.faults[reason] += 1
+        self._times += 1
+        if _is_final(error):
+            raise _final(self._url, error, reason) from error
+        lasted = time.monotonic() - self._since
+        if lasted >= config.patience:
+            raise RemoteError(
+                f"{shown(self._url)}: {self._times} attempts in {lasted:.0f} s have failed, the last with: {reason}. "
+                "See whether the server is up; the same command goes on from there, and a longer --remote.patience "
+                "sits out longer outages"
+            ) from error
+        if lasted >= TOLD_AFTER and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{shown(self._url)}: {self._times} attempts have failed, the last with: {reason}; "
+                f"it is tried for {config.patience - lasted:.0f} s more",
+                stacklevel=2,
+            )
+        self._store.wait(min(config.backoff * 2.0 ** min(self._times - 1, 16), LONGEST_WAIT), self._stop)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that an error, or what caused it, tells of."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        status = getattr(error, "status", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether the same request would fail again: the server, or this side, has refused it."""
+    status = _status(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 425, 429) and not isinstance(error, TimeoutError)
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return error.__cause__ is None  # with a cause, fsspec calls every failure "not found"
+    return isinstance(error, ValueError | _Unusable) or type(error).__name__ == "NoCredentialsError"
+
+
+def _final(url: str, error: BaseException, reason: str) -> OSError:
+    if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
+        return FileNotFoundError(
+            f"{shown(url)} does not exist (the server says {reason}); put the shard back, or take it out of --shards"
+        )
+    return RemoteError(
+        f"{shown(url)}: refused, {reason}. Check its address and your credentials (S3: AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY or a profile; --remote.s3-anonymous for public buckets; --remote.s3-endpoint)"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """A few words on a failure, equal for equal causes, without the URL."""
+    status = _status(error)
+    if status is not None:
+        return f"status {status}"
+    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        return "status 404"
+    if isinstance(error, subprocess.SubprocessError):
+        return str(error)
+    name = type(error).__name__
+    return {
+        "FSTimeoutError": "no answer in time",
+        "TimeoutError": "no answer in time",
+        "WrongLength": "wrong length",
+    }.get(name, name)
+
+
+class _Unusable(subprocess.SubprocessError):
+    """The shell could not run the command."""
+
+
+class _Pipe:
+    """A shell command whose output is a shard."""
+
+    STEP = 1 << 20
+
+    def __init__(self, command: str, timeout: float) -> None:
+        self._command, self._timeout = command, timeout
+
+    def __enter__(self) -> "_Pipe":
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            self._command,
+            shell=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # so that the whole pipeline can be ended
+        )
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.stdout.close()  # type: ignore[union-attr]
+        self._process.wait()
+        self._errors.close()
+
+    def read(self, stop: threading.Event) -> bytes:
+        """Up to `STEP` bytes; none at the end. TimeoutError where nothing comes for `timeout` seconds."""
+        output = self._process.stdout.fileno()  # type: ignore[union-attr]
+        until = time.monotonic() + self._timeout
+        while not select.select([output], [], [], 0.2)[0]:
+            if stop.is_set():
+                raise ReadEnded("the read was ended")
+            if time.monotonic() > until:
+                raise TimeoutError
+        return os.read(output, self.STEP)
+
+    def check(self) -> None:
+        """SubprocessError, with what the command said, unless it ended well."""
+        code = self._process.wait(self._timeout)
+        if code:
+            self._errors.seek(0)
+            said = self._errors.read()[-300:].decode(errors="replace").strip().rpartition("\n")[2]
+            text = f"exit code {code}{': ' if said else ''}{said}"
+            raise _Unusable(text) if code in (126, 127) else subprocess.SubprocessError(text)

@@ -1,0 +1,162 @@
+"""The samples of shards that lie on a server, read through the shard cache.
+
+The order is global, so every shard must have been looked through before the first batch. That is done once: the first
+opening downloads each shard, indexes it and keeps the index (a few per cent of a per cent of its bytes) in the index
+folder, where it stays when the shard itself is removed to make room. Later openings only ask the server whether the
+shards are still the same.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from .ahead import Ahead
+from .dataset import Dataset
+from .index import (
+    FORMAT_VERSION,
+    ShardIndex,
+    cache_file,
+    index_shard,
+    index_shards,
+    load_or_index,
+    read_cached,
+    write_cached,
+)
+from .remote import RemoteConfig, RemoteShard, ShardChanged
+from .request import LoaderConfig
+from .shard_cache import Pin, ShardCache
+from .shards import is_remote, shown
+
+TRIES = 3
+"""Times that a shard is indexed which changes meanwhile."""
+
+
+class RemoteDataset(Dataset):
+    """As `Dataset`, some or all of its shards remote. One loader at a time gets its shards ahead of their turn."""
+
+    def __init__(self, shards: Sequence[ShardIndex], cache: ShardCache) -> None:
+        super().__init__(shards)
+        self.cache = cache
+        self._ahead: Ahead | None = None
+        self._stop = threading.Event()
+
+    @classmethod
+    def index(
+        cls,
+        paths: Sequence[str],
+        config: RemoteConfig,
+        *,
+        index_folder: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
+    ) -> "RemoteDataset":
+        """Index what is not yet indexed, downloading it. FileNotFoundError, RemoteError name a shard that fails."""
+        cache = ShardCache(config)
+        threads = max(threads or len(os.sched_getaffinity(0)), config.downloads)
+        facts = _look_up_all([path for path in paths if is_remote(path)], cache, threads)
+
+        def load(path: str, folder: Path) -> ShardIndex:
+            return _load_or_index(facts[path], folder, cache) if path in facts else load_or_index(path, folder)
+
+        return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress, load=load), cache)
+
+    def batches(
+        self, config: LoaderConfig, *, epoch: int, consumed: int, rank: int, world_size: int, count: int
+    ) -> Iterator[np.ndarray]:
+        """As `Dataset.batches`; the shards are downloaded in the order in which the batches need them."""
+        self.leave()
+        batches = list(
+            super().batches(config, epoch=epoch, consumed=consumed, rank=rank, world_size=world_size, count=count)
+        )
+        visits = np.searchsorted(self._ends, np.concatenate([np.empty(0, np.int64), *batches]), side="right")
+        self._stop = threading.Event()
+        ahead = self._ahead = Ahead(self.cache, [shard.remote for shard in self.shards], visits, self._stop)
+        in_work = config.prefetch + 1
+        for number, batch in enumerate(batches):
+            ahead.passed((number - in_work) * config.batch_size)
+            yield batch.copy()
+
+    def read(self, index: int) -> bytes:
+        """As `Dataset.read`; waits for the shard. FileNotFoundError, RemoteError, ShardChanged name what fails."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard, sample = self.shards[number].remote, self.samples[index]
+        if shard is None:
+            return super().read(index)
+        place = int(sample["offset"]), int(sample["size"])
+        data = self._ahead.read(number, *place) if self._ahead is not None else None
+        if data is None:  # not in the order: a sample in place of a bad one, or one by itself
+            pin = self.cache.acquire(shard, stop=self._stop)
+            data = pin.read(*place)
+            pin.release()
+        return data
+
+    def leave(self) -> None:
+        """End the downloads ahead. Until the next `batches`, reading waits for nothing."""
+        self._stop.set()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.close()
+
+    def close(self) -> None:
+        """Let go of files and connections; they are opened anew when they are wanted."""
+        self.leave()
+        super().close()
+        self.cache.store.close()
+
+
+def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[str, RemoteShard]:
+    """What the servers tell of the shards; FileNotFoundError names those that are missing."""
+
+    def look_up(url: str) -> RemoteShard | FileNotFoundError:
+        try:
+            return cache.store.look_up(url)
+        except FileNotFoundError as error:
+            return error
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="remote") as pool:
+        found = dict(zip(urls, pool.map(look_up, urls)))
+    missing = [url for url, facts in found.items() if isinstance(facts, FileNotFoundError)]
+    if missing:
+        listed = ", ".join(map(shown, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(urls)} remote shards do not exist: {listed}; put them back, or take them out of "
+            "--shards"
+        )
+    return {url: facts for url, facts in found.items() if isinstance(facts, RemoteShard)}
+
+
+def _load_or_index(shard: RemoteShard, folder: Path, cache: ShardCache) -> ShardIndex:
+    """The index of a remote shard from the folder, or made now of the shard and kept there."""
+    file = cache_file(shard.url, folder)
+    for tries_left in reversed(range(TRIES)):
+        stamp = f"{FORMAT_VERSION} remote {shard.size} {shard.tag}"
+        index = read_cached(file, stamp, shard.url)
+        if index is not None:
+            return index
+        try:
+            pin = cache.acquire(shard)
+        except ShardChanged:  # while it was downloaded, or the server was wrong about it
+            if not tries_left:
+                raise
+            shard = cache.store.look_up(shard.url, sure=True)
+            continue
+        index = _of_url(index_shard(str(pin.path)), shard, pin)
+        pin.release()
+        write_cached(file, stamp, index)
+        return index
+    raise AssertionError("the last try returns or raises")
+
+
+def _of_url(index: ShardIndex, shard: RemoteShard, pin: Pin) -> ShardIndex:
+    """The index of the cached file as that of the shard that it is."""
+    return dataclasses.replace(
+        index,
+        path=shard.url,
+        bad=tuple(dataclasses.replace(entry, shard=shard.url) for entry in index.bad),
+        remote=dataclasses.replace(shard, size=pin.path.stat().st_size, digest=pin.digest()),
+    )
