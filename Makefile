@@ -69,7 +69,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/pip
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
-	$(BIN)/python -m pip install 'setuptools>=77' -e '.[dev,dali,bench]'
+	$(BIN)/python -m pip install 'setuptools>=77' -e '.[dev,dali,bench,remote]'
 	@$(MAKE) --no-print-directory install-ffcv
 	@touch $(VENV)/.installed $@
 

@@ -16,19 +16,25 @@ ROOM_POLL = 0.2
 class Ahead:
     """Keeps pins on the shards in use, and downloads the next ones in the order in which the epoch asks for them.
 
-    A shard is let go when as many of its samples have been read as this process reads of it: what is read after that
-    (a sample that replaces a bad one) is nobody's plan. Any thread's.
+    A shard is let go when all of its samples that this process was to read have been read; what is read after that (a
+    sample once more, or in place of a bad one) is not planned for. Any thread's.
     """
 
     def __init__(
-        self, cache: ShardCache, shards: Sequence[RemoteShard | None], visits: np.ndarray, stop: threading.Event
+        self,
+        cache: ShardCache,
+        shards: Sequence[RemoteShard | None],
+        ends: Sequence[int],
+        indices: np.ndarray,
+        stop: threading.Event,
     ) -> None:
-        """`visits` (n,): the shard's number of each sample that this process will read, in its order; numbers of local
-        shards, which are None in `shards`, are passed over. Setting `stop` ends all waiting; `close` is still to be
-        called. ValueError where the cache is too small for the order.
+        """`indices` (n,): the samples that this process will read, in its order, of a numbering in which those of shard
+        `k` end at `ends[k]`; shards that are None are local and none of our business. Setting `stop` ends all waiting;
+        `close` is still to be called. ValueError where the cache is too small for the order.
         """
         config = cache.config
         self._cache, self._shards = cache, shards
+        visits = np.searchsorted(ends, indices, side="right")
         numbers, first, counts = np.unique(visits, return_index=True, return_counts=True)
         last = len(visits) - 1 - np.unique(visits[::-1], return_index=True)[1]
         remote = np.array([shards[number] is not None for number in numbers], bool)
@@ -38,6 +44,8 @@ class Ahead:
         self._last = dict(zip(self._numbers, last[remote][by_first].tolist()))
         self._left = dict(zip(self._numbers, counts[remote][by_first].tolist()))
         self._check_bound(config)
+        self._unread = np.zeros(ends[-1], bool)
+        self._unread[indices] = True
         self._pins: dict[int, Future[Pin | None]] = {}
         self._moved = threading.Condition()
         self._position = 0
@@ -70,8 +78,8 @@ class Ahead:
                 self._let_go(number)
             self._moved.notify_all()
 
-    def read(self, number: int, offset: int, size: int) -> bytes | None:
-        """Bytes of shard `number`, waiting for it where it is on its way; None where the order is done with it.
+    def read(self, number: int, index: int, offset: int, size: int) -> bytes | None:
+        """The bytes of sample `index` of shard `number`, waiting for it; None where the order is done with the shard.
 
         FileNotFoundError, RemoteError, ShardChanged as `ShardCache.acquire`.
         """
@@ -85,7 +93,9 @@ class Ahead:
             pin = future.result()
         data = pin.read(offset, size)
         with self._moved:
-            self._left[number] -= 1
+            if self._unread[index]:
+                self._unread[index] = False
+                self._left[number] -= 1
             if self._left[number] <= 0:
                 self._let_go(number)
                 self._moved.notify_all()

@@ -220,6 +220,7 @@ class FfcvLoader(Loader):
             epoch = _Epoch(pipeline, requests, self._pool)
             yield from epoch
         finally:
+            self.dataset.leave()  # first, or the threads that are ended here would wait for their bytes
             team.closing = True
             if epoch is not None:
                 epoch.close()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tarfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,6 +41,10 @@ SAMPLE_DTYPE = np.dtype(
     ]
 )
 """A usable sample: its key's hash; where its bytes lie; pixels; label or -1; format (`kernels.headers`)."""
+
+
+_PARSING = threading.Lock()
+"""np.load parses with `ast`, which in CPython 3.11 fails now and then where two threads do so (gh-106905)."""
 
 
 def sample_id(key: str) -> int:
@@ -255,7 +260,7 @@ def _stamp(path: str) -> str:
 def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
     """The stored index of `path`; None where there is none, or none of that stamp."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with _PARSING, np.load(file, allow_pickle=False) as stored:
             if str(stored["stamp"]) != stamp:
                 return None
             bad = tuple(BadSample(**{**entry, "shard": path}) for entry in json.loads(str(stored["bad"])))

@@ -21,7 +21,7 @@ from .dataset import Dataset
 from .decode import BadImage, Decoded
 from .device import DeviceStage, make_streams
 from .order import batch_count
-from .quarantine import BadSample, Quarantine, TooManyBadSamples
+from .quarantine import BadSample, Quarantine
 from .request import LoaderConfig, Rendered, Request
 
 STATE_VERSION = 1
@@ -46,7 +46,10 @@ class Loader(ABC):
 
     @abstractmethod
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
-        """Carry out the requests in their order. Closing the generator releases every thread and buffer."""
+        """Carry out the requests in their order. Closing the generator releases every thread and buffer.
+
+        Before it waits for threads that read, it calls the dataset's `leave`, or they would wait for a server.
+        """
 
     @property
     def batch_size(self) -> int:
@@ -168,7 +171,7 @@ class Loader(ABC):
                 return decode(data, sample, int(request.shrinks[n]))
             except BadImage as reason:
                 self._reject(index, str(reason))
-        raise TooManyBadSamples(f"not one of {len(self.dataset)} samples decodes; quarantine.json names them")
+        raise self.quarantine.too_many(len(self.dataset))  # another thread found out first
 
     def _reject(self, index: int, reason: str) -> None:
         shard, number = self.dataset.locate(index)
@@ -261,8 +264,8 @@ class _EpochIterator:
     def close(self) -> None:
         """Release threads and buffers; a later `next()` raises StopIteration."""
         if self._batches is not None:
-            self._loader.dataset.leave()  # first, or the threads that `_batches` waits for would wait for bytes
             self._batches.close()
+            self._loader.dataset.leave()
             self._batches = None
         self._left = 0
 

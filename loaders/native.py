@@ -31,6 +31,7 @@ class NativeLoader(Loader):
             while pending:
                 yield self._finish(pending.popleft(), pool)
         finally:
+            self.dataset.leave()  # first, or the threads that are ended here would wait for their bytes
             workers.close()
 
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:

@@ -54,11 +54,16 @@ class Quarantine:
             self.entries.append(sample)
             failed = len(self._failed)
         if failed == usable or (failed >= self.PATIENCE and failed > self.max_share * usable):
-            raise TooManyBadSamples(
-                f"{failed} of {usable} samples do not decode, more than the {self.max_share:.0%} that max_bad_share "
-                f"allows; the last was {sample.key} in {sample.shard}: {sample.reason}. "
-                "See quarantine.json for the others; if the shards are as they should be, raise max_bad_share"
-            )
+            raise self.too_many(usable)
+
+    def too_many(self, usable: int) -> TooManyBadSamples:
+        """The error that says how many of `usable` samples failed to decode, and names the last."""
+        last = next(entry for entry in reversed(self.entries) if entry.found == "decode")
+        return TooManyBadSamples(
+            f"{len(self._failed)} of {usable} samples do not decode, more than the {self.max_share:.0%} that max_bad_share "
+            f"allows; the last was {last.key} in {last.shard}: {last.reason}. "
+            "See quarantine.json for the others; if the shards are as they should be, raise max_bad_share"
+        )
 
     def __contains__(self, index: int) -> bool:
         """Whether sample `index` is known not to decode."""

@@ -144,11 +144,6 @@ class RemoteStore:
         """
         return self._pipe_blocks(shard, start, stop) if shard.is_pipe else self._ranged_blocks(shard, start, stop)
 
-    def close(self) -> None:
-        """Let go of the connections; they are made anew when they are wanted."""
-        with self._lock:
-            self._systems.clear()
-
     def _ask(self, url: str, stop: threading.Event) -> RemoteShard:
         system = self._system(url)
         facts = self._persist(url, stop, lambda: system.info(url, timeout=self.config.timeout))
@@ -334,7 +329,8 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _final(url: str, error: BaseException, reason: str) -> OSError:
-    if isinstance(error, FileNotFoundError) or _status(error) in (404, 410):
+    status = _status(error)
+    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(
             f"{shown(url)} does not exist (the server says {reason}); put the shard back, or take it out of --shards"
         )

@@ -6,6 +6,7 @@ folder, where it stays when the shard itself is removed to make room. Later open
 shards are still the same.
 """
 
+import bisect
 import dataclasses
 import os
 import threading
@@ -73,22 +74,23 @@ class RemoteDataset(Dataset):
         batches = list(
             super().batches(config, epoch=epoch, consumed=consumed, rank=rank, world_size=world_size, count=count)
         )
-        visits = np.searchsorted(self._ends, np.concatenate([np.empty(0, np.int64), *batches]), side="right")
+        indices = np.concatenate([np.empty(0, np.int64), *batches])
         self._stop = threading.Event()
-        ahead = self._ahead = Ahead(self.cache, [shard.remote for shard in self.shards], visits, self._stop)
+        remotes = [shard.remote for shard in self.shards]
+        ahead = self._ahead = Ahead(self.cache, remotes, self._ends, indices, self._stop)
         in_work = config.prefetch + 1
         for number, batch in enumerate(batches):
             ahead.passed((number - in_work) * config.batch_size)
-            yield batch.copy()
+            yield batch
 
     def read(self, index: int) -> bytes:
         """As `Dataset.read`; waits for the shard. FileNotFoundError, RemoteError, ShardChanged name what fails."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
+        number = bisect.bisect_right(self._ends, index)
         shard, sample = self.shards[number].remote, self.samples[index]
         if shard is None:
             return super().read(index)
         place = int(sample["offset"]), int(sample["size"])
-        data = self._ahead.read(number, *place) if self._ahead is not None else None
+        data = self._ahead.read(number, index, *place) if self._ahead is not None else None
         if data is None:  # not in the order: a sample in place of a bad one, or one by itself
             pin = self.cache.acquire(shard, stop=self._stop)
             data = pin.read(*place)
@@ -103,10 +105,9 @@ class RemoteDataset(Dataset):
             ahead.close()
 
     def close(self) -> None:
-        """Let go of files and connections; they are opened anew when they are wanted."""
+        """End the downloads and let go of the open files. Idle connections close by themselves after some seconds."""
         self.leave()
         super().close()
-        self.cache.store.close()
 
 
 def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[str, RemoteShard]:

@@ -48,7 +48,7 @@ class Pin:
     def release(self) -> None:
         """Let the shard go, as the one used last. The file closes with the last reader's reference to the pin."""
         with contextlib.suppress(OSError):  # the clock of a shard is not worth a run
-            os.utime(self._file.fileno())
+            _touch(self._file)
 
 
 class ShardCache:
@@ -107,7 +107,7 @@ class ShardCache:
         if _lock(file, fcntl.LOCK_SH):
             facts = os.fstat(file.fileno())
             if facts.st_nlink and shard.size in (-1, facts.st_size):
-                os.utime(file.fileno())
+                _touch(file)
                 return Pin(whole, file)
             if facts.st_nlink:  # cut by something else than us: downloaded again
                 whole.unlink(missing_ok=True)
@@ -145,8 +145,8 @@ class ShardCache:
             part.truncate(0)
             self.store.faults["other bytes"] += 1
         raise ShardChanged(
-            f"{shown(shard.url)}: its bytes are not those that were indexed, {ROUNDS} times in a row, though its length "
-            "and tag are. Put the shard back, or have it indexed anew by another --index-folder or cache "
+            f"{shown(shard.url)}: its bytes are not those that were indexed, {ROUNDS} times in a row, though its "
+            "length and tag are. Put the shard back, or have it indexed anew by another --index-folder or cache "
             "($MASKCO_FAST_CACHE) and in another --run-dir"
         )
 
@@ -177,7 +177,7 @@ class ShardCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _entries(self) -> list[tuple[float, int, Path]]:
+    def _entries(self) -> list[tuple[int, int, Path]]:
         """(time of last use, bytes that it takes or will take, path) of each shard and part."""
         found = []
         for path in self.folder.iterdir():
@@ -185,7 +185,7 @@ class ShardCache:
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.stat()
                     reserved = int(path.name.split(".")[1]) if path.suffix == ".part" else 0
-                    found.append((facts.st_mtime, max(facts.st_size, reserved), path))
+                    found.append((facts.st_mtime_ns, max(facts.st_size, reserved), path))
         return found
 
     def _used(self) -> int:
@@ -234,6 +234,12 @@ def _lock(file: io.FileIO, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _touch(file: io.FileIO) -> None:
+    """Used now, to the nanosecond: the kernel's own clock stands still for milliseconds."""
+    now = time.time_ns()
+    os.utime(file.fileno(), ns=(now, now))
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:

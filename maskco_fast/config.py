@@ -170,8 +170,8 @@ class TrainConfig:
     """One training run."""
 
     shards: tuple[str, ...] = ()
-    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images. None: the
-    built-in demo set."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images. None:
+    the built-in demo set."""
     recipe: str = "paper"
     """The recipe that gave the defaults."""
     run_dir: pathlib.Path = pathlib.Path("runs/maskco")

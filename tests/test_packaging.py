@@ -118,7 +118,13 @@ def test_the_direction_check_itself(name, source, found):
     assert bool(upward(source, name)) is found
 
 
-PYPI_NAMES = {"PIL": "pillow", "nvidia": "nvidia-dali-cuda130", "llvmlite": "numba", "triton": "torch"}
+PYPI_NAMES = {
+    "PIL": "pillow",
+    "nvidia": "nvidia-dali-cuda130",
+    "llvmlite": "numba",
+    "triton": "torch",
+    "botocore": "s3fs",
+}
 """Import name to the distribution that brings it, where they differ."""
 
 
