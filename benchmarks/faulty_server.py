@@ -86,10 +86,13 @@ class FaultyServer:
     """Seconds after which a stalled connection is given up by the server."""
     injected: collections.Counter[str] = field(default_factory=collections.Counter)
     """Faults so far."""
-    requests: list[tuple[str, str, str]] = field(default_factory=list)
-    """(method, path, Range) of every request."""
+    remembered: int | None = None
+    """Requests that `requests` keeps, the newest; None for all."""
 
     def __post_init__(self) -> None:
+        self.requests: collections.deque[tuple[str, str, str]] = collections.deque(maxlen=self.remembered)
+        """(method, path, Range) of the requests."""
+        self._count = 0
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._server = _Server(self)
@@ -113,7 +116,8 @@ class FaultyServer:
     def fault(self, method: str, path: str, asked: str) -> str | None:
         """Record a request and decide its fate."""
         with self.lock:
-            fault = self.plan(Exchange(method, path, len(self.requests)))
+            fault = self.plan(Exchange(method, path, self._count))
+            self._count += 1
             self.requests.append((method, path, asked))
             if fault is not None:
                 self.injected[fault] += 1

@@ -60,8 +60,8 @@ class Quarantine:
         """The error that says how many of `usable` samples failed to decode, and names the last."""
         last = next(entry for entry in reversed(self.entries) if entry.found == "decode")
         return TooManyBadSamples(
-            f"{len(self._failed)} of {usable} samples do not decode, more than the {self.max_share:.0%} that max_bad_share "
-            f"allows; the last was {last.key} in {last.shard}: {last.reason}. "
+            f"{len(self._failed)} of {usable} samples do not decode, more than the {self.max_share:.0%} that "
+            f"max_bad_share allows; the last was {last.key} in {last.shard}: {last.reason}. "
             "See quarantine.json for the others; if the shards are as they should be, raise max_bad_share"
         )
 
