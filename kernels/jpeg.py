@@ -14,14 +14,14 @@ import simplejpeg
 
 from .jit import jit, leaf
 from .jpeg_entropy import END, LONG, ROOM, TABLE, build_table, read_block
-from .jpeg_pixels import LANES, PAD, put_block, put_flat_block, put_rgb, upsampled_across, upsampled_both
+from .jpeg_pixels import LANES, PAD, put_flat_block, put_rgb, put_two_blocks, upsampled_across, upsampled_both
 from .vector import broadcast, convert, first_lane, load, store
 from .vector_shuffle import store_interleaved
 
 DECODED, NOT_PLAIN = range(2)
 """What `decode_region` returns: pixels, or that a library should have a look."""
-BLOCK, FLAT = 96, 65
-"""int16 that a block takes, and which of them says that it has nothing but a DC coefficient."""
+MCU, BLOCK, FLAT = 6, 96, 65
+"""Blocks that an MCU has at most; int16 that a block takes, and which of them says that it is DC alone."""
 _U = np.uint64
 
 
@@ -44,7 +44,7 @@ class JpegScratch(NamedTuple):
     planes: np.ndarray
     """uint8: samples of the region's blocks, by component."""
     block: np.ndarray
-    """(6 · BLOCK,) int16: the coefficients of one MCU; 0 between MCUs."""
+    """(2 · MCU · BLOCK,) int16: the coefficients of two MCUs; 0 where there is none to be read."""
     frame: np.ndarray
     """(4, 8) int64: by component, h, v, quantisation, DC and AC table, offset in `planes`, row stride, last DC."""
 
@@ -58,7 +58,7 @@ def make_jpeg_scratch(file_bytes, pixels):
         np.zeros(8 * (TABLE + LONG), np.int32),
         np.zeros(4 * 256, np.int32),
         np.zeros(3 * pixels + 8192, np.uint8),
-        np.zeros(6 * BLOCK, np.int16),
+        np.zeros(2 * MCU * BLOCK, np.int16),
         np.zeros((4, 8), np.int64),
     )
 
@@ -231,6 +231,8 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
     bits, count, at = _U(0), _U(0), _U(0)
     x1, y1, x2, y2 = region
     until, done = interval, 0
+    # Blocks are transformed in pairs; while one waits for the next, an MCU goes to the block memory's other half.
+    first, waiting, waits_at, waits_stride = 0, -1, 0, 0
     for my in range(down):
         for mx in range(across):
             if interval and until == 0:
@@ -242,7 +244,7 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                 until, done = interval, done + 1
             until -= 1
             inside = x1 <= mx < x2 and y1 <= my < y2
-            number = 0
+            number = first
             for c in range(components):
                 h, v, q = frame[c, _H], frame[c, _V], 256 * frame[c, _QUANTISATION]
                 dc, ac = frame[c, _DC] * (TABLE + LONG), frame[c, _AC] * (TABLE + LONG)
@@ -257,24 +259,31 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                     block[BLOCK * number] = value * quantisation[q]
                     block[BLOCK * number + FLAT] = k == _U(2 + END)
                     number += 1
-            if inside:  # a block is read long after it was written: what is still on its way to memory stalls a load
-                number = 0
+            if inside:
+                number = first
                 for c in range(components):
                     h, v, stride = frame[c, _H], frame[c, _V], frame[c, _STRIDE]
                     for by in range(v):
                         for bx in range(h):
                             to = frame[c, _OFFSET] + 8 * (((my - y1) * v + by) * stride + (mx - x1) * h + bx)
-                            if block[BLOCK * number + FLAT]:
-                                put_flat_block(np.int64(block[BLOCK * number]), planes, to, stride)
+                            source = BLOCK * number
+                            if block[source + FLAT]:
+                                put_flat_block(np.int64(block[source]), planes, to, stride)
+                            elif waiting < 0:
+                                waiting, waits_at, waits_stride = source, to, stride
                             else:
-                                put_block(block, BLOCK * number, planes, to, stride)
+                                put_two_blocks(block, waiting, source, planes, waits_at, waits_stride, to, stride)
+                                waiting = -1
                             number += 1
+                first = MCU if 0 <= waiting < MCU * BLOCK else 0
             else:
-                for i in range(number):
+                for i in range(first, number):
                     store(block, BLOCK * i, broadcast(np.int16(0), 32))
                     store(block, BLOCK * i + 32, broadcast(np.int16(0), 32))
             if np.int64(at) > size + 8:
                 return False
+    if waiting >= 0:
+        put_two_blocks(block, waiting, waiting, planes, waits_at, waits_stride, waits_at, waits_stride)
     # All that is left must be the last byte's filling.
     return np.int64(at) - np.int64(count >> _U(3)) == size and done == restarts
 

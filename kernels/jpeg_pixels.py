@@ -9,8 +9,18 @@ A component's samples lie in rows of `planes`; `PAD` bytes on either side of a r
 import numpy as np
 
 from .jit import leaf
-from .vector import broadcast, convert, load, maximum, minimum, multiply_high, store
-from .vector_shuffle import interleave, store_interleaved, transpose_8
+from .vector import broadcast, convert, load, maximum, minimum, multiply_high, reinterpret, store
+from .vector_shuffle import (
+    interleave,
+    interleave_high,
+    interleave_low,
+    load_two,
+    multiply_pairs,
+    narrow_groups,
+    store_interleaved,
+    store_two,
+    transpose_8,
+)
 
 PAD = 32
 LANES = 32
@@ -19,27 +29,37 @@ LANES = 32
 _I = np.int32
 _S = np.int16
 # jidctint.c's constants, in 1/8192.
-_F_0_298, _F_0_390, _F_0_541, _F_0_765 = _I(2446), _I(3196), _I(4433), _I(6270)
-_F_0_899, _F_1_175, _F_1_501, _F_1_847 = _I(7373), _I(9633), _I(12299), _I(15137)
-_F_1_961, _F_2_053, _F_2_562, _F_3_072 = _I(16069), _I(16819), _I(20995), _I(25172)
+_F_0_298, _F_0_390, _F_0_541, _F_0_765, _F_0_899, _F_1_175 = 2446, 3196, 4433, 6270, 7373, 9633
+_F_1_501, _F_1_847, _F_1_961, _F_2_053, _F_2_562, _F_3_072 = 12299, 15137, 16069, 16819, 20995, 25172
+# Sums of their products with two coefficients each, as jidctint.c comes by them in several steps: by the coefficients.
+_BY_2_6 = (_F_0_541 + _F_0_765, _F_0_541), (_F_0_541, _F_0_541 - _F_1_847)
+_BY_73_51 = (_F_1_175 - _F_1_961, _F_1_175), (_F_1_175, _F_1_175 - _F_0_390)
+_BY_7_1 = (_F_0_298 - _F_0_899, -_F_0_899), (-_F_0_899, _F_1_501 - _F_0_899)
+_BY_5_3 = (_F_2_053 - _F_2_562, -_F_2_562), (-_F_2_562, _F_3_072 - _F_2_562)
 _TO_PASS_2, _TO_LEVELS = _I(11), _I(18)
 _ROUND_PASS_2, _ROUND_LEVELS = _I(1 << 10), _I((1 << 17) + (128 << 18))  # the latter with the level shift of 128
 
 
 @leaf(forceinline=True)
-def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
-    """The 1-D inverse DCT of eight vectors of int32."""
-    z1 = (x2 + x6) * _F_0_541
-    even_2, even_3 = z1 - x6 * _F_1_847, z1 + x2 * _F_0_765
-    even_0, even_1 = ((x0 + x4) << _I(13)) + rounding, ((x0 - x4) << _I(13)) + rounding
+def _factors(pair):
+    """Two factors, in turn in all lanes."""
+    return reinterpret(broadcast(_I((pair[0] & 0xFFFF) | (pair[1] << 16)), 8), np.int16)
+
+
+@leaf(forceinline=True)
+def _half_of_one_dimension(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
+    """The 1-D inverse DCT of half the lanes, as eight vectors of int32; `x26` and so on hold two coefficients in turn.
+
+    `x04` is coefficient 0 plus 4, `minus_04` less it, as int32.
+    """
+    even_0, even_1 = (x04 << _I(13)) + rounding, (minus_04 << _I(13)) + rounding
+    even_3, even_2 = multiply_pairs(x26, _factors(_BY_2_6[0])), multiply_pairs(x26, _factors(_BY_2_6[1]))
     t10, t13, t11, t12 = even_0 + even_3, even_0 - even_3, even_1 + even_2, even_1 - even_2
-    z5 = (x7 + x3 + x5 + x1) * _F_1_175
-    z1, z2 = (x7 + x1) * _F_0_899, (x5 + x3) * _F_2_562
-    z3, z4 = z5 - (x7 + x3) * _F_1_961, z5 - (x5 + x1) * _F_0_390
-    odd_0 = x7 * _F_0_298 - z1 + z3
-    odd_1 = x5 * _F_2_053 - z2 + z4
-    odd_2 = x3 * _F_3_072 - z2 + z3
-    odd_3 = x1 * _F_1_501 - z1 + z4
+    z3, z4 = multiply_pairs(x7351, _factors(_BY_73_51[0])), multiply_pairs(x7351, _factors(_BY_73_51[1]))
+    odd_0 = multiply_pairs(x71, _factors(_BY_7_1[0])) + z3
+    odd_3 = multiply_pairs(x71, _factors(_BY_7_1[1])) + z4
+    odd_1 = multiply_pairs(x53, _factors(_BY_5_3[0])) + z4
+    odd_2 = multiply_pairs(x53, _factors(_BY_5_3[1])) + z3
     return (
         (t10 + odd_3) >> shift,
         (t11 + odd_2) >> shift,
@@ -53,70 +73,80 @@ def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
 
 
 @leaf(forceinline=True)
-def _row(block, at, i):
-    return convert(load(block, at + 8 * i, 8), np.int32)
+def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
+    """The 1-D inverse DCT of eight vectors of int16, groups of eight lanes to a block."""
+    plus, minus, x73, x51, zero = x0 + x4, x0 - x4, x7 + x3, x5 + x1, broadcast(_S(0), 16)
+    # An int16 in the upper half of an int32, shifted down, has its sign.
+    low = _half_of_one_dimension(
+        reinterpret(interleave_low(zero, plus), np.int32) >> _I(16),
+        reinterpret(interleave_low(zero, minus), np.int32) >> _I(16),
+        interleave_low(x2, x6),
+        interleave_low(x73, x51),
+        interleave_low(x7, x1),
+        interleave_low(x5, x3),
+        rounding,
+        shift,
+    )
+    high = _half_of_one_dimension(
+        reinterpret(interleave_high(zero, plus), np.int32) >> _I(16),
+        reinterpret(interleave_high(zero, minus), np.int32) >> _I(16),
+        interleave_high(x2, x6),
+        interleave_high(x73, x51),
+        interleave_high(x7, x1),
+        interleave_high(x5, x3),
+        rounding,
+        shift,
+    )
+    return transpose_8(
+        narrow_groups(low[0], high[0]),
+        narrow_groups(low[1], high[1]),
+        narrow_groups(low[2], high[2]),
+        narrow_groups(low[3], high[3]),
+        narrow_groups(low[4], high[4]),
+        narrow_groups(low[5], high[5]),
+        narrow_groups(low[6], high[6]),
+        narrow_groups(low[7], high[7]),
+    )
 
 
 @leaf(forceinline=True)
-def _wide(row):
-    return convert(row, np.int32)
+def _levels(row):
+    """Clamped to 0..255."""
+    return convert(minimum(maximum(row, broadcast(_S(0), 16)), broadcast(_S(255), 16)), np.uint8)
 
 
 @leaf(forceinline=True)
-def _level(column):
-    """Clamped to 0..255, as int16."""
-    return convert(minimum(maximum(column, broadcast(_I(0), 8)), broadcast(_I(255), 8)), np.int16)
+def put_two_blocks(block, first, second, planes, at, stride, second_at, second_stride):
+    """The inverse DCT of two blocks into `planes`, 8 rows each from `at` and `second_at` on; both are 0 thereafter.
 
-
-@leaf(forceinline=True)
-def put_block(block, source, planes, at, stride):
-    """The inverse DCT of `block` (64,) int16 into 8 rows of `planes`, the first at `at`; `block` is 0 thereafter."""
-    c0, c1, c2, c3, c4, c5, c6, c7 = _one_dimension(
-        _row(block, source, 0),
-        _row(block, source, 1),
-        _row(block, source, 2),
-        _row(block, source, 3),
-        _row(block, source, 4),
-        _row(block, source, 5),
-        _row(block, source, 6),
-        _row(block, source, 7),
+    They lie in `block` int16 from `first` and `second` on, 64 coefficients in rows; one block may be given as both.
+    """
+    x0, x1, x2, x3, x4, x5, x6, x7 = _one_dimension(
+        load_two(block, first, second, 8),
+        load_two(block, first + 8, second + 8, 8),
+        load_two(block, first + 16, second + 16, 8),
+        load_two(block, first + 24, second + 24, 8),
+        load_two(block, first + 32, second + 32, 8),
+        load_two(block, first + 40, second + 40, 8),
+        load_two(block, first + 48, second + 48, 8),
+        load_two(block, first + 56, second + 56, 8),
         _ROUND_PASS_2,
         _TO_PASS_2,
     )
     zero = broadcast(_S(0), 32)
-    store(block, source, zero)
-    store(block, source + 32, zero)
-    r0, r1, r2, r3, r4, r5, r6, r7 = transpose_8(
-        convert(c0, np.int16),
-        convert(c1, np.int16),
-        convert(c2, np.int16),
-        convert(c3, np.int16),
-        convert(c4, np.int16),
-        convert(c5, np.int16),
-        convert(c6, np.int16),
-        convert(c7, np.int16),
-    )
-    c0, c1, c2, c3, c4, c5, c6, c7 = _one_dimension(
-        _wide(r0),
-        _wide(r1),
-        _wide(r2),
-        _wide(r3),
-        _wide(r4),
-        _wide(r5),
-        _wide(r6),
-        _wide(r7),
-        _ROUND_LEVELS,
-        _TO_LEVELS,
-    )
-    rows = transpose_8(_level(c0), _level(c1), _level(c2), _level(c3), _level(c4), _level(c5), _level(c6), _level(c7))
-    store(planes, at, convert(rows[0], np.uint8))
-    store(planes, at + stride, convert(rows[1], np.uint8))
-    store(planes, at + 2 * stride, convert(rows[2], np.uint8))
-    store(planes, at + 3 * stride, convert(rows[3], np.uint8))
-    store(planes, at + 4 * stride, convert(rows[4], np.uint8))
-    store(planes, at + 5 * stride, convert(rows[5], np.uint8))
-    store(planes, at + 6 * stride, convert(rows[6], np.uint8))
-    store(planes, at + 7 * stride, convert(rows[7], np.uint8))
+    store(block, first, zero)
+    store(block, first + 32, zero)
+    store(block, second, zero)
+    store(block, second + 32, zero)
+    rows = _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_LEVELS, _TO_LEVELS)
+    store_two(planes, at, second_at, _levels(rows[0]))
+    store_two(planes, at + stride, second_at + second_stride, _levels(rows[1]))
+    store_two(planes, at + 2 * stride, second_at + 2 * second_stride, _levels(rows[2]))
+    store_two(planes, at + 3 * stride, second_at + 3 * second_stride, _levels(rows[3]))
+    store_two(planes, at + 4 * stride, second_at + 4 * second_stride, _levels(rows[4]))
+    store_two(planes, at + 5 * stride, second_at + 5 * second_stride, _levels(rows[5]))
+    store_two(planes, at + 6 * stride, second_at + 6 * second_stride, _levels(rows[6]))
+    store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _levels(rows[7]))
 
 
 @leaf(forceinline=True)
@@ -126,11 +156,6 @@ def put_flat_block(dc, planes, at, stride):
     row = broadcast(level, 8)
     for i in range(8):
         store(planes, at + i * stride, row)
-
-
-@leaf(forceinline=True)
-def _signed(planes, at, lanes):
-    return convert(load(planes, at, 32), np.int16)
 
 
 @leaf(forceinline=True)

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
 from .vector import VectorType, vector_pointer
@@ -66,17 +67,121 @@ def transpose(typing_context, source, at, stride, target, to, step):
 
 @intrinsic(prefer_literal=True)
 def transpose_8(typing_context, a, b, c, d, e, f, g, h):
-    """Eight vectors of eight lanes, as the rows of a matrix, to its columns."""
+    """Eight vectors, each group of eight lanes the rows of a matrix, to the matrices' columns."""
 
     def generate(context, builder, signature, arguments):
         rows = list(arguments)
-        low, high = _lanes([0, 8, 1, 9, 2, 10, 3, 11]), _lanes([4, 12, 5, 13, 6, 14, 7, 15])
+        picks = _interleaved(a.lanes, 0), _interleaved(a.lanes, 4)
         for _ in range(3):  # interleaving the first half of the rows with the second, three times, transposes
             pairs = zip(rows[:4], rows[4:])
-            rows = [builder.shuffle_vector(first, second, picks) for first, second in pairs for picks in (low, high)]
+            rows = [builder.shuffle_vector(first, second, half) for first, second in pairs for half in picks]
         return context.make_tuple(builder, signature.return_type, rows)
 
     return types.UniTuple(a, 8)(a, b, c, d, e, f, g, h), generate
+
+
+def _interleaved(lanes: int, begin: int) -> ir.Constant:
+    """The choice of four lanes of two vectors, from `begin` on in each group of eight, interleaved."""
+    return _lanes(group + begin + i // 2 + i % 2 * lanes for group in range(0, lanes, 8) for i in range(8))
+
+
+@intrinsic(prefer_literal=True)
+def interleave_low(typing_context, a, b):
+    """a0 b0 a1 b1 a2 b2 a3 b3 of each group of eight lanes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.shuffle_vector(*arguments, _interleaved(a.lanes, 0))
+
+    return a(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def interleave_high(typing_context, a, b):
+    """a4 b4 a5 b5 a6 b6 a7 b7 of each group of eight lanes."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.shuffle_vector(*arguments, _interleaved(a.lanes, 4))
+
+    return a(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def multiply_pairs(typing_context, a, b):
+    """a0 b0 + a1 b1, a2 b2 + a3 b3 and so on as int32, of int16 lanes."""
+    result = VectorType(types.int32, a.lanes // 2)
+
+    def generate(context, builder, signature, arguments):
+        if a.lanes == 16 and _has_avx2():  # one instruction that LLVM does not find by itself
+            kind = ir.FunctionType(result.llvm, [a.llvm, a.llvm])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
+            return builder.call(function, arguments)
+        even, odd = _lanes(range(0, a.lanes, 2)), _lanes(range(1, a.lanes, 2))
+        products = []
+        for pick in (even, odd):
+            chosen = [builder.shuffle_vector(argument, argument, pick) for argument in arguments]
+            products.append(builder.mul(*[builder.sext(one, result.llvm) for one in chosen]))
+        return builder.add(*products)
+
+    return result(a, b), generate
+
+
+@intrinsic(prefer_literal=True)
+def narrow_groups(typing_context, low, high):
+    """Groups of eight int16 lanes, the first four of each from `low`, the others from `high`; int32 that saturate."""
+    result = VectorType(types.int16, 2 * low.lanes)
+
+    def generate(context, builder, signature, arguments):
+        if low.lanes == 8 and _has_avx2():  # as above
+            kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.packssdw")
+            return builder.call(function, arguments)
+        least, most = (ir.Constant(low.llvm, [bound] * low.lanes) for bound in (-32768, 32767))
+        clamped = []
+        for value in arguments:
+            raised = builder.select(builder.icmp_signed("<", value, least), least, value)
+            lowered = builder.select(builder.icmp_signed(">", raised, most), most, raised)
+            clamped.append(builder.trunc(lowered, ir.VectorType(ir.IntType(16), low.lanes)))
+        picks = [group + i % 4 + i // 4 * low.lanes for group in range(0, low.lanes, 4) for i in range(8)]
+        return builder.shuffle_vector(*clamped, _lanes(picks))
+
+    return result(low, high), generate
+
+
+def _has_avx2() -> bool:
+    """Whether code is made for this machine, and this machine has AVX2."""
+    return config.CPU_NAME is None and binding.get_host_cpu_features().get("avx2", False)
+
+
+@intrinsic(prefer_literal=True)
+def load_two(typing_context, array, first, second, lanes):
+    """`lanes` (a literal) elements of `array` from `first` on, and as many from `second` on, as one vector."""
+    half, whole = VectorType(array.dtype, lanes.literal_value), VectorType(array.dtype, 2 * lanes.literal_value)
+
+    def generate(context, builder, signature, arguments):
+        memory, *places, _ = arguments
+        halves = [
+            builder.load(vector_pointer(context, builder, array, memory, place, half), align=array.dtype.bitwidth // 8)
+            for place in places
+        ]
+        return builder.shuffle_vector(*halves, _lanes(range(whole.lanes)))
+
+    return whole(array, types.intp, types.intp, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_two(typing_context, array, first, second, vector):
+    """Write the first half of the lanes to `array` from `first` on, the other from `second` on."""
+    half = VectorType(vector.element, vector.lanes // 2)
+
+    def generate(context, builder, signature, arguments):
+        memory, *places, whole = arguments
+        for part, place in enumerate(places):
+            lanes = _lanes(range(part * half.lanes, (part + 1) * half.lanes))
+            pointer = vector_pointer(context, builder, array, memory, place, half)
+            builder.store(builder.shuffle_vector(whole, whole, lanes), pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector), generate
 
 
 @intrinsic(prefer_literal=True)
