@@ -12,6 +12,7 @@ import numpy as np
 
 from .index import ShardIndex, index_shards
 from .order import batch_positions, order
+from .quarantine import Quarantine
 from .remote import RemoteConfig
 from .request import LoaderConfig
 from .shards import ShardReader, expand, is_remote
@@ -104,6 +105,9 @@ class Dataset:
         """The sample itself, then those that take its place where it does not decode, the next one first."""
         for step in range(len(self)):
             yield (index + step) % len(self)
+
+    def report_to(self, quarantine: Quarantine) -> None:
+        """Where samples are recorded that are found to be bad later than when the dataset was opened."""
 
     def leave(self) -> None:
         """The batches are not wanted any more: until others are, reading waits for no server."""

@@ -72,6 +72,8 @@ def make_loader(
     name = "native" if backend == "auto" else backend
     if name not in LOADERS:
         raise ValueError(f"there is no loader {backend!r}; choose auto or one of {', '.join(LOADERS)}")
+    if name == "ffcv" and remote is not None and remote.mode == "stream":
+        raise ValueError("the ffcv loader wants to know all samples beforehand: choose another for a stream")
     loader_class = getattr(importlib.import_module(f".{name}", __package__), LOADERS[name])
     if not isinstance(shards, Dataset):
         shards = Dataset.open(shards, index_folder=index_folder, threads=threads, progress=progress, remote=remote)

@@ -38,6 +38,7 @@ class Loader(ABC):
         self.dataset = dataset
         self.config = config
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
+        dataset.report_to(self.quarantine)
         shape = (len(config.views.views), config.batch_size, config.views.size, config.views.size, 3)
         self._pool = BufferPool(shape, config.pixel_dtype, page_locked=config.device.startswith("cuda"))
         self._epoch = 0

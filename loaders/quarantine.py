@@ -42,6 +42,7 @@ class Quarantine:
         self.max_share = max_share
         self.entries = list(found_at_index)
         self._failed: dict[int, str] = {}
+        self._noted: set[BadSample] = set()
         self._lock = threading.Lock()
         self._asked = 0
 
@@ -55,6 +56,13 @@ class Quarantine:
             failed = len(self._failed)
         if failed == usable or (failed >= self.PATIENCE and failed > self.max_share * usable):
             raise self.too_many(usable)
+
+    def note(self, sample: BadSample) -> None:
+        """Record one, once, that is left out before anybody asks for it."""
+        with self._lock:
+            if sample not in self._noted:
+                self._noted.add(sample)
+                self.entries.append(sample)
 
     def too_many(self, usable: int) -> TooManyBadSamples:
         """The error that says how many of `usable` samples failed to decode, and names the last."""
