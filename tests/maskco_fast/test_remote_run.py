@@ -1,0 +1,74 @@
+"""Training from servers that fail, by the command line: the losses of the local run, or a line and exit code 1."""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import pytest
+
+from maskco_fast.cli import main
+
+pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    """benchmarks/faulty_server.py, which is no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(pathlib.Path(__file__).resolve().parents[2] / "benchmarks"))
+        yield importlib.import_module("faulty_server")
+    sys.modules.pop("faulty_server")
+
+
+def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
+    """Three steps of the demo recipe on few images."""
+    steps = ("--max-steps", "3", "--batch-size", "8", "--model.group-size", "8", "--no-tensorboard", "--device", "cpu")
+    hurry = ("--remote.request-mb", "0.02", "--remote.timeout", "1", "--remote.backoff", "0.02")
+    cache = ("--remote.cache-folder", str(run_dir.parent / "cache"))
+    return main(
+        ["train", "--recipe", "demo", "--shards", shards, "--run-dir", str(run_dir), *steps, *hurry, *cache, *options]
+    )
+
+
+def losses(run_dir: pathlib.Path) -> list[float]:
+    """Of each step."""
+    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_losses_are_those_of_the_local_run(make_shards, tmp_path, faulty):
+    make_shards(2, 16)
+    assert train(f"{tmp_path}/shard-{{0000..0001}}.tar", tmp_path / "local") == 0
+    with faulty.FaultyServer(tmp_path, faulty.at_random(0.3, seed=1)) as server:
+        assert train(f"{server.url}/shard-{{0000..0001}}.tar", tmp_path / "remote") == 0
+        assert server.injected
+    assert len(losses(tmp_path / "local")) == 3
+    assert losses(tmp_path / "remote") == losses(tmp_path / "local")
+
+
+def test_a_stream_trains(make_shards, tmp_path, faulty):
+    make_shards(2, 16)
+    with faulty.FaultyServer(tmp_path, faulty.at_random(0.3, seed=1)) as server:
+        stream = ("--remote.mode", "stream", "--remote.epoch-samples", "16")
+        assert train(f"{server.url}/shard-{{0000..0001}}.tar", tmp_path / "run", *stream) == 0
+    assert len(losses(tmp_path / "run")) == 3
+    assert (tmp_path / "run" / "views.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("missing", "1 of 2 remote shards do not exist"),
+        ("refused", "refused, status 403. Check its address and your credentials"),
+        ("503", "--remote.patience sits out longer outages"),
+    ],
+)
+def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, tmp_path, faulty, capsys):
+    make_shards(2, 8)
+    with faulty.FaultyServer(tmp_path, faulty.always(fault, "shard-0001")) as server:
+        names = f"{server.url}/shard-{{0000..0001}}.tar"
+        assert train(names, tmp_path / "run", "--remote.patience", "0.5") == 1
+    told = capsys.readouterr().err
+    assert says in told
+    assert "shard-0001.tar" in told
+    assert "Traceback" not in told
