@@ -93,6 +93,7 @@ PROBES = {
         answer(nvidia.dali)
     """,
     "ffcv": "import ffcv, ffcv.fields.rgb_image; answer(ffcv)",
+    "s3fs": "import aiohttp, fsspec, s3fs; answer(s3fs)",
 }
 """Package name to the code that tries it."""
 
@@ -167,6 +168,8 @@ def _remedy(name: str) -> str:
         wanted += [package for library, package in _FFCV_LIBRARIES.items() if not _pkg_config_knows(library)]
         system = f"sudo apt-get install {' '.join(wanted)} && " if wanted else ""
         return f"for --loader ffcv: {system}{install_command('maskco-fast[ffcv]')}"
+    if name == "s3fs":
+        return f"for shards named by http(s):// and s3://: {install_command('maskco-fast[remote]')}"
     if name == "libturbojpeg":
         return "optional; sudo apt-get install libturbojpeg0"
     if name == "kernel cache":

@@ -197,6 +197,13 @@ def test_state_resumes_from_a_remote_run_on_local_shards_and_back(make_shards, t
     assert_same(mine, truth)
 
 
+def test_every_loader_reads_through_the_cache(backend, make_shards, tmp_path):
+    shards = make_shards(3, 16, bad=(20,))
+    with faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=6)) as server:
+        mine = batches(pattern(server), tmp_path, backend=backend)
+    assert_same(mine, batches(shards, tmp_path, backend=backend))
+
+
 def test_local_and_remote_shards_together(make_shards, tmp_path):
     shards = make_shards(3, 16)
     with faulty.FaultyServer(tmp_path) as server:
