@@ -80,7 +80,7 @@ class Run:
         options = {
             **{"recipe": "demo", "run-dir": self.folder, "max-steps": self.max_steps, "batch-size": BATCH},
             **{"model.view-size": 32, "model.group-size": BATCH // 2, "precision": "fp32", "log-every": 1},
-            **{"checkpoint-every": CHECKPOINT_EVERY, "loader-threads": threads},
+            **{"checkpoint-every": CHECKPOINT_EVERY, "loader": "native", "loader-threads": threads},
         }
         command = [
             *(sys.executable, *(torchrun if processes > 1 else []), "-m", "maskco_fast", "train"),

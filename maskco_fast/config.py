@@ -184,7 +184,8 @@ class TrainConfig:
     """Micro-batches that each process puts its share of a step's images through the networks in, one after another: the
     same gradients in less memory. BatchNorm's running statistics move once a micro-batch."""
     loader: str = "auto"
-    """Which loader feeds the run: auto, native, reference, and dali or ffcv where they are installed."""
+    """Which loader feeds the run: native, dali, ffcv (these two where they are installed), reference; or auto, which
+    measures those installed on the run's shards for a few seconds and remembers its choice in loader.json."""
     loader_threads: int | None = None
     """Threads of the loader; None lets it choose."""
     decode: Literal["exact", "fast"] = "exact"

@@ -11,8 +11,8 @@ from maskco_fast.loaders import TooManyBadSamples
 from maskco_fast.run_lock import RunFolderInUse
 from maskco_fast.trainer import NonFiniteLoss
 
-NAMED = (CheckpointError, NonFiniteLoss, PeerLost, RunFolderInUse, TooManyBadSamples, OSError, ValueError)
-"""ValueErrors only where this package raises them."""
+NAMED = (CheckpointError, NonFiniteLoss, PeerLost, RunFolderInUse, TooManyBadSamples, ImportError, OSError, ValueError)
+"""ImportErrors and ValueErrors only where this package raises them."""
 
 SUCCESS, FAILURE = 0, 1
 """Exit codes of every command; 2 is for options that do not fit."""
@@ -33,8 +33,8 @@ def named_errors(command: Callable[[], int]) -> int:
         try:
             return command()
         except NAMED as error:
-            if isinstance(error, ValueError) and not _is_ours(error):
-                raise  # torch's and numpy's speak of the program, not of the input: their traceback is wanted
+            if isinstance(error, ImportError | ValueError) and not _is_ours(error):
+                raise  # others' speak of the program, not of the input: their traceback is wanted
             say(f"{_rank()}error: {error}")
             return FAILURE
 

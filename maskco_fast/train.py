@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import time
@@ -15,7 +16,8 @@ from maskco_fast.devices import DTYPES, choose_device, choose_precision
 from maskco_fast.distributed import World, join, local_rank
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.inspect import draw_views
-from maskco_fast.loaders import Loader, make_loader
+from maskco_fast.loader_choice import choose_loader
+from maskco_fast.loaders import Dataset, Loader, make_loader
 from maskco_fast.methods import Method, make_method
 from maskco_fast.pictures import loss_picture
 from maskco_fast.run_lock import lock_run_folder
@@ -30,8 +32,9 @@ def train(config: TrainConfig) -> int:
 
     That is when the run reached its last step, and when a signal asked it to end (`StopSignal`) and it left a
     checkpoint from which the same command goes on. Writes into `config.run_dir`: config.json, metrics.jsonl,
-    quarantine.json, checkpoints/, tensorboard/, loss.png and views.png. Bad input raises what `errors.named_errors`
-    names. Started by torchrun, this is one rank of the run, and only rank 0 writes and tells.
+    quarantine.json, loader.json (of --loader auto), checkpoints/, tensorboard/, loss.png and views.png. Bad input
+    raises what `errors.named_errors` names. Started by torchrun, this is one rank of the run, and only rank 0 writes
+    and tells.
     """
     began = time.monotonic()
     device = choose_device(config.device, local_rank())
@@ -41,7 +44,9 @@ def train(config: TrainConfig) -> int:
         precision = choose_precision(config.precision, device)
         method = make_method(config)
         with world.one_of_each_host_first():
-            loader = stack.enter_context(_loader(config, method, device, DTYPES[precision], world))
+            dataset = _dataset(config)
+        make = functools.partial(_loader, config, method, device, DTYPES[precision], world, dataset)
+        loader = stack.enter_context(make(_backend(config, world, make)))
         _check_length(loader)
         method.prepare(len(loader.dataset))
         trainer = Trainer(config, method, loader, world)
@@ -87,16 +92,39 @@ def _tell_the_end(trainer: Trainer, stopped_by: str | None, took: float) -> None
         say(f"done: {trainer.step} steps; {minutes} min {seconds} s; {trainer.checkpoint_folder}")
 
 
-def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: torch.dtype, world: World) -> Loader:
+def _dataset(config: TrainConfig) -> Dataset:
+    """The shards, indexed; of the demo set where none are named."""
     shards: list[str] = list(config.shards)
     if not shards:
         say("no --shards: the built-in demo set (drawn on first use)")
         shards = [str(path) for path in demo_shards(progress=_counter("scenes drawn"))]
+    progress = _counter("shards indexed")
+    return Dataset.open(shards, threads=config.loader_threads, progress=progress, remote=config.remote)
+
+
+def _backend(config: TrainConfig, world: World, make: Callable[[str], Loader]) -> str:
+    """The loader named, or rank 0's choice for all ranks; a stream, which passes but once, is not measured."""
+    if config.loader != "auto":
+        return config.loader
+    if config.remote.mode == "stream":
+        return "native"
+    return world.from_leader(choose_loader(config.run_dir, make) if world.leads else "")
+
+
+def _loader(
+    config: TrainConfig,
+    method: Method,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+    dataset: Dataset,
+    backend: str,
+) -> Loader:
     return make_loader(
-        shards,
+        dataset,
         config.images_a_process(world.size),
         views=method.views,
-        backend=config.loader,
+        backend=backend,
         device=device,
         dtype=dtype,
         seed=config.seed,
@@ -104,8 +132,6 @@ def _loader(config: TrainConfig, method: Method, device: torch.device, dtype: to
         world_size=world.size,
         threads=config.loader_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size),
         decode=config.decode,
-        progress=_counter("shards indexed"),
-        remote=config.remote,
     )
 
 
