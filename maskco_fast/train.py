@@ -132,6 +132,7 @@ def _loader(
         world_size=world.size,
         threads=config.loader_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size),
         decode=config.decode,
+        remote=config.remote,
     )
 
 
