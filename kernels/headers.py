@@ -14,14 +14,15 @@ OK, EMPTY, NOT_AN_IMAGE, BAD_HEADER, TRUNCATED = range(5)
 """Verdicts."""
 
 
-@leaf()
-def _u16(data, i):
+@leaf(forceinline=True)
+def u16(data, i):
+    """The big-endian number of two bytes."""
     return (np.int64(data[i]) << 8) | np.int64(data[i + 1])
 
 
 @leaf()
 def _u32(data, i):
-    return (_u16(data, i) << 16) | _u16(data, i + 2)
+    return (u16(data, i) << 16) | u16(data, i + 2)
 
 
 @leaf()
@@ -49,13 +50,13 @@ def _scan_jpeg(data, start, stop):
             continue
         if marker == 0xD9 or marker == 0xDA:  # image data before any frame header
             return JPEG, 0, 0, BAD_HEADER
-        length = _u16(data, i + 2)
+        length = u16(data, i + 2)
         if length < 2:
             return JPEG, 0, 0, BAD_HEADER
         if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
             if i + 10 > stop:
                 return JPEG, 0, 0, TRUNCATED
-            height, width, components = _u16(data, i + 5), _u16(data, i + 7), data[i + 9]
+            height, width, components = u16(data, i + 5), u16(data, i + 7), data[i + 9]
             if height == 0 or width == 0 or not (components == 1 or components == 3 or components == 4):
                 return JPEG, 0, 0, BAD_HEADER
             kind = JPEG_CMYK if components == 4 else JPEG
@@ -142,10 +143,10 @@ def is_one_whole_scan(data):
     while i + 4 <= size and data[i] == 0xFF and data[i + 1] != 0xDA:
         if 0xC2 <= data[i + 1] <= 0xCF and data[i + 1] != 0xC4:  # a frame of another kind: progressive, arithmetic, …
             return False
-        i += 1 if data[i + 1] == 0xFF else 2 + _u16(data, i + 2)
+        i += 1 if data[i + 1] == 0xFF else 2 + u16(data, i + 2)
     if i + 4 > size or data[i] != 0xFF:
         return False
-    i += 2 + _u16(data, i + 2)  # the scan's own header
+    i += 2 + u16(data, i + 2)  # the scan's own header
     while i + 2 <= size:
         while i + 34 <= size:
             step = first_lane(load(data, i, 32) == np.uint8(0xFF))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
+from .headers import u16
 from .jit import jit, leaf
 from .jpeg_entropy import END, LONG, ROOM, TABLE, build_table, read_block
 from .jpeg_pixels import LANES, PAD, put_flat_block, put_rgb, put_two_blocks, upsampled_across, upsampled_both
@@ -63,11 +64,6 @@ def make_jpeg_scratch(file_bytes, pixels):
     )
 
 
-@leaf(forceinline=True)
-def _u16(data, i):
-    return np.int64(data[i]) << 8 | np.int64(data[i + 1])
-
-
 @leaf()
 def _says(data, at, word):
     for i in range(len(word)):
@@ -87,7 +83,7 @@ def _read_headers(data, size, scratch):
     height, width, components, interval, jfif, adobe = 0, 0, 0, 0, False, -1
     seen_tables, seen_quantisation = 0, 0
     bad = 0, 0, 0, 0, 0
-    if size < 4 or _u16(data, 0) != 0xFFD8:
+    if size < 4 or u16(data, 0) != 0xFFD8:
         return bad
     i = 2
     while i + 4 <= size:
@@ -97,7 +93,7 @@ def _read_headers(data, size, scratch):
         if marker == 0xFF:  # a fill byte
             i += 1
             continue
-        length = _u16(data, i + 2)
+        length = u16(data, i + 2)
         begin, end = i + 4, i + 2 + length
         if length < 2 or end > size or marker < 0xC0 or 0xD0 <= marker <= 0xD9:
             return bad
@@ -130,7 +126,7 @@ def _read_headers(data, size, scratch):
             components = np.int64(data[begin + 5])
             if components * 3 + 8 != length or data[begin] != 8 or (components != 1 and components != 3) or height:
                 return bad
-            height, width = _u16(data, begin + 1), _u16(data, begin + 3)
+            height, width = u16(data, begin + 1), u16(data, begin + 3)
             for c in range(components):
                 at = begin + 6 + 3 * c
                 frame[c, _H], frame[c, _V], frame[c, _QUANTISATION] = data[at + 1] >> 4, data[at + 1] & 15, data[at + 2]
@@ -142,7 +138,7 @@ def _read_headers(data, size, scratch):
         elif marker == 0xDD:
             if length != 4:
                 return bad
-            interval = _u16(data, begin)
+            interval = u16(data, begin)
         elif marker == 0xE0 and length >= 16 and _says(data, begin, _JFIF):
             if data[begin + 5] != 1:  # a version that libjpeg warns of
                 return bad
