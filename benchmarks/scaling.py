@@ -10,26 +10,21 @@ for it in order. The simulation knows nothing of memory bandwidth, clock speeds 
 
 import dataclasses
 import heapq
-import io
-import pathlib
-import statistics
-import tarfile
-import tempfile
 import time
 
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 
 from maskco_fast.bench import machine
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.samples import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Dataset, make_loader
+from maskco_fast.loaders import Dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.decode import Decoder
 from maskco_fast.loaders.executor import TOGETHER
+from maskco_fast.stages import hand_over
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,36 +58,6 @@ def free_times(options: Options) -> np.ndarray:
     return np.median(times[1:], 0)
 
 
-def held_time() -> float:
-    """Seconds that an image costs besides: those of an image of one block, less the making of its tiny views."""
-    count, batch, views = 4000, 100, ViewConfig.maskco(16)
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "JPEG", subsampling=0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "tiny.tar")
-        with tarfile.open(path, "w") as archive:
-            for number in range(count):
-                member = tarfile.TarInfo(f"{number:06d}.jpg")
-                member.size = len(buffer.getvalue())
-                archive.addfile(member, io.BytesIO(buffer.getvalue()))
-        with make_loader(path, batch, views=views, backend="native", threads=1, index_folder=folder) as loader:
-            epochs = []
-            for _ in range(6):
-                began = time.process_time()
-                for _ in loader:
-                    continue
-                epochs.append(time.process_time() - began)
-            rows = next(loader._requests(0, 1, 1)).rows
-    renderer, out = JpegRenderer(views), np.empty((2, batch, 16, 16, 3), np.float32)
-    files, sides, numbers = [buffer.getvalue()] * batch, np.full((batch, 2), 8), np.arange(batch)
-    kernels = []
-    for _ in range(6):
-        began = time.perf_counter()
-        assert renderer.render_jpegs(files, sides, rows, numbers, out).all()
-        kernels.append(time.perf_counter() - began)
-    return statistics.median(epochs[1:]) / count - statistics.median(kernels[1:]) / batch
-
-
 def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) -> float:
     """Images/s of `cores` threads, a core each, that take `TOGETHER` images at a time.
 
@@ -122,7 +87,7 @@ def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) ->
 
 def main(options: Options) -> None:
     """Print what was measured and the table."""
-    free, held = free_times(options), held_time()
+    free, held = free_times(options), hand_over() / 1000
     print(machine())
     print(f"an image: {1e3 * free.mean():.2f} ms without the GIL (measured), at most {1e6 * held:.0f} us with it")
     print(f"the GIL alone would end one process's growth at {1 / held:.0f} images/s\n")

@@ -31,8 +31,7 @@ def stages(setting: "Setting") -> dict[str, float]:
 
     Rendering is timed on images that have just been decoded, as in the loader: caches hold what they hold there.
     Colour, blur and store are told apart by differences: rendered with the plan as drawn, without its blur, without its
-    colour too, and up to the seam alone. Hand-over is what Python does for a sample: a whole epoch of one thread, less
-    the stages that it spends its time in.
+    colour too, and up to the seam alone. Hand-over is what Python does for a sample, see `hand_over`.
     """
     views = ViewConfig.maskco(setting.size)
     dataset = Dataset.open(setting.shards)
@@ -81,7 +80,7 @@ def stages(setting: "Setting") -> dict[str, float]:
         "colour": took["sharp"] - took["plain"],
         "blur": took["all"] - took["sharp"],
         "store": took["plain"] - took["resize"],
-        "hand-over": _hand_over(),
+        "hand-over": hand_over(),
     }
 
 
@@ -100,9 +99,12 @@ def _without(rows: np.ndarray, views: int, *columns: int) -> np.ndarray:
     return changed
 
 
-def _hand_over() -> float:
-    """Milliseconds of Python an image: an epoch of one-block images into 8-pixel views, where little else is left."""
-    count, size = 4000, 8
+def hand_over() -> float:
+    """Milliseconds of Python an image: an epoch of one-block images into small views, less what the kernels take of it.
+
+    Of the process's time on all its threads. It holds the GIL for nearly all of it.
+    """
+    count, batch, views = 4000, 100, ViewConfig.maskco(16)
     encoded = io.BytesIO()
     Image.new("RGB", (8, 8)).save(encoded, "JPEG", subsampling=0)  # one that goes the way of a photograph
     with tempfile.TemporaryDirectory() as folder:
@@ -112,15 +114,18 @@ def _hand_over() -> float:
                 member = tarfile.TarInfo(f"{number:06d}.jpg")
                 member.size = len(encoded.getvalue())
                 archive.addfile(member, io.BytesIO(encoded.getvalue()))
-        views = ViewConfig.moco_v2(size)
-        with make_loader(path, 100, views=views, backend="native", threads=1, index_folder=folder) as loader:
-            times = []
-            for _ in range(3):
-                began = time.perf_counter()
+        with make_loader(path, batch, views=views, backend="native", threads=1, index_folder=folder) as loader:
+            epochs = []
+            for _ in range(REPEATS + 1):
+                began = time.process_time()
                 for _ in loader:
                     continue
-                times.append(time.perf_counter() - began)
-    return 1000 * min(times) / count
+                epochs.append(time.process_time() - began)
+    renderer, out = JpegRenderer(views), np.empty((2, batch, views.size, views.size, 3), np.float32)
+    rows = plan(views, 0, 0, np.arange(batch), np.full(batch, 8), np.full(batch, 8))
+    arguments = [encoded.getvalue()] * batch, np.full((batch, 2), 8), rows, np.arange(batch), out
+    kernels = [_milliseconds(lambda: renderer.render_jpegs(*arguments)) for _ in range(REPEATS + 1)]
+    return 1000 * statistics.median(epochs[1:]) / count - statistics.median(kernels[1:]) / batch
 
 
 def print_stages(setting: "Setting") -> None:
