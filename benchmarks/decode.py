@@ -69,18 +69,23 @@ class Ways:
     def __init__(self, views: ViewConfig) -> None:
         self.views, self.renderer = views, JpegRenderer(views)
         self.exact, self.quick = Decoder(), Decoder(fast=True)
+        self.hasty = JpegRenderer(views)
+        self.hasty.whole = False
 
     def libjpeg(self, data: bytes, sample: np.void, row: np.ndarray) -> Region:
         return self.exact.decode(data, sample), 0, 0, row
 
     def ours(self, data: bytes, sample: np.void, row: np.ndarray) -> Region:
-        region = self.renderer.decode(data, int(sample["height"]), int(sample["width"]), row)
+        return self._by(self.renderer, data, sample, row)
+
+    def _by(self, renderer: JpegRenderer, data: bytes, sample: np.void, row: np.ndarray) -> Region:
+        region = renderer.decode(data, int(sample["height"]), int(sample["width"]), row)
         return (*region, row) if region else self.libjpeg(data, sample, row)
 
     def fast(self, data: bytes, sample: np.void, row: np.ndarray) -> Region:
         shrink = int(shrinks_of(row[None], 2, self.views.size)[0])
         if shrink == 1:
-            return self.ours(data, sample, row)
+            return self._by(self.hasty, data, sample, row)
         image, shrink = self.quick.decode_scaled(data, sample, shrink)
         return image, 0, 0, shrunk(row, 2, shrink, *image.shape[:2])
 

@@ -215,8 +215,11 @@ def _sampling(frame, components):
 
 
 @leaf()
-def _decode_scan(data, clean, size, restarts, interval, across, down, region, components, scratch):
-    """Every block of the scan; of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where it ends badly."""
+def _decode_scan(data, clean, size, restarts, interval, across, down, region, components, whole, scratch):
+    """Every block of the scan; of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where it ends badly.
+
+    Unless `whole`, no further than the region's last row.
+    """
     frame, tables, quantisation, block, planes = (
         scratch.frame,
         scratch.tables,
@@ -229,7 +232,7 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
     until, done = interval, 0
     # Blocks are transformed in pairs; while one waits for the next, an MCU goes to the block memory's other half.
     first, waiting, waits_at, waits_stride = 0, -1, 0, 0
-    for my in range(down):
+    for my in range(down if whole else y2):
         for mx in range(across):
             if interval and until == 0:
                 if done >= restarts or np.int64(at) - np.int64(count >> _U(3)) != scratch.restarts[done]:
@@ -280,6 +283,8 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                 return False
     if waiting >= 0:
         put_two_blocks(block, waiting, waiting, planes, waits_at, waits_stride, waits_at, waits_stride)
+    if not whole:
+        return True
     # All that is left must be the last byte's filling.
     return np.int64(at) - np.int64(count >> _U(3)) == size and done == restarts
 
@@ -357,12 +362,13 @@ def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows
 
 
 @jit()
-def decode_region(data, size, height, width, y, x, rows, columns, scratch, out):
+def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch, out):
     """Decode the part (y, x, rows, columns) of a JPEG of `size` bytes into `out`, in libjpeg's own levels.
 
     `data` uint8, at least `size` bytes; (`height`, `width`): the image's, else it is NOT_PLAIN; the region lies in it,
     y and x are even. `out` uint8, flat, at least 3 (rows columns + LANES); it then holds (rows, columns, 3). `scratch`
-    with room for the file and the region. Returns DECODED, or NOT_PLAIN with `out` undefined.
+    with room for the file and the region. Returns DECODED, or NOT_PLAIN with `out` undefined. Unless `whole`, the
+    stream is read no further than it must be, so that damage below the region goes unseen.
     """
     begin, its_height, its_width, components, interval = _read_headers(data, size, scratch)
     if begin == 0 or its_height != height or its_width != width or len(scratch.clean) < size + ROOM:
@@ -379,7 +385,7 @@ def decode_region(data, size, height, width, y, x, rows, columns, scratch, out):
     clean_size, restarts = _unstuff(data, begin, size, scratch.clean, scratch.restarts)
     scratch.block[:] = 0
     if clean_size < 0 or not _decode_scan(
-        data, scratch.clean, clean_size, restarts, interval, across, down, region, components, scratch
+        data, scratch.clean, clean_size, restarts, interval, across, down, region, components, whole, scratch
     ):
         return NOT_PLAIN
     corner = 8 * h * x1, 8 * v * y1

@@ -43,7 +43,7 @@ def _bytes_at(typing_context, address, size):
 
 
 @jit()
-def decode_crops(file, height, width, row, views, scratch, pixels):
+def decode_crops(file, height, width, row, views, whole, scratch, pixels):
     """The region of a JPEG that its crops need into `pixels`: (whether it is there, y, x, rows, columns).
 
     `file` (2,) int64: address and length; the rest as in `render_jpegs`.
@@ -60,23 +60,23 @@ def decode_crops(file, height, width, row, views, scratch, pixels):
     if 3 * (rows * columns + LANES) > len(pixels):
         return False, 0, 0, 0, 0
     data = _bytes_at(file[0], file[1])
-    decoded = decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels) == DECODED
+    decoded = decode_region(data, file[1], height, width, y, x, rows, columns, whole, scratch, pixels) == DECODED
     return decoded, y, x, rows, columns
 
 
 @jit()
 def render_jpegs(
-    files, sides, plans, numbers, views, mask, form, normalisation, jpeg_scratch, pixels, scratch, out, done
+    files, sides, plans, numbers, views, mask, form, normalisation, whole, jpeg_scratch, pixels, scratch, out, done
 ):
     """Render the views of JPEGs into `out[:, numbers]`, and note in `done` (n,) bool which are there.
 
     `files` (n, 2) int64: address and length of each; `sides` (n, 2) int64: height and width; `plans` (n, columns)
-    float32. `pixels` uint8, flat, with room for any of the images and its region's last vector. The rest as in
-    `render.render_views`.
+    float32. `whole`: see `jpeg.decode_region`; `pixels` uint8, flat, with room for any of the images and its
+    region's last vector. The rest as in `render.render_views`.
     """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
+            files[i], sides[i, 0], sides[i, 1], plans[i], views, whole, jpeg_scratch, pixels
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -84,11 +84,11 @@ def render_jpegs(
 
 
 @jit()
-def resize_jpegs(files, sides, plans, numbers, views, jpeg_scratch, pixels, scratch, out, done):
+def resize_jpegs(files, sides, plans, numbers, views, whole, jpeg_scratch, pixels, scratch, out, done):
     """`render_jpegs` up to the seam: crop, resize and flip into `out[:, numbers]`, (V, N, S, S, 3) uint8."""
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
+            files[i], sides[i, 0], sides[i, 1], plans[i], views, whole, jpeg_scratch, pixels
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -98,6 +98,8 @@ def resize_jpegs(files, sides, plans, numbers, views, jpeg_scratch, pixels, scra
 class JpegRenderer(Renderer):
     """A renderer that takes JPEGs too, several a call."""
 
+    whole = True
+    """Whether files are read to their end; otherwise damage below an image's crops goes unseen."""
     _file_bytes, _pixels = 0, np.empty(0, np.uint8)
 
     def render_jpegs(
@@ -118,6 +120,7 @@ class JpegRenderer(Renderer):
             self._mask,
             self._form,
             self._normalisation,
+            self.whole,
             self._jpeg_scratch,
             self._pixels,
             self._scratch,
@@ -132,7 +135,17 @@ class JpegRenderer(Renderer):
         """The seam: as `render_jpegs`, but crop, resize and flip only, into (V, N, S, S, 3) uint8."""
         where, done = self._prepare(files, sides, plans, numbers, out, np.dtype(np.uint8))
         resize_jpegs(
-            where, sides, plans, numbers, self._views, self._jpeg_scratch, self._pixels, self._scratch, out, done
+            where,
+            sides,
+            plans,
+            numbers,
+            self._views,
+            self.whole,
+            self._jpeg_scratch,
+            self._pixels,
+            self._scratch,
+            out,
+            done,
         )
         return done
 
@@ -143,7 +156,7 @@ class JpegRenderer(Renderer):
         """
         where = self._locate([file], np.array([[height, width]]))
         decoded, y, x, rows, columns = decode_crops(
-            where[0], height, width, row, self._views, self._jpeg_scratch, self._pixels
+            where[0], height, width, row, self._views, self.whole, self._jpeg_scratch, self._pixels
         )
         return (self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x) if decoded else None
 

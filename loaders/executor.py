@@ -28,6 +28,7 @@ class Executor:
         self._views = len(config.views.views)
         self._decode = Decoder(fast=config.decode == "fast").decode_scaled
         renderer = JpegRenderer(config.views, str(config.dtype).removeprefix("torch."))
+        renderer.whole = config.decode == "exact"
         self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
         if config.seam:
             self._render, self._render_jpegs = renderer.resize, renderer.resize_jpegs

@@ -44,11 +44,10 @@ def make_loader(
     MaskCo's by default. `backend`: one of `LOADERS`, or "auto", which is the native one. `dtype`: of the views; uint8
     for levels that are neither normalised nor masked. `seed`: with the epoch and the sample it decides everything
     random. `rank` and `world_size`: torch.distributed's or torchrun's unless given, looked up at the first `len()` or
-    `next()`. `threads`:
-    the CPUs that this process may use, unless given; `prefetch`: batches in the making at a time. `decode`: "exact", or
-    "fast" for libjpeg's fast IDCT and images decoded at a half, a quarter or an eighth where the crops allow.
-    `max_bad_share`: more
-    samples than this share failing to decode end the run. `index_folder`: where the shards' indexes are kept (default:
+    `next()`. `threads`: the CPUs that this process may use, unless given; `prefetch`: batches in the making at a time.
+    `decode`: "exact", or "fast", by which images whose crops allow are decoded at a half, a quarter or an eighth, with
+    libjpeg's fast IDCT, and of the others nothing below the crops is read. `max_bad_share`: more samples than this share
+    failing to decode end the run. `index_folder`: where the shards' indexes are kept (default:
     the user's cache folder); `progress(shards done, shards, samples)` is called while they are made. `remote`:
     how shards named by http://, https://, s3:// or pipe: are read.
 

@@ -189,8 +189,8 @@ class TrainConfig:
     loader_threads: int | None = None
     """Threads of the loader; None lets it choose."""
     decode: Literal["exact", "fast"] = "exact"
-    """fast: libjpeg's fast IDCT, and images decoded at a half, a quarter or an eighth where their crops allow (native
-    and ffcv)."""
+    """fast (native and ffcv): images whose crops allow are decoded at a half, a quarter or an eighth, by libjpeg's fast
+    IDCT; of the others nothing below the crops is read, so that damage there goes unseen."""
     seed: int = 0
     """Of the weights, the order and the plans."""
     checkpoint_every: int = 1000

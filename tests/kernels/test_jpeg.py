@@ -18,12 +18,12 @@ def scratch():
     return make_jpeg_scratch(1 << 18, 1 << 16)
 
 
-def decode(data, size, scratch, region=None):
+def decode(data, size, scratch, region=None, whole=True):
     """(verdict, pixels) of `region` (y, x, rows, columns), the whole image by default; nothing else is written."""
     y, x, rows, columns = region or (0, 0, *size)
     room = 3 * (rows * columns + LANES)
     out = np.full(room + 64, GUARD, np.uint8)
-    verdict = decode_region(np.frombuffer(data, np.uint8), len(data), *size, y, x, rows, columns, scratch, out)
+    verdict = decode_region(np.frombuffer(data, np.uint8), len(data), *size, y, x, rows, columns, whole, scratch, out)
     assert (out[room:] == GUARD).all()
     return verdict, out[: 3 * rows * columns].reshape(rows, columns, 3)
 
@@ -70,6 +70,16 @@ def test_regions_equal_their_part_of_the_whole(sampling, scratch):
         verdict, pixels = decode(data, size, scratch, (y, x, rows, columns))
         assert verdict == DECODED
         np.testing.assert_array_equal(pixels, whole[y : y + rows, x : x + columns])
+
+
+def test_damage_below_a_region_is_seen_only_by_reading_on(scratch):
+    data, size = jpeg(160, 96, "4:2:0", quality=90), (160, 96)
+    cut = data[: len(data) * 3 // 4] + b"\xff\xd9"
+    for whole, verdict in ((True, NOT_PLAIN), (False, DECODED)):
+        got, pixels = decode(cut, size, scratch, (20, 0, 40, 90), whole)
+        assert got == verdict
+    np.testing.assert_array_equal(pixels, decode_reference(data)[20:60, :90])
+    assert decode(cut, size, scratch, whole=False)[0] == NOT_PLAIN
 
 
 def test_what_is_not_plain_is_left(scratch):
