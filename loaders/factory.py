@@ -46,10 +46,10 @@ def make_loader(
     random. `rank` and `world_size`: torch.distributed's or torchrun's unless given, looked up at the first `len()` or
     `next()`. `threads`: the CPUs that this process may use, unless given; `prefetch`: batches in the making at a time.
     `decode`: "exact", or "fast", by which images whose crops allow are decoded at a half, a quarter or an eighth, with
-    libjpeg's fast IDCT, and of the others nothing below the crops is read. `max_bad_share`: more samples than this share
-    failing to decode end the run. `index_folder`: where the shards' indexes are kept (default:
-    the user's cache folder); `progress(shards done, shards, samples)` is called while they are made. `remote`:
-    how shards named by http://, https://, s3:// or pipe: are read.
+    libjpeg's fast IDCT, and of the others nothing below the crops is read. `max_bad_share`: more samples than this
+    share failing to decode end the run. `index_folder`: where the shards' indexes are kept (default: the user's cache
+    folder); `progress(shards done, shards, samples)` is called while they are made. `remote`: how shards named by
+    http://, https://, s3:// or pipe: are read.
 
     FileNotFoundError where a pattern matches nothing or a server has no such shard, RemoteError where one cannot be had
     (the iterator raises them too), EmptyDataset where no sample is usable, ValueError for options
