@@ -1,0 +1,138 @@
+"""Whether it matters to a run which loader feeds it: the losses of all four, on the same samples in the same order.
+
+    python benchmarks/loss_curves.py --shards 'shards/in1k-sample-{0000..0003}.tar' --out runs/loaders
+
+Trains MaskCo's `cpu_small` network from the same weights with each loader (FFCV's reads a .beton of the shards), and
+twice more for the noise: with initial weights changed by a millionth of themselves, which is what other rounding does
+to a run, and with the weights of another seed. Writes a run folder for each, loss-curves.png and loss-curves.json, and
+prints how far each run is from the reference loader's.
+"""
+
+import dataclasses
+import json
+import pathlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from maskco_fast.bench import machine
+from maskco_fast.config import ModelConfig
+from maskco_fast.loaders import Dataset, make_loader
+from maskco_fast.loaders.beton_writer import write_beton
+from maskco_fast.methods import make_method
+from maskco_fast.pictures import read_metrics, running_mean
+from maskco_fast.recipes import cpu_small
+from maskco_fast.trainer import Trainer
+
+CHANGE = 1e-6
+"""Relative change of the weights: some ten float32 roundings."""
+NOISE = {"rounding": f"reference, weights changed by {CHANGE}", "weights": "reference, other weights"}
+"""Runs with the reference loader by which the others' distance from it is judged."""
+RUNS = {"reference": "reference", **NOISE, "native": "native", "dali": "dali", "ffcv": "ffcv"}
+"""Folder of each run to what is said of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train with each loader and compare the losses."""
+
+    shards: tuple[str, ...]
+    """Tar shards or folders of images."""
+    out: pathlib.Path = pathlib.Path("runs/loaders")
+    """Where the runs and the picture go; it must not hold such runs already."""
+    steps: int = 200
+    """Optimiser steps of each run."""
+    batch_size: int = 16
+    """Images a step, one group."""
+    size: int = 64
+    """Side of the views, pixels."""
+    seed: int = 0
+    """Of order, plans and weights."""
+
+
+def losses(options: Options, name: str, source: Dataset) -> np.ndarray:
+    """(steps,) losses of the run `name` of `RUNS`."""
+    config = dataclasses.replace(
+        cpu_small(),
+        run_dir=options.out / name,
+        max_steps=options.steps,
+        batch_size=options.batch_size,
+        model=ModelConfig(trunk="resnet18", view_size=options.size, group_size=options.batch_size),
+        seed=options.seed,
+        precision="fp32",
+        tensorboard=False,
+        resume=False,
+        log_every=options.steps,
+    )
+    weights = make_method(dataclasses.replace(config, seed=options.seed + 1) if name == "weights" else config)
+    if name == "rounding":
+        random = torch.Generator().manual_seed(options.seed)
+        with torch.no_grad():
+            for parameter in weights.parameters():
+                parameter *= 1 + CHANGE * torch.randn(parameter.shape, generator=random)
+    backend = "reference" if name in NOISE else name
+    common = {"views": weights.views, "seed": options.seed, "rank": 0, "world_size": 1}
+    with make_loader(source, options.batch_size, backend=backend, **common) as loader:
+        Trainer(config, weights, loader).fit()
+    return read_metrics(config.run_dir / "metrics.jsonl")["loss"]
+
+
+def compare(options: Options) -> dict[str, np.ndarray]:
+    """By run: its losses. The reference loader's three are first."""
+    dataset = Dataset.open(options.shards)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "same.beton"
+    write_beton(dataset, path, check=False)
+    beton = Dataset.open([str(path)])
+    return {name: losses(options, name, beton if name == "ffcv" else dataset) for name in RUNS}
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """(mean, largest) difference of the losses, nats, the largest of means over a tenth of the run."""
+    window = max(len(one) // 10, 1)
+    smooth = np.abs(np.subtract(running_mean(one, window), running_mean(other, window)))
+    return float(np.abs(one - other).mean()), float(smooth.max())
+
+
+def picture(curves: dict[str, np.ndarray], out: pathlib.Path, title: str) -> None:
+    """The losses as they are, and below them their running means' distance from the reference loader's."""
+    figure = Figure(figsize=(8, 7), dpi=100, layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    truth = curves["reference"]
+    steps, window = np.arange(1, len(truth) + 1), max(len(truth) // 10, 1)
+    for name, curve in curves.items():
+        style = {"color": "#a0a0a0", "linestyle": "--" if name == "rounding" else ":"} if name in NOISE else {}
+        smooth = running_mean(curve, window)
+        top.plot(steps, smooth, label=RUNS[name], linewidth=1.2, **style)
+        bottom.plot(steps, np.abs(smooth - running_mean(truth, window)), linewidth=1.2, **style)
+    top.set_title(title, fontsize=9, loc="left")
+    top.set_ylabel(f"loss (nats), mean of {window} steps")
+    bottom.set_ylabel("distance from the reference's")
+    bottom.set_xlabel("step")
+    top.legend(fontsize=8)
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    figure.savefig(out)
+
+
+def main(options: Options) -> None:
+    """Train, write the picture and the numbers, print the table."""
+    curves = compare(options)
+    picture(
+        curves, options.out / "loss-curves.png", f"{options.steps} steps of {options.batch_size} images; {machine()}"
+    )
+    text = json.dumps({name: curve.tolist() for name, curve in curves.items()}, indent=1)
+    (options.out / "loss-curves.json").write_text(text + "\n")
+    print(f"{machine()}; {options.steps} steps of {options.batch_size} images, {options.size} pixels, float32")
+    print("| run | mean difference a step | largest, of means over a tenth of the run | last tenth's mean loss |")
+    print("|---|---|---|---|")
+    for name, curve in curves.items():
+        mean, largest = difference(curve, curves["reference"])
+        print(f"| {RUNS[name]} | {mean:.4f} | {largest:.4f} | {curve[-max(options.steps // 10, 1) :].mean():.3f} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
