@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import encode, picture, write_tar
+from conftest import encode, picture, skip_without_packages, write_tar
 
 from maskco_fast.beton import BetonConfig, beton
 from maskco_fast.kernels import headers
@@ -47,8 +47,9 @@ def test_the_original_bytes_are_kept(make_shards, write):
     assert mine.locate(25)[0].path == dataset.locate(25)[0].path
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", ["native", "dali", "reference"])
 def test_a_beton_trains_as_its_shards_do(make_shards, write, backend):
+    skip_without_packages(backend)
     shards = make_shards(2, 12, bad=(3,))
     _, path, _ = write(shards)
     with make_loader(shards, 8, views=VIEWS, backend=backend, seed=4) as loader:
