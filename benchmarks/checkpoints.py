@@ -77,7 +77,7 @@ def main(options: Options) -> None:
                         f"round {number + 1}: {path.stat().st_size / 2**20:.0f} MiB; copied in {1e3 * copied:.0f} ms, "
                         f"written beside {len(beside)} steps in {written:.1f} s; at once {at_once:.1f} s; "
                         f"a step {1e3 * statistics.median(alone):.0f} ms alone, "
-                        f"{1e3 * statistics.median(beside):.0f} ms beside",
+                        f"{1e3 * statistics.median(beside):.0f} ms beside and at most {1e3 * max(beside):.0f}",
                         flush=True,
                     )
 

@@ -7,8 +7,7 @@ import hashlib
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -32,16 +31,18 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -
     path = folder / f"step-{step:09d}.pt"
     temporary = folder / f".{path.name}.{os.getpid()}"
     try:
-        _write_whole(temporary, lambda file: torch.save({"version": VERSION, "step": step, **state}, file))
-        digest = _digest(temporary)
+        # By name, not to an open file: torch then writes without the GIL, which the training steps want.
+        torch.save({"version": VERSION, "step": step, **state}, str(temporary))
+        _sync(temporary)
         checksum_temporary = folder / f".{path.name}.sha256.{os.getpid()}"
-        _write_whole(checksum_temporary, lambda file: file.write(f"{digest}  {path.name}\n".encode()))
+        checksum_temporary.write_text(f"{_digest(temporary)}  {path.name}\n")
+        _sync(checksum_temporary)
         # The checksum first: whatever is called a checkpoint has one.
         os.replace(checksum_temporary, _checksum_path(path))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(folder)
+    _sync(folder)  # the renames themselves
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
         _checksum_path(old).unlink(missing_ok=True)
@@ -93,24 +94,17 @@ def _checksum_path(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _write_whole(path: pathlib.Path, write: Callable[[IO[bytes]], object]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _digest(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    digest, chunk = hashlib.sha256(), memoryview(bytearray(1 << 24))  # large, so that it seldom asks for the GIL
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
     return digest.hexdigest()
 
 
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Put the renames themselves on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: pathlib.Path) -> None:
+    """Put a file, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,6 +1,8 @@
 """Checkpoints written beside the steps: a copy of the state is taken at once, a thread brings it to the disk."""
 
+import os
 import pathlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -9,6 +11,9 @@ from typing import Any
 import torch
 
 from maskco_fast import checkpoint
+
+NICENESS = 10
+"""Of the writing thread, in Linux's terms: a tenth of the share of a thread that it competes with."""
 
 
 class Snapshot:
@@ -58,6 +63,14 @@ def _alike(buffer: torch.Tensor, value: torch.Tensor) -> bool:
     return same_layout and buffer.is_pinned() == value.is_cuda
 
 
+def _give_way() -> None:
+    """Let this thread have little but the time that others leave: on Linux each thread has a niceness of its own.
+
+    OpenMP's threads wait for each other many times a step, so that one which loses its core holds up all of them.
+    """
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 class CheckpointWriter:
     """Saves checkpoints in a thread, one at a time. As a context manager it ends with the last one on the disk.
 
@@ -68,7 +81,7 @@ class CheckpointWriter:
         self._folder = folder
         self._keep = keep
         self._snapshot = Snapshot()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_give_way)
         self._pending: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Any], *, first: Callable[[], object]) -> None:

@@ -71,8 +71,8 @@ def test_nothing_and_nothing_intact_are_different(tmp_path):
 def test_a_crash_while_writing_leaves_the_older_ones_and_no_half_file(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, state(1), keep=1)
 
-    def full_disk(state, file):
-        file.write(b"half")
+    def full_disk(state, path):
+        pathlib.Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
