@@ -28,6 +28,7 @@ from maskco_fast.loaders import Dataset
 from maskco_fast.loaders.decode import Decoder
 from maskco_fast.loaders.regions import shrinks_of, shrunk
 
+VIEWS = ViewConfig.maskco()
 WAYS = ("libjpeg", "ours", "fast")
 Region = tuple[np.ndarray, int, int, np.ndarray]
 """Pixels of a part of an image, its y and x, and the plan row with crops in its pixels."""
@@ -66,24 +67,22 @@ def as_dataset(path: pathlib.Path, encoded: Iterator[bytes]) -> Dataset:
 class Ways:
     """How an image is decoded: by libjpeg-turbo in whole, by the loaders' own decoder where it can, and fast."""
 
-    def __init__(self, views: ViewConfig) -> None:
-        self.views, self.renderer = views, JpegRenderer(views)
+    def __init__(self) -> None:
         self.exact, self.quick = Decoder(), Decoder(fast=True)
-        self.hasty = JpegRenderer(views)
+        self.renderer, self.hasty = JpegRenderer(VIEWS), JpegRenderer(VIEWS)
         self.hasty.whole = False
 
-    def libjpeg(self, data: bytes, sample: np.void, row: np.ndarray) -> Region:
+    def libjpeg(self, data: bytes, sample: np.void, row: np.ndarray, shrink: int) -> Region:
         return self.exact.decode(data, sample), 0, 0, row
 
-    def ours(self, data: bytes, sample: np.void, row: np.ndarray) -> Region:
+    def ours(self, data: bytes, sample: np.void, row: np.ndarray, shrink: int) -> Region:
         return self._by(self.renderer, data, sample, row)
 
     def _by(self, renderer: JpegRenderer, data: bytes, sample: np.void, row: np.ndarray) -> Region:
         region = renderer.decode(data, int(sample["height"]), int(sample["width"]), row)
-        return (*region, row) if region else self.libjpeg(data, sample, row)
+        return (*region, row) if region else self.libjpeg(data, sample, row, 1)
 
-    def fast(self, data: bytes, sample: np.void, row: np.ndarray) -> Region:
-        shrink = int(shrinks_of(row[None], 2, self.views.size)[0])
+    def fast(self, data: bytes, sample: np.void, row: np.ndarray, shrink: int) -> Region:
         if shrink == 1:
             return self._by(self.hasty, data, sample, row)
         image, shrink = self.quick.decode_scaled(data, sample, shrink)
@@ -92,11 +91,11 @@ class Ways:
 
 def measure(name: str, dataset: Dataset, options: Options) -> str:
     """One line of the table."""
-    views = ViewConfig.maskco(224)
     count = min(options.images, len(dataset))
     samples, data = dataset.samples[:count], [dataset.read(index) for index in range(count)]
-    rows = plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
-    ways = Ways(views)
+    rows = plan(VIEWS, 0, 0, samples["sample_id"], samples["height"], samples["width"])
+    shrinks = shrinks_of(rows, 2, VIEWS.size).tolist()
+    ways = Ways()
     seams = {name: np.empty((2, count, 224, 224, 3), np.uint8) for name in WAYS}
     decoding: dict[str, list[float]] = {name: [] for name in WAYS}
     whole: dict[str, list[float]] = {name: [] for name in WAYS}
@@ -105,7 +104,7 @@ def measure(name: str, dataset: Dataset, options: Options) -> str:
             decode, decoded, rendered = getattr(ways, way), 0.0, 0.0
             for n in range(count):
                 began = time.perf_counter()
-                *region, row = decode(data[n], samples[n], rows[n])
+                *region, row = decode(data[n], samples[n], rows[n], shrinks[n])
                 between = time.perf_counter()
                 ways.renderer.resize(*region, row, seams[way], n)
                 rendered += time.perf_counter() - between
@@ -116,7 +115,7 @@ def measure(name: str, dataset: Dataset, options: Options) -> str:
     gains = "".join(
         f"{statistics.median(a / b for a, b in zip(whole['libjpeg'][1:], whole[way][1:])):6.2f}x" for way in WAYS[1:]
     )
-    smaller = np.mean(shrinks_of(rows, 2, views.size) > 1)
+    smaller = np.mean(np.array(shrinks) > 1)
     assert (seams["ours"] == seams["libjpeg"]).all(), "our decoder's pixels differ from libjpeg's"
     apart = np.abs(seams["libjpeg"].astype(np.int16) - seams["fast"])
     size = np.mean([len(one) for one in data]) / 1000

@@ -29,9 +29,9 @@ from maskco_fast.bench import machine
 from maskco_fast.config import MaskCoConfig, ModelConfig
 from maskco_fast.demo import demo_shards
 from maskco_fast.kernels import augment_torch
-from maskco_fast.kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.kernels.augment_triton import Workspace
 from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
+from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader
 from maskco_fast.loaders.device import SLOTS
 from maskco_fast.model import RegionEncoder

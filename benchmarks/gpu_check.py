@@ -28,9 +28,9 @@ from gpu_peers import PEERS
 
 from maskco_fast.bench import machine
 from maskco_fast.kernels import augment_torch, augment_triton
-from maskco_fast.kernels.augment_reference import IMAGENET_STD, augment_reference, finish_reference
+from maskco_fast.kernels.augment_reference import augment_reference, finish_reference
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FLOATS, plan
-from maskco_fast.kernels.views import ViewConfig, plan_dtype
+from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig, plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
 HALF_UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 0.0}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torchvision.transforms import v2
 
-from maskco_fast.kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
+from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 
 Call = Callable[[], Any]
 BLUR_WINDOW = 23

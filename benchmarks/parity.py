@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from maskco_fast.bench import machine
-from maskco_fast.kernels.augment_reference import IMAGENET_STD
+from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Batch, Dataset, Loader, LoaderConfig, ViewConfig, make_loader
 from maskco_fast.loaders.beton_writer import write_beton
 from maskco_fast.loaders.dali import DaliLoader

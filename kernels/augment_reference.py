@@ -11,12 +11,7 @@ import numpy as np
 import torch
 import torchvision.transforms.functional as F
 
-from .views import BRIGHTNESS, CONTRAST, HUE, SATURATION
-
-SOLARIZE_THRESHOLD = 128
-"""Levels from here on are inverted (BYOL; torchvision's and timm's default)."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Per channel, of levels in 0..1 (torchvision's pretrained models; SPEC 1)."""
+from .views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SATURATION, SOLARIZE_THRESHOLD
 
 _JITTER = {
     BRIGHTNESS: F.adjust_brightness,

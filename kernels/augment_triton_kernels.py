@@ -11,7 +11,7 @@ around it, C columns of half of those.
 import triton
 import triton.language as tl
 
-from . import augment_reference, augment_torch, plan, views
+from . import augment_torch, plan, views
 from .augment_triton_pixels import load_levels, store_pixels
 
 BRIGHTNESS = tl.constexpr(views.BRIGHTNESS)
@@ -28,13 +28,13 @@ SOLARIZE = tl.constexpr(plan.SOLARIZE)
 GRAY_RED = tl.constexpr(augment_torch.GRAY_WEIGHTS[0])
 GRAY_GREEN = tl.constexpr(augment_torch.GRAY_WEIGHTS[1])
 GRAY_BLUE = tl.constexpr(augment_torch.GRAY_WEIGHTS[2])
-THRESHOLD = tl.constexpr(augment_reference.SOLARIZE_THRESHOLD)
-MEAN_RED = tl.constexpr(augment_reference.IMAGENET_MEAN[0])
-MEAN_GREEN = tl.constexpr(augment_reference.IMAGENET_MEAN[1])
-MEAN_BLUE = tl.constexpr(augment_reference.IMAGENET_MEAN[2])
-DEVIATION_RED = tl.constexpr(augment_reference.IMAGENET_STD[0])
-DEVIATION_GREEN = tl.constexpr(augment_reference.IMAGENET_STD[1])
-DEVIATION_BLUE = tl.constexpr(augment_reference.IMAGENET_STD[2])
+THRESHOLD = tl.constexpr(views.SOLARIZE_THRESHOLD)
+MEAN_RED = tl.constexpr(views.IMAGENET_MEAN[0])
+MEAN_GREEN = tl.constexpr(views.IMAGENET_MEAN[1])
+MEAN_BLUE = tl.constexpr(views.IMAGENET_MEAN[2])
+DEVIATION_RED = tl.constexpr(views.IMAGENET_STD[0])
+DEVIATION_GREEN = tl.constexpr(views.IMAGENET_STD[1])
+DEVIATION_BLUE = tl.constexpr(views.IMAGENET_STD[2])
 HUE_SCALE = tl.constexpr((255 + 1.0 - 1e-3) / 255)
 """Levels pass through 0..1 and back in torchvision's hue, which multiplies by 255.999 on the way back."""
 ROUNDING = tl.constexpr(1.5 * 2**23)

@@ -8,6 +8,10 @@ import numpy as np
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Numbers of the four colour-jitter operations, as they stand in a plan's `order`."""
+SOLARIZE_THRESHOLD = 128
+"""Levels from here on are inverted (BYOL; torchvision's and timm's default)."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Per channel, of levels in 0..1 (torchvision's pretrained models; SPEC 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)

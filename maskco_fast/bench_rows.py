@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from maskco_fast.kernels.augment_reference import IMAGENET_STD
+from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Batch, Dataset, ViewConfig, make_loader
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.decode import Decoder

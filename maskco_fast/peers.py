@@ -16,7 +16,7 @@ from torchvision import transforms
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
-from maskco_fast.kernels.augment_reference import IMAGENET_MEAN, IMAGENET_STD
+from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import Dataset
 
 if TYPE_CHECKING:

@@ -42,6 +42,7 @@ __import__(sys.argv[1])
 after = state()
 changed = [name for name in before if before[name] != after[name]]
 assert not changed, f"importing {sys.argv[1]} changed: {changed}"
+assert "torchvision" not in sys.modules, "the loaders' first batch would wait another second"
 """
 
 

@@ -21,9 +21,9 @@ from test_augment_torch import HALF_UNIT, ORDERS, expected_levels, make_rows, ma
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskco_fast.kernels import augment_torch, augment_triton
-from maskco_fast.kernels.augment_reference import IMAGENET_STD, finish_reference
+from maskco_fast.kernels.augment_reference import finish_reference
 from maskco_fast.kernels.plan import BLUR_SIGMA, SOLARIZE, VIEW_FLOATS, plan
-from maskco_fast.kernels.views import View, ViewConfig
+from maskco_fast.kernels.views import IMAGENET_STD, View, ViewConfig
 
 MARGIN = 64
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)

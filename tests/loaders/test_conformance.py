@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import encode, picture, write_tar
 
-from maskco_fast.kernels.augment_reference import IMAGENET_STD
+from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import TooManyBadSamples, ViewConfig, make_loader
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))

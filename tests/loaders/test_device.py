@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from maskco_fast.kernels.augment_reference import IMAGENET_STD
+from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.loaders.device import SLOTS, CudaStreams, DeviceStage, InOrder
 
