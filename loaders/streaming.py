@@ -134,7 +134,7 @@ class StreamDataset(Dataset):
     def _open(self, url: str, stop: threading.Event) -> io.BufferedIOBase:
         if not is_remote(url):
             return open(url, "rb")
-        return io.BufferedReader(_Stream(self.store, self.store.look_up(url, stop), stop), 1 << 20)
+        return io.BufferedReader(_Stream(self.store, self.store.look_up(url, stop, sure=True), stop), 1 << 20)
 
     def _shard_damaged(self, error: Exception) -> bool:
         """webdataset's handler: goes on with the next shard after one that is no archive, or not a whole one."""
