@@ -35,7 +35,8 @@ def cpu_small(method: str = "maskco") -> TrainConfig:
     .03 leaves .00375. The key network's momentum is .95: the paper's .999 averages over a thousand steps, more than
     such a run has. (150 steps at 64 pixels on 1000 ImageNet images ended at 5.66 with momentum .99 and at 5.55 with
     .95; rates from .03 to .12 differed by .05.) MoCo v2 has a queue that such a run fills, and groups of 8 for its
-    shuffle; NPID as many negatives.
+    shuffle. NPID has as many negatives, and the softmax: with NCE's fixed partition function the loss on a few thousand
+    images rose to hundreds in the first epochs, while the bank filled with features that were still much alike.
     """
     return _short("cpu_small", method, max_steps=300, checkpoint_every=50, view_size=96)
 
@@ -58,7 +59,7 @@ def _short(recipe: str, method: str, *, max_steps: int, checkpoint_every: int, v
         model=ModelConfig(trunk="resnet18", view_size=view_size, group_size=8 if method == "moco_v2" else 32),
         maskco=MaskCoConfig(momentum=0.95),
         moco_v2=MoCoV2Config(queue=1024, momentum=0.95),
-        npid=NPIDConfig(negatives=1024),
+        npid=NPIDConfig(objective="softmax", negatives=1024),
         optimizer=_SHORT_OPTIMIZERS[method],
     )
 
