@@ -214,6 +214,9 @@ class TrainConfig:
     other CPUs, where bf16 is emulated and took 1.8-2.3 times as long. fp16 wants CUDA."""
     compile: bool = False
     """Pass the method through torch.compile (a C++ compiler is needed on the CPU)."""
+    cuda_graphs: bool = False
+    """Pass it through torch.compile so that its forward and backward pass are replayed as CUDA graphs. CUDA only, and
+    not run on a GPU yet."""
     method: str = "maskco"
     """What is learned: maskco, moco_v2, simclr or npid. The recipe's defaults are the method's."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -263,6 +266,7 @@ FREE_TO_CHANGE = frozenset(
             "device",
             "precision",
             "compile",
+            "cuda_graphs",
             "shards",
             "remote",
         ),

@@ -8,7 +8,7 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,13 +76,20 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step = 0
         self._parallel = self._make_parallel() if self.world.size > 1 else None
-        forward = self._parallel if self._parallel is not None else self.method
-        self._forward = torch.compile(forward) if config.compile else forward
+        self._forward = self._make_forward()
         self.bad_samples = Quarantine()
         """What all ranks had quarantined at the last checkpoint; on rank 0."""
         self._ended = 0.0
         waits = self.device.type == "cuda" or self.world.size > 1
         self._readings = Readings(config.log_every if waits else 1, self.world)
+
+    def _make_forward(self) -> Callable[[Batch], dict[str, torch.Tensor]]:
+        forward = self._parallel if self._parallel is not None else self.method
+        if self.config.cuda_graphs:
+            if self.device.type != "cuda":
+                raise ValueError(f"--cuda-graphs wants CUDA, and the device is {self.device}; leave it out")
+            return torch.compile(forward, mode="reduce-overhead")
+        return torch.compile(forward) if self.config.compile else forward
 
     def _make_parallel(self) -> DistributedDataParallel:
         """Gradients averaged over the ranks while the backward pass goes on. Buffers stay each rank's own."""
@@ -201,10 +208,10 @@ class Trainer:
                     RuntimeWarning,
                     stacklevel=2,
                 )
+        self.loader.load_state_dict(state["loader"])  # first: it says so where the shards are others
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.loader.load_state_dict(state["loader"])
         torch.set_rng_state(state["random"]["torch"])
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
@@ -220,7 +227,7 @@ class Trainer:
             "torch": str(torch.__version__),
             "device": self.device.type,
             "precision": self.precision,
-            "compile": self.config.compile,
+            "compile": self.config.compile or self.config.cuda_graphs,
         }
 
     def _batches(self) -> Iterator[Batch]:

@@ -310,6 +310,11 @@ def test_bf16_autocast_on_the_cpu_trains(tmp_path):
     assert mixed == pytest.approx(plain, rel=0.05)
 
 
+def test_cuda_graphs_want_cuda(tmp_path):
+    with pytest.raises(ValueError, match="--cuda-graphs wants CUDA"):
+        tiny_trainer(tiny_config(tmp_path, cuda_graphs=True))
+
+
 def test_device_and_precision():
     cpu = torch.device("cpu")
     assert choose_device("cpu") == cpu
