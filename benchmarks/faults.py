@@ -3,13 +3,13 @@
     python benchmarks/faults.py [--shards 'in1k-sample-0000.tar' …] [--every 3]
 
 Every row is one epoch from an empty cache and an empty index folder, in which every so many-th request of a method
-meets the fault. Printed: how many did, how long the epoch took (the first row, without faults, for comparison), whether
-the ids and the pixels are those of the local shards, and what the reader took the faults for. Then the faults that do
-not end, with the error that ends the run.
+for a shard meets the fault. Printed: how many did, how long the epoch took (the first row, without faults, for
+comparison), whether the ids and the pixels are those of the local shards, and what the reader took the faults for. Then
+the faults that do not end, with the error that ends the run.
 """
 
+import collections
 import contextlib
-import itertools
 import logging
 import os
 import pathlib
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 import tyro
-from faulty_server import BODY_FAULTS, HEAD_FAULTS, FaultPlan, FaultyServer, always, no_faults, put_into_s3
+from faulty_server import BODY_FAULTS, HEAD_FAULTS, Exchange, FaultPlan, FaultyServer, always, no_faults, put_into_s3
 
 from maskco_fast.bench import machine
 from maskco_fast.demo import demo_shards
@@ -40,16 +40,23 @@ class Options:
     shards: tuple[str, ...] = ()
     """Tar shards on this machine; none: scenes drawn for the purpose."""
     every: int = 3
-    """Every so many-th request of the kind fails."""
+    """Every so many-th request of the kind for a shard fails."""
     size: int = 96
     """Side of the views, pixels."""
     batch_size: int = 32
 
 
 def every(number: int, method: str, fault: str) -> FaultPlan:
-    """Every so many-th request of a method fails, the first one included."""
-    asked = itertools.count()
-    return lambda exchange: fault if exchange.method == method and next(asked) % number == 0 else None
+    """Every so many-th request of a method for a shard fails, the first one included."""
+    asked: collections.Counter[str] = collections.Counter()
+
+    def plan(exchange: Exchange) -> str | None:
+        if exchange.method != method:
+            return None
+        asked[exchange.path] += 1
+        return fault if asked[exchange.path] % number == 1 % number else None
+
+    return plan
 
 
 @dataclass
@@ -154,7 +161,7 @@ def matrix(paths: list[str], options: Options) -> None:
     """Print it for these shards, which lie in one folder."""
     samples = len(Dataset.open(paths))
     print(machine())
-    print(f"{samples} images in {len(paths)} shards; one in {options.every} requests of the method fails\n")
+    print(f"{samples} images in {len(paths)} shards; one in {options.every} requests of the method for a shard fails\n")
     print(f"{'source':<14}{'method':<7}{'fault':<22}{'injected':>9}{'seconds':>9}  same as local  met by the reader as")
     warnings.simplefilter("ignore", UserWarning)  # of long trouble: the matrix tells of it
     with sources(paths) as served:

@@ -13,7 +13,7 @@ from .dataset import Dataset, EmptyDataset
 from .factory import LOADERS, make_loader
 from .loader import Loader
 from .quarantine import Quarantine, TooManyBadSamples
-from .remote import RemoteConfig, RemoteError
+from .remote import ReadEnded, RemoteConfig, RemoteError
 from .request import LoaderConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Loader",
     "LoaderConfig",
     "Quarantine",
+    "ReadEnded",
     "RemoteConfig",
     "RemoteError",
     "TooManyBadSamples",

@@ -112,6 +112,9 @@ class Dataset:
     def leave(self) -> None:
         """The batches are not wanted any more: until others are, reading waits for no server."""
 
+    def interrupt(self) -> None:
+        """Until `close`, no reading waits for a server: what is not here raises ReadEnded. Any thread's."""
+
     def close(self) -> None:
         """Let go of the open files; they are opened anew when they are wanted."""
         self.reader.close()

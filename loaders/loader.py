@@ -122,6 +122,13 @@ class Loader(ABC):
         self._end_current()
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
 
+    def interrupt(self) -> None:
+        """End the waiting for servers, from any thread: until `close`, a batch that is not here raises ReadEnded.
+
+        The position stays, before that batch.
+        """
+        self.dataset.interrupt()
+
     def close(self) -> None:
         """End the running iterator and let go of the shards. The loader can be iterated again."""
         self._end_current()

@@ -4,7 +4,9 @@ Every request is small, bounded in time and checked for its length. One that fai
 and is random, so that many readers do not come back together; what has arrived before it stays.
 """
 
+import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import os
 import random
@@ -15,7 +17,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +29,8 @@ TOLD_AFTER = 10.0
 """Seconds of failures in a row after which a warning tells of them."""
 BELIEVED = 4
 """Answers in a row that a shard has changed, after which it has: a server may tell a wrong length twice."""
+STOP_POLL = 0.05
+"""Seconds between two looks whether a request is still wanted."""
 NEVER = threading.Event()
 """The `stop` of those who wait for as long as it takes."""
 
@@ -148,7 +152,7 @@ class RemoteStore:
 
     def _ask(self, url: str, stop: threading.Event) -> RemoteShard:
         system = self._system(url)
-        facts = self._persist(url, stop, lambda: system.info(url, timeout=self.config.timeout))
+        facts = self._persist(url, stop, lambda: self._answer(system, system._info(url), stop))
         if facts.get("size") is None:
             raise RemoteError(
                 f"{shown(url)}: the server does not tell its length, without which a cut download cannot be told from "
@@ -166,7 +170,7 @@ class RemoteStore:
             yield data
 
     def _range(self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event) -> bytes:
-        data = system.cat_file(shard.url, start=start, end=end, timeout=self.config.timeout)
+        data = self._answer(system, system._cat_file(shard.url, start=start, end=end), stop)
         if len(data) == shard.size:  # the server knows no ranges: what it sent is all that is left to read
             return data[start:]
         if len(data) != end - start:
@@ -211,6 +215,16 @@ class RemoteStore:
                 return
             except (OSError, subprocess.SubprocessError) as error:
                 trouble.met(error)
+
+    def _answer(self, system: Any, request: Coroutine[Any, Any, T], stop: threading.Event) -> T:
+        """What a request to one of fsspec's systems brings; it is cancelled after `timeout`, or once `stop` is set."""
+        bounded = asyncio.wait_for(request, self.config.timeout)
+        answer = asyncio.run_coroutine_threadsafe(bounded, system.loop)
+        while not concurrent.futures.wait([answer], STOP_POLL).done:
+            if stop.is_set():
+                answer.cancel()
+                raise ReadEnded("the read was ended")
+        return answer.result()
 
     def _persist(self, url: str, stop: threading.Event, request: Callable[[], T]) -> T:
         """The request's answer, asked for until it comes."""
@@ -267,9 +281,8 @@ def _open_http() -> Any:
 def _faults() -> tuple[type[BaseException], ...]:
     """What the file systems raise where a server or the way to it fails."""
     import aiohttp
-    from fsspec.exceptions import FSTimeoutError
 
-    found: list[type[BaseException]] = [OSError, FSTimeoutError, aiohttp.ClientError]
+    found: list[type[BaseException]] = [OSError, asyncio.TimeoutError, aiohttp.ClientError]
     with contextlib.suppress(ImportError):
         import botocore.exceptions
 
@@ -362,7 +375,6 @@ def _reason(error: BaseException) -> str:
         return str(error)
     name = type(error).__name__
     return {
-        "FSTimeoutError": "no answer in time",
         "TimeoutError": "no answer in time",
         "WrongLength": "wrong length",
     }.get(name, name)
@@ -403,12 +415,12 @@ class _Pipe:
         """Up to `STEP` bytes; none at the end. TimeoutError where nothing comes for `timeout` seconds."""
         output = self._process.stdout.fileno()  # type: ignore[union-attr]
         until = time.monotonic() + self._timeout
-        while not select.select([output], [], [], 0.2)[0]:
-            if stop.is_set():
-                raise ReadEnded("the read was ended")
+        while not stop.is_set():
+            if select.select([output], [], [], STOP_POLL)[0]:
+                return os.read(output, self.STEP)
             if time.monotonic() > until:
                 raise TimeoutError
-        return os.read(output, self.STEP)
+        raise ReadEnded("the read was ended")
 
     def check(self) -> None:
         """SubprocessError, with what the command said, unless it ended well."""

@@ -45,6 +45,7 @@ class RemoteDataset(Dataset):
         self.cache = cache
         self._ahead: Ahead | None = None
         self._stop = threading.Event()
+        self._interrupted = False
 
     @classmethod
     def index(
@@ -76,6 +77,8 @@ class RemoteDataset(Dataset):
         )
         indices = np.concatenate([np.empty(0, np.int64), *batches])
         self._stop = threading.Event()
+        if self._interrupted:  # before or while the new event took the old one's place
+            self._stop.set()
         remotes = [shard.remote for shard in self.shards]
         ahead = self._ahead = Ahead(self.cache, remotes, self._ends, indices, self._stop)
         in_work = config.prefetch + 1
@@ -104,9 +107,15 @@ class RemoteDataset(Dataset):
         if ahead is not None:
             ahead.close()
 
+    def interrupt(self) -> None:
+        """As `Dataset.interrupt`; shards that are in the cache are still read."""
+        self._interrupted = True
+        self._stop.set()
+
     def close(self) -> None:
         """End the downloads and let go of the open files. Idle connections close by themselves after some seconds."""
         self.leave()
+        self._interrupted = False
         super().close()
 
 

@@ -44,6 +44,7 @@ class StreamDataset(Dataset):
         self.shards, self.shard_sizes, self.bad = [], [], []
         self.samples: Any = _Window()
         self._reader: _Reader | None = None
+        self._interrupted = False
         self._quarantine: Quarantine | None = None
 
     def __len__(self) -> int:
@@ -72,6 +73,8 @@ class StreamDataset(Dataset):
         # a position in mid-epoch gets a shuffle of its own: what came before is not read again for the order's sake
         random = Random(f"{config.seed} {epoch} {consumed} {rank}")
         reader = self._reader = _Reader(self._passes(mine, config, epoch, random), 2 * config.batch_size)
+        if self._interrupted:  # before the new reader took the old one's place
+            reader.stop.set()
         for _ in range(count):
             yield np.array([self.samples.add(reader.next()) for _ in range(config.batch_size)], np.int64)
 
@@ -95,9 +98,17 @@ class StreamDataset(Dataset):
         if reader is not None:
             reader.close()
 
+    def interrupt(self) -> None:
+        """As `Dataset.interrupt`."""
+        self._interrupted = True
+        reader = self._reader
+        if reader is not None:
+            reader.stop.set()
+
     def close(self) -> None:
         """End the thread that reads."""
         self.leave()
+        self._interrupted = False
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
@@ -213,7 +224,8 @@ class _Reader:
     """The thread that reads ahead of the batches."""
 
     def __init__(self, source: Callable[[threading.Event], Iterator[Entry]], ahead: int) -> None:
-        self._stop = threading.Event()
+        self.stop = threading.Event()
+        """Set it to end the reading; `close` is still to be called."""
         self._ready: queue.Queue[Any] = queue.Queue(ahead)
         self._thread = threading.Thread(target=self._run, args=(source,), name="remote-stream", daemon=True)
         self._thread.start()
@@ -227,7 +239,7 @@ class _Reader:
 
     def close(self) -> None:
         """End the thread."""
-        self._stop.set()
+        self.stop.set()
         while self._thread.is_alive():
             try:
                 self._ready.get(timeout=0.05)  # it may wait for room
@@ -237,9 +249,9 @@ class _Reader:
 
     def _run(self, source: Callable[[threading.Event], Iterator[Entry]]) -> None:
         try:
-            for entry in source(self._stop):
+            for entry in source(self.stop):
                 self._ready.put(entry)
-                if self._stop.is_set():
+                if self.stop.is_set():
                     return
         except BaseException as error:  # handed to the consumer, who raises it
             self._ready.put(error)

@@ -73,6 +73,14 @@ class World:
         torch.distributed.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
+    def agree_to_stop(self, name: str | None) -> str | None:
+        """The signal that the run stops for, the same on every rank: `name` where this rank got one. Waits for all.
+
+        Before a step this costs nothing that the step's first exchange would not: it waits for the same ranks.
+        """
+        number = int(self.gather(torch.tensor(signal.Signals[name] if name else 0)).max())
+        return signal.Signals(number).name if number else None
+
     @contextlib.contextmanager
     def one_of_each_host_first(self) -> Iterator[None]:
         """Let local rank 0 do what fills a cache before the host's other ranks find it filled."""
@@ -127,37 +135,6 @@ def local_rank() -> int:
 def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
     """gloo has no exception class of its own; torch's DistError is NCCL's and the store's."""
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
-
-
-class StopVote:
-    """Makes all ranks stop after the same step once any of them was told to.
-
-    Each rank's answer travels while the next step computes, so that none waits; the run stops a step later for it.
-    """
-
-    def __init__(self, world: World) -> None:
-        self._group = world.control
-        self._answer = torch.zeros(1, dtype=torch.int64)
-        self._pending: Any = None
-
-    def __call__(self, name: str | None) -> str | None:
-        """After a step: the signal that this rank got, or None. Returns the one that the run stops for, or None."""
-        if self._group is None:
-            return name
-        decided = self.close()
-        self._answer = torch.tensor([signal.Signals[name] if name else 0])
-        operation = torch.distributed.ReduceOp.MAX
-        self._pending = torch.distributed.all_reduce(self._answer, operation, group=self._group, async_op=True)
-        return decided
-
-    def close(self) -> str | None:
-        """Wait for the last vote, as all ranks must before they part; its outcome."""
-        if self._pending is None:
-            return None
-        self._pending.wait()
-        self._pending = None
-        number = int(self._answer)
-        return signal.Signals(number).name if number else None
 
 
 @torch.no_grad()

@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> int:
             _tell_the_run(trainer, loader)
         stopped_by = trainer.fit()
         if world.leads:
-            _draw(trainer, loader)
+            _draw(trainer, loader, views=stopped_by is None)
             _tell_the_end(trainer, stopped_by, time.monotonic() - began)
     return SUCCESS
 
@@ -70,14 +70,15 @@ def _tell_the_run(trainer: Trainer, loader: Loader) -> None:
     )
 
 
-def _draw(trainer: Trainer, loader: Loader) -> None:
-    """loss.png and views.png."""
+def _draw(trainer: Trainer, loader: Loader, *, views: bool) -> None:
+    """loss.png and, where shards may still be read, views.png."""
     config, method = trainer.config, trainer.method
     metrics = config.run_dir / "metrics.jsonl"
     if metrics.stat().st_size:  # a run that is stopped before its first step has nothing to draw
         chance = method.chance_loss(config.batch_size)
         loss_picture(metrics, config.run_dir / "loss.png", chance=chance, title=f"{config.method}, {config.recipe}")
-        draw_views(loader.dataset, method.views, config.run_dir / "views.png", count=VIEWS_SHOWN, seed=config.seed)
+        if views:
+            draw_views(loader.dataset, method.views, config.run_dir / "views.png", count=VIEWS_SHOWN, seed=config.seed)
 
 
 def _tell_the_end(trainer: Trainer, stopped_by: str | None, took: float) -> None:

@@ -19,8 +19,8 @@ from maskco_fast import checkpoint
 from maskco_fast.checkpoint_writer import CheckpointWriter
 from maskco_fast.config import TrainConfig, differences
 from maskco_fast.devices import DTYPES, choose_device, choose_precision
-from maskco_fast.distributed import StopVote, World, average_running_statistics
-from maskco_fast.loaders import Batch, Quarantine
+from maskco_fast.distributed import World, average_running_statistics
+from maskco_fast.loaders import Batch, Quarantine, ReadEnded
 from maskco_fast.loaders.quarantine import BadSample
 from maskco_fast.method import Method
 from maskco_fast.metrics import Metrics
@@ -46,9 +46,21 @@ class BatchSource(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
+    def interrupt(self) -> None:
+        """From another thread: a batch that would have to be waited for raises ReadEnded."""
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A step's batch, its epoch, and the seconds that the step waited for it."""
+
+    batch: Batch
+    epoch: int
+    waited: float
 
 
 @dataclass(frozen=True)
@@ -107,12 +119,15 @@ class Trainer:
         """Train to `config.max_steps`; returns None, or the name of the signal that ended the run before.
 
         Goes on from the run folder's newest intact checkpoint. A checkpoint stands at the end in both cases.
-        NonFiniteLoss leaves the batch's sample ids in the run folder and writes no checkpoint. All ranks call this, and
-        a signal to one of them ends all after the same step.
+        A signal ends the run after the step at hand, and the wait for a batch at once. NonFiniteLoss leaves the batch's
+        sample ids in the run folder and writes no checkpoint. All ranks call this, and a signal to one of them ends all
+        after the same step.
         """
         self.resume()
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(StopSignal())  # left last: the last checkpoint is still being written
+            stop = stack.enter_context(
+                StopSignal(self.loader.interrupt)
+            )  # left last: the last checkpoint is still being written
             output = self._open_output(stack) if self.world.leads else None
             try:
                 stopped_by = self._loop(output, stop)
@@ -140,11 +155,16 @@ class Trainer:
         self._report_bad_samples()
         saved = self.step
         batches = self._batches()
-        vote = StopVote(self.world)
         stopped_by = None
         self._ended = time.perf_counter()
-        while self.step < self.config.max_steps and (stopped_by := vote(stop.name)) is None:
-            self._one_step(batches)
+        while self.step < self.config.max_steps:
+            position = self.loader.state_dict()
+            fetched = self._fetch(batches, stop)
+            stopped_by = self.world.agree_to_stop(stop.name)
+            if fetched is None or stopped_by is not None:
+                self.loader.load_state_dict(position)  # what was fetched is for the step that the run resumes with
+                break
+            self._one_step(fetched)
             if self._readings.full:
                 self._read(output)
             if self.step % self.config.checkpoint_every == 0:
@@ -152,7 +172,6 @@ class Trainer:
                 saved = self.step
             if output is not None:
                 output.checkpoints.check()
-        vote.close()
         if saved != self.step:
             self._save(output)
         return stopped_by
@@ -235,14 +254,24 @@ class Trainer:
         while True:
             yield from self.loader
 
-    def _one_step(self, batches: Iterator[Batch]) -> None:
-        config = self.config
+    def _fetch(self, batches: Iterator[Batch], stop: StopSignal) -> _Fetched | None:
+        """The next batch; None where a signal came before it."""
+        if stop.name is not None:
+            return None
         asked = time.perf_counter()
         epoch = self.loader.epoch
-        batch = next(batches)
-        waited = time.perf_counter() - asked
-        sample_id = batch.sample_id
-        batch = batch.to(self.device, non_blocking=True)
+        try:
+            batch = next(batches)
+        except ReadEnded:
+            if stop.name is None:
+                raise
+            return None
+        return _Fetched(batch, epoch, time.perf_counter() - asked)
+
+    def _one_step(self, fetched: _Fetched) -> None:
+        config = self.config
+        sample_id = fetched.batch.sample_id
+        batch = fetched.batch.to(self.device, non_blocking=True)
         rate = learning_rate(config.optimizer, config.batch_size, self.step, config.max_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -257,10 +286,10 @@ class Trainer:
         seconds = self._ended - began
         line: Line = {
             "step": self.step,
-            "epoch": epoch,
+            "epoch": fetched.epoch,
             "learning_rate": rate,
             "images_per_s": len(batch) * self.world.size / seconds,
-            "data_wait": waited / seconds,
+            "data_wait": fetched.waited / seconds,
         }
         self._readings.add(line, scalars, sample_id)
 

@@ -3,13 +3,24 @@
 import importlib
 import json
 import pathlib
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
 from maskco_fast.cli import main
 
 pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+
+COMMANDS = {
+    1: [sys.executable, "-m", "maskco_fast"],
+    2: [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "-m", "maskco_fast"],
+}
+"""The command line in one process and in two."""
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +45,15 @@ def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
 def losses(run_dir: pathlib.Path) -> list[float]:
     """Of each step."""
     return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def wait_for(true: Callable[[], object]) -> None:
+    """Return once it is; AssertionError after a minute."""
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for a minute")
 
 
 def test_losses_are_those_of_the_local_run(make_shards, tmp_path, faulty):
@@ -72,3 +92,31 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
     assert says in told
     assert "shard-0001.tar" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("mode", [(), ("--remote.mode", "stream", "--remote.epoch-samples", "32")])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(mode, processes, make_shards, tmp_path, faulty):
+    """The server stalls for good once it has sent a few batches; requests and patience would last for minutes."""
+    make_shards(4, 16)
+    out = threading.Event()
+    with faulty.FaultyServer(tmp_path, lambda exchange: "stall" if out.is_set() else None) as server:
+        names = f"{server.url}/shard-{{0000..0003}}.tar"
+        command = [*COMMANDS[processes], "train", "--recipe", "demo", "--shards", names, "--device", "cpu"]
+        small = ("--batch-size", "8", "--model.group-size", "4", "--max-steps", "100000", "--log-every", "1")
+        cache = ("--remote.cache-folder", str(tmp_path / "cache"), "--remote.request-mb", "0.02")
+        to = ("--run-dir", str(tmp_path / "run"), "--no-tensorboard", "--loader", "native")
+        with subprocess.Popen([*command, *small, *cache, *to, *mode], stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run"))
+            out.set()
+            for path in (tmp_path / "cache").glob("*.tar"):
+                path.unlink()
+            wait_for(lambda: server.injected["stall"])
+            steps = -1
+            while steps != (steps := len(losses(tmp_path / "run"))):  # until no batch is left that had come before
+                time.sleep(1)
+            process.send_signal(signal.SIGTERM)
+            _, told = process.communicate(timeout=30)
+    assert process.returncode == 0 or processes > 1, told  # torchrun ends with 1 after a signal
+    assert f"SIGTERM: saved at step {steps} of 100000" in told
+    assert (tmp_path / "run" / "checkpoints" / f"step-{steps:09d}.pt").exists()

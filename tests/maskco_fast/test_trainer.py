@@ -168,17 +168,20 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_last_bit(tmp_path, uninterrup
     config = tiny_config(tmp_path)
     assert tiny_trainer(config, signal_at=7, number=number).fit() == signal.Signals(number).name
     assert signal.getsignal(number) is before
-    assert metrics(tmp_path)[-1]["step"] == 7  # the step at hand is finished
-    assert checkpoint.checkpoints(tmp_path / "checkpoints")[-1].name == "step-000000007.pt"
+    assert metrics(tmp_path)[-1]["step"] == 6  # the batch that came with the signal is left for the next time
+    assert checkpoint.checkpoints(tmp_path / "checkpoints")[-1].name == "step-000000006.pt"
     assert tiny_trainer(config).fit() is None
     assert_same_run(tmp_path, uninterrupted)
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path):
-    trainer = tiny_trainer(tiny_config(tmp_path), signal_at=2, number=signal.SIGINT)
-    trainer.method.register_forward_hook(
-        lambda *_: signal.raise_signal(signal.SIGINT) if trainer.step == 1 else None  # while the second step runs
-    )
+    def interrupt_twice(*_):
+        if trainer.step == 1:  # while the second step runs
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    trainer = tiny_trainer(tiny_config(tmp_path))
+    trainer.method.register_forward_hook(interrupt_twice)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -204,7 +207,7 @@ def test_killed_processes_leave_a_run_that_goes_on_to_the_last_bit(tmp_path, uni
     ended = run("--kill-at", "11", "--kill", "SIGTERM")
     assert ended.returncode == 0, ended.stderr
     assert "SIGTERM" in ended.stdout
-    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 12))
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 11))
     assert tiny_trainer(tiny_config(tmp_path)).fit() is None
     assert_same_run(tmp_path, uninterrupted)
 
@@ -237,7 +240,7 @@ def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, uninterrupted):
     tiny_trainer(config, signal_at=8, number=signal.SIGTERM).fit()
     newest = checkpoint.checkpoints(tmp_path / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(RuntimeWarning, match="step-000000008.pt is damaged"):
+    with pytest.warns(RuntimeWarning, match="step-000000007.pt is damaged"):
         tiny_trainer(config).fit()
     assert_same_run(tmp_path, uninterrupted)
 

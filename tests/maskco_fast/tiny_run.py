@@ -119,6 +119,9 @@ class NoiseLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self._consumed = state["epoch"], state["consumed"]
 
+    def interrupt(self) -> None:
+        """Nothing: it waits for nothing."""
+
 
 def tiny_config(run_dir: pathlib.Path, **fields: object) -> TrainConfig:
     """12 steps with a checkpoint every 3, on the CPU in float32, with BatchNorm and contrast in two groups."""
