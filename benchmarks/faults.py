@@ -8,7 +8,6 @@ comparison), whether the ids and the pixels are those of the local shards, and w
 the faults that do not end, with the error that ends the run.
 """
 
-import collections
 import contextlib
 import logging
 import os
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 import tyro
-from faulty_server import BODY_FAULTS, HEAD_FAULTS, Exchange, FaultPlan, FaultyServer, always, no_faults, put_into_s3
+from faulty_server import BODY_FAULTS, HEAD_FAULTS, FaultPlan, FaultyServer, always, every, no_faults, put_into_s3
 
 from maskco_fast.bench import machine
 from maskco_fast.demo import demo_shards
@@ -44,19 +43,6 @@ class Options:
     size: int = 96
     """Side of the views, pixels."""
     batch_size: int = 32
-
-
-def every(number: int, method: str, fault: str) -> FaultPlan:
-    """Every so many-th request of a method for a shard fails, the first one included."""
-    asked: collections.Counter[str] = collections.Counter()
-
-    def plan(exchange: Exchange) -> str | None:
-        if exchange.method != method:
-            return None
-        asked[exchange.path] += 1
-        return fault if asked[exchange.path] % number == 1 % number else None
-
-    return plan
 
 
 @dataclass

@@ -53,6 +53,19 @@ def always(fault: str, name: str = "", *, method: str | None = None) -> FaultPla
     return lambda exchange: fault if name in exchange.path and method in (None, exchange.method) else None
 
 
+def every(number: int, method: str, fault: str) -> FaultPlan:
+    """Every so many-th request of a method for a shard fails, the first one included."""
+    asked: collections.Counter[str] = collections.Counter()
+
+    def plan(exchange: Exchange) -> str | None:
+        if exchange.method != method:
+            return None
+        asked[exchange.path] += 1
+        return fault if asked[exchange.path] % number == 1 % number else None
+
+    return plan
+
+
 def at_random(share: float, seed: int = 0) -> FaultPlan:
     """A share of the requests fails, each in one of the ways that its method can."""
     draws = random.Random(seed)

@@ -1,6 +1,5 @@
 """Shards behind real servers that fail: nothing is lost or repeated, and the order is the local run's."""
 
-import itertools
 import os
 import pathlib
 import signal
@@ -19,12 +18,6 @@ pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings wha
 faulty = faulty_module()
 
 
-def every_third(method, fault):
-    """A plan by which every third request of a method fails, the first one included."""
-    asked = itertools.count()
-    return lambda exchange: fault if exchange.method == method and next(asked) % 3 == 0 else None
-
-
 def pattern(server, name="shard-{0000..0002}.tar"):
     return f"{server.url}/{name}"
 
@@ -32,7 +25,7 @@ def pattern(server, name="shard-{0000..0002}.tar"):
 @pytest.mark.parametrize("fault", faulty.BODY_FAULTS)
 def test_a_body_that_fails_is_read_again(fault, make_shards, tmp_path):
     shards = make_shards(3, 16)
-    with faulty.FaultyServer(tmp_path, every_third("GET", fault)) as server:
+    with faulty.FaultyServer(tmp_path, faulty.every(3, "GET", fault)) as server:
         mine = batches(pattern(server), tmp_path)
         assert server.injected[fault] > 3
     assert_same(mine, batches(shards, tmp_path))
@@ -41,7 +34,7 @@ def test_a_body_that_fails_is_read_again(fault, make_shards, tmp_path):
 @pytest.mark.parametrize("fault", faulty.HEAD_FAULTS)
 def test_a_look_up_that_fails_is_repeated(fault, make_shards, tmp_path):
     shards = make_shards(3, 16)
-    with faulty.FaultyServer(tmp_path, every_third("HEAD", fault)) as server:
+    with faulty.FaultyServer(tmp_path, faulty.every(3, "HEAD", fault)) as server:
         mine = batches(pattern(server), tmp_path)
         assert server.injected[fault] > 0
     assert_same(mine, batches(shards, tmp_path))

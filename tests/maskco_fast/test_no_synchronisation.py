@@ -21,6 +21,7 @@ from maskco_fast.loaders import Batch
 from maskco_fast.method import Method
 from maskco_fast.methods import METHODS, make_method
 from maskco_fast.optim import LARS, make_optimizer
+from maskco_fast.signals import StopSignal
 from maskco_fast.trainer import Trainer
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero"}
@@ -69,10 +70,10 @@ def small_method(config: TrainConfig) -> Method:
 def test_the_trainers_step_reads_no_value(name):
     config = small_config(name)
     trainer = Trainer(config, small_method(config), NoiseLoader(size=SIDE, batch=COUNT))
-    batches = trainer._batches()
+    batches, stop = trainer._batches(), StopSignal(lambda: None)
     for _ in range(2):  # the first makes the optimiser's state
         with Watch() as watch:
-            trainer._one_step(batches)
+            trainer._one_step(trainer._fetch(batches, stop))
         assert not watch.waits
 
 
