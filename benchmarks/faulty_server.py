@@ -224,6 +224,8 @@ def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
         if asked is None:
             return Answer(200, headers, file.read())
         start, last = int(asked[1]), min(int(asked[2] or facts.st_size), facts.st_size - 1)
+        if start > last:
+            return Answer(416, [*headers, ("Content-Range", f"bytes */{facts.st_size}")])
         file.seek(start)
         body = file.read(last + 1 - start)
     return Answer(206, [*headers, ("Content-Range", f"bytes {start}-{last}/{facts.st_size}")], body)

@@ -178,6 +178,26 @@ class RemoteStore:
             raise WrongLength(f"{len(data)} bytes came where {end - start} were asked for")
         return data
 
+    def ends(self, shard: RemoteShard, stop: threading.Event = NEVER) -> bool:
+        """Whether there is nothing behind the length that the server told; a pipe's always ends."""
+        if shard.is_pipe:
+            return True
+        system = self._system(shard.url)
+
+        def one_byte_more() -> bytes:
+            try:
+                beyond = system._cat_file(shard.url, start=shard.size, end=shard.size + 1)
+                return self._answer(system, beyond, stop)
+            except _faults() as error:
+                if _status(error) == 416:  # range not satisfiable
+                    return b""
+                raise
+
+        return len(self._persist(shard.url, stop, one_byte_more)) in (
+            0,
+            shard.size,
+        )  # all of it where ranges are unknown
+
     def check(self, shard: RemoteShard, stop: threading.Event = NEVER) -> None:
         """ShardChanged where the server, asked `BELIEVED` times in a row, no longer tells the same of the shard."""
         now = shard

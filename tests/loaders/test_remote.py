@@ -40,6 +40,19 @@ def test_a_look_up_that_fails_is_repeated(fault, make_shards, tmp_path):
     assert_same(mine, batches(shards, tmp_path))
 
 
+def test_a_length_told_too_short_again_and_again_is_not_believed(make_shards, tmp_path):
+    shards, told = make_shards(1, 16), []
+
+    def plan(exchange):
+        told.append(exchange.method)
+        return "short" if exchange.method == "HEAD" and told.count("HEAD") <= 3 else None
+
+    with faulty.FaultyServer(tmp_path, plan) as server:
+        mine = batches(pattern(server, "shard-0000.tar"), tmp_path)
+        assert server.injected["short"] == 3
+    assert_same(mine, batches(shards, tmp_path))
+
+
 def test_all_faults_at_once_and_a_cache_that_is_too_small_for_all_shards(make_shards, tmp_path):
     shards = make_shards(6, 16)
     size = max(os.path.getsize(shard) for shard in shards)
