@@ -8,6 +8,7 @@ fails, in every way that `faulty_server` knows. Each epoch's ids are held agains
 printed for each interval: memory and what the process has open, the larger of both ranks; images/s of both together.
 """
 
+import ctypes
 import gc
 import json
 import logging
@@ -65,6 +66,8 @@ class Reading:
     images: int
     epochs: int
     resident_mb: float
+    allocated_mb: float
+    """What the program holds of it by malloc; the rest is libraries, mapped shards and what malloc keeps free."""
     threads: int
     files: int
     """Open descriptors: files, sockets, pipes."""
@@ -114,6 +117,22 @@ def serve(folder: str, share: float, connection: Connection) -> None:
     moto.stop()
 
 
+def allocated() -> int:
+    """Bytes that malloc has given out and not got back; 0 where the C library is not glibc (2.33 or newer)."""
+    names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+    class Mallinfo2(ctypes.Structure):
+        _fields_ = tuple((name, ctypes.c_size_t) for name in names)
+
+    try:
+        mallinfo2 = ctypes.CDLL("libc.so.6").mallinfo2
+    except (OSError, AttributeError):
+        return 0
+    mallinfo2.restype = Mallinfo2
+    found = mallinfo2()
+    return found.uordblks + found.hblkhd  # of the arenas, and mapped one by one
+
+
 def read(rank: int, names: list[str], folder: str, endpoint: str, cache_gb: float, options: Options, line: Connection):
     """One rank: epochs until the parent says so, a `Reading` whenever it asks; then what it read of each epoch."""
     os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1")
@@ -131,6 +150,7 @@ def read(rank: int, names: list[str], folder: str, endpoint: str, cache_gb: floa
                     images=images,
                     epochs=len(epochs),
                     resident_mb=process.memory_info().rss / 1e6,
+                    allocated_mb=allocated() / 1e6,
                     threads=process.num_threads(),
                     files=process.num_fds(),
                     faults=0 if store is None else sum(store.faults.values()),
@@ -217,8 +237,18 @@ def main(options: Options) -> None:
 
 def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> list[dict[str, float]]:
     """Print a line for each interval; returns them."""
-    titles = ("minute", "images/s", "epochs", "resident MB", "threads", "open files", "cache MB", "faults")
-    print("".join(f"{title:>12}" for title in titles))
+    titles = (
+        "minute",
+        "images/s",
+        "epochs",
+        "resident MB",
+        "allocated MB",
+        "threads",
+        "open files",
+        "cache MB",
+        "faults",
+    )
+    print("".join(f"{title:>13}" for title in titles))
     table: list[dict[str, float]] = []
     began = last = time.monotonic()
     before = 0
@@ -233,6 +263,7 @@ def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> lis
             (images - before) / (now - last),
             min(reading.epochs for reading in readings),
             max(reading.resident_mb for reading in readings),
+            max(reading.allocated_mb for reading in readings),
             max(reading.threads for reading in readings),
             max(reading.files for reading in readings),
             sum(file.stat().st_size for file in cache.iterdir()) / 1e6,
@@ -240,14 +271,14 @@ def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> lis
         )
         last, before = now, images
         table.append(dict(zip(titles, values)))
-        print("".join(f"{value:12.1f}" if isinstance(value, float) else f"{value:12}" for value in values), flush=True)
+        print("".join(f"{value:13.1f}" if isinstance(value, float) else f"{value:13}" for value in values), flush=True)
     return table
 
 
 def growth(table: list[dict[str, float]]) -> str:
     """The medians of the second and the last quarter of the lines, side by side."""
     quarter = max(len(table) // 4, 1)
-    names = ("resident MB", "threads", "open files", "images/s")
+    names = ("resident MB", "allocated MB", "threads", "open files", "images/s")
     parts = []
     for name in names:
         early = statistics.median(line[name] for line in table[quarter : 2 * quarter] or table)

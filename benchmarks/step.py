@@ -1,23 +1,26 @@
 """What a MaskCo training step costs on this CPU, ours beside the same model written plainly, and where the time goes.
 
-    python benchmarks/step.py [--trunk resnet50] [--size 224] [--batch-size 16] [--rounds 4] [--compiled]
+    python benchmarks/step.py [--trunk resnet50] [--size 224] [--batch-size 32] [--rounds 5] [--compiled]
 
 Plain: float32, NCHW, torchvision's RoIAlign over lists of boxes, an optimiser and a moving average that loop over the
-parameters in Python. Ours: `Trainer`'s own step: channels-last, autocast, RoIAlign as a product, fused updates. Both
-start from the same weights and see the same batches; before anything is timed, the plain model's loss has to equal ours
-in float32, and ours in the timed precision to be near it. Rounds are interleaved: in each, either side makes one step.
-One step of each ahead is not timed. Stages are medians over the rounds, taken at module boundaries.
+parameters in Python. Ours: `Trainer`'s own step in a process set up as `train` does: channels-last, autocast, fused
+BatchNorm, RoIAlign as a product, fused updates, freed memory kept. Both start from the same weights and see the same
+batches; before anything is timed, the plain model's loss has to equal ours in float32, and ours in the timed precision
+to be near it. Each side has a process of its own; in each round, one after the other makes one step. One step of each
+ahead is not timed. Stages are medians over the rounds, taken at module boundaries.
 
 The floor: the step's multiplications at the speed of a large matrix product in the step's precision on these threads.
 """
 
 import dataclasses
+import multiprocessing
 import pathlib
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Literal
+from multiprocessing.connection import Connection
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -28,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskco_fast.bench import machine
 from maskco_fast.config import ModelConfig, TrainConfig
-from maskco_fast.devices import DTYPES, choose_precision
+from maskco_fast.devices import DTYPES, choose_precision, keep_freed_memory
 from maskco_fast.loaders import Batch, Quarantine
 from maskco_fast.maskco import MaskCo
-from maskco_fast.methods import make_method
-from maskco_fast.trainer import Trainer
+from maskco_fast.methods import Method, make_method
+from maskco_fast.trainer import Fetched, Trainer
 
 STAGES = ("query forward", "key forward", "RoIAlign", "heads", "loss", "backward", "optimizer", "EMA", "other")
 
@@ -44,12 +47,14 @@ class Options:
     trunk: Literal["resnet18", "resnet50"] = "resnet50"
     size: int = 224
     """Side of a view, pixels."""
-    batch_size: int = 16
-    """Images a step, in one group."""
-    rounds: int = 4
+    batch_size: int = 32
+    """Images a step, in one group; the paper's, of each GPU."""
+    rounds: int = 5
     """Steps timed of either side."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of our side; as in training."""
+    plain_keeps_memory: bool = False
+    """Let the plain side's process keep freed memory too, which a program that is written plainly would not."""
     compiled: bool = False
     """A third side: ours through torch.compile (minutes to compile)."""
 
@@ -127,7 +132,7 @@ class Ours:
     def step(self) -> dict[str, float]:
         """One step; the seconds of its stages."""
         self.clock.start()
-        self.trainer._one_step(self._batches)
+        self.trainer._one_step(Fetched(next(self._batches), epoch=0, waited=0.0))
         self.clock.mark("other")
         return self.clock.seconds
 
@@ -153,7 +158,8 @@ class PlainEncoder(nn.Module):
 class Plain:
     """MaskCo's step (paper, Algorithm 1) as one would first write it."""
 
-    def __init__(self, config: TrainConfig, ours: MaskCo, batch: Batch) -> None:
+    def __init__(self, config: TrainConfig, ours: Method, batch: Batch) -> None:
+        assert isinstance(ours, MaskCo)
         self.clock = Clock()
         self.config = config
         self.batch = batch._map(lambda tensor: tensor.contiguous())
@@ -247,31 +253,64 @@ def floor(step: Callable[[], object], dtype: torch.dtype) -> tuple[float, float]
     return counter.get_total_flops(), 2 * side**3 / min(times)
 
 
-def main(options: Options) -> None:
-    """Check, time, print."""
-    precision = choose_precision(options.precision, torch.device("cpu"))
+def serve(name: str, options: Options, precision: str, connection: Connection) -> None:
+    """One side in this process: `loss`, `step` and `floor`, as the parent asks for them."""
+    if name != "plain" or options.plain_keeps_memory:
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             run_dir=pathlib.Path(folder),
             batch_size=options.batch_size,
             device="cpu",
-            precision="fp32",
+            precision=precision,
+            compile=name == "compiled",
             tensorboard=False,
             model=ModelConfig(trunk=options.trunk, view_size=options.size, group_size=options.batch_size),
         )
-        exact = Ours(config, random_batch(options, torch.float32))
-        plain = Plain(config, exact.method, exact.trainer.loader.batch)
-        wanted = plain.loss()
-        check("ours in fp32", exact.loss(), wanted, 1e-4)
-        del exact
-        config = dataclasses.replace(config, precision=precision)
         batch = random_batch(options, DTYPES[precision])
-        sides = {"plain": plain, "ours": Ours(config, batch)}
-        check(f"ours in {precision}", sides["ours"].loss(), wanted, 0.01)
-        if options.compiled:
-            sides["compiled"] = Ours(dataclasses.replace(config, compile=True), batch)
-        operations, speed = floor(sides["ours"].step, DTYPES[precision])
-        rounds = [{name: side.step() for name, side in sides.items()} for _ in range(options.rounds + 1)][1:]
+        side: Ours | Plain = Plain(config, make_method(config), batch) if name == "plain" else Ours(config, batch)
+        answers: dict[str, Callable[[], Any]] = {
+            "loss": side.loss,
+            "step": side.step,
+            "floor": lambda: floor(side.step, DTYPES[precision]),
+        }
+        while (asked := connection.recv()) in answers:
+            connection.send(answers[asked]())
+
+
+class Side:
+    """A process that serves one side of the comparison."""
+
+    def __init__(self, name: str, options: Options, precision: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        context.Process(target=serve, args=(name, options, precision, theirs), daemon=True).start()
+
+    def ask(self, what: str) -> Any:
+        """Its answer; EOFError where the process has failed, which has said why."""
+        self._connection.send(what)
+        return self._connection.recv()
+
+    def end(self) -> None:
+        """Let the process end."""
+        self._connection.send("end")
+
+
+def main(options: Options) -> None:
+    """Check, time, print."""
+    precision = choose_precision(options.precision, torch.device("cpu"))
+    plain, exact = Side("plain", options, "fp32"), Side("ours", options, "fp32")
+    wanted = plain.ask("loss")
+    check("ours in fp32", exact.ask("loss"), wanted, 1e-4)
+    exact.end()
+    sides = {"plain": plain, "ours": Side("ours", options, precision)}
+    check(f"ours in {precision}", sides["ours"].ask("loss"), wanted, 0.01)
+    if options.compiled:
+        sides["compiled"] = Side("compiled", options, precision)
+    operations, speed = sides["ours"].ask("floor")
+    rounds = [{name: side.ask("step") for name, side in sides.items()} for _ in range(options.rounds + 1)][1:]
+    for side in sides.values():
+        side.end()
     report(options, precision, rounds)
     ours = statistics.median(sum(one["ours"].values()) for one in rounds)
     least = operations / speed

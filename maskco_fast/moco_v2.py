@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from maskco_fast.batch_norm import GroupBatchNorm2d
 from maskco_fast.collectives import gather, rank_and_size
 from maskco_fast.config import TrainConfig
 from maskco_fast.draws import permutation
@@ -12,7 +13,6 @@ from maskco_fast.instance_contrast import queue_info_nce, unit
 from maskco_fast.loaders import Batch, ViewConfig
 from maskco_fast.method import Method
 from maskco_fast.model import (
-    GroupBatchNorm2d,
     ImageEncoder,
     Trunk,
     initialise,

@@ -7,102 +7,66 @@ Shapes: N images, K boxes an image, C channels, H and W cells of the conv5 map, 
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-import torch.distributed
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional
-from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from maskco_fast.collectives import rank_and_size
+from maskco_fast.batch_norm import GroupBatchNorm2d, fork
 from maskco_fast.config import ModelConfig
-from maskco_fast.contrast import group_length
 
 STRIDE = 32
 """Image pixels a cell of the conv5 map."""
 
-_TRUNKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+
+class FusedBasicBlock(BasicBlock):
+    """torchvision's block, whose BatchNorms are told of the ReLU and the residual sum that follow them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the block's output."""
+        x, residual = _fork(self, x)
+        x = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(x), residual, relu=True)
+
+
+class FusedBottleneck(Bottleneck):
+    """Likewise, of three convolutions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) to the block's output."""
+        x, residual = _fork(self, x)
+        x = self.bn1(pointwise(self.conv1, x), relu=True)
+        x = self.bn2(self.conv2(x), relu=True)
+        return self.bn3(pointwise(self.conv3, x), residual, relu=True)
+
+
+def _fork(block: BasicBlock | Bottleneck, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the block's convolutions get, and the residual."""
+    if block.downsample is None:
+        return fork(x, 1)
+    convolution, norm = block.downsample
+    x, residual = fork(x, convolution.stride[0])
+    return x, norm(pointwise(convolution, residual))
+
+
+def pointwise(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution of 1×1 of all pixels, without a bias: on CPUs as a product of matrices of the channels-last pixels.
+
+    oneDNN takes less time for that, most of all for the weights' gradient.
+    """
+    if x.device.type != "cpu":
+        return functional.conv2d(x, convolution.weight)
+    pixels_NHWC = x.permute(0, 2, 3, 1)
+    product = functional.linear(pixels_NHWC.flatten(0, 2), convolution.weight.flatten(1))
+    return product.unflatten(0, pixels_NHWC.shape[:3]).permute(0, 3, 1, 2)
+
+
+_TRUNKS: dict[str, tuple[type[FusedBasicBlock] | type[FusedBottleneck], list[int]]] = {
+    "resnet18": (FusedBasicBlock, [2, 2, 2, 2]),
+    "resnet50": (FusedBottleneck, [3, 4, 6, 3]),
 }
-
-
-class GroupBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are of `group_size` images, as on one GPU of the paper, whatever the batch.
-
-    Groups are runs of consecutive images; a batch of no more than `group_size` is one group. In training each group is
-    normalised by its own mean and variance. The running statistics move once a step, to the mean over the groups of
-    what each group's own update would have made of them (MoCo's SplitBatchNorm): the expectation of one GPU's running
-    statistics, with less noise. In eval mode it is ordinary BatchNorm. Parameters and buffers are `nn.BatchNorm2d`'s,
-    so weights go in and out of torchvision's networks unchanged.
-
-    Slices along N keep the channels-last layout, so each group runs torch's own fused kernel, under autocast too; the
-    price of more than one group is one copy to join the outputs.
-    """
-
-    def __init__(self, channels: int, *, group_size: int, **options: Any) -> None:
-        super().__init__(channels, **options)
-        self.group_size = group_size
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) to the same, dtype and layout kept. ValueError where N does not divide into groups."""
-        if not self.training or len(input) == group_length(len(input), self.group_size):
-            return super().forward(input)
-        if self.momentum is None or self.running_mean is None or self.running_var is None:
-            raise ValueError("GroupBatchNorm2d keeps running statistics by a momentum; give one")
-        groups = input.split(self.group_size)
-        means = self.running_mean.repeat(len(groups), 1)
-        variances = self.running_var.repeat(len(groups), 1)
-        normalised = [
-            functional.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
-            for group, mean, variance in zip(groups, means.unbind(), variances.unbind())
-        ]
-        with torch.no_grad():
-            self.running_mean.copy_(means.mean(0))
-            self.running_var.copy_(variances.mean(0))
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        return torch.cat(normalised)
-
-
-class SynchronizedBatchNorm(_BatchNorm):
-    """BatchNorm with the statistics of all processes' images, for any number of dimensions and on CPUs too.
-
-    On other devices it calls the kernels of torch's `SyncBatchNorm`, which refuses CPUs, as does
-    `DistributedDataParallel` for a module that holds one. Every process holds equally many images.
-    """
-
-    def _check_input_dim(self, input: torch.Tensor) -> None:
-        """Any."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, …) to the same, dtype and layout kept. ValueError in training without a momentum."""
-        _, size = rank_and_size()
-        if not self.training or size == 1:
-            return super().forward(input)
-        if self.momentum is None or self.running_mean is None or self.running_var is None:
-            raise ValueError("SynchronizedBatchNorm keeps running statistics by a momentum; give one")
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        if input.device.type != "cpu":
-            statistics = self.running_mean, self.running_var, self.eps, self.momentum
-            group = torch.distributed.group.WORLD
-            return SyncBatchNormFunction.apply(input, self.weight, self.bias, *statistics, group, size)
-        dimensions, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
-        values = input.to(torch.promote_types(input.dtype, torch.float32))
-        mean_C = all_reduce(values.mean(dimensions)) / size
-        centred = values - mean_C.view(shape)
-        variance_C = all_reduce(centred.square().mean(dimensions)) / size
-        with torch.no_grad():
-            count = size * input.numel() // input.shape[1]
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
-        scale_C = self.weight * (variance_C + self.eps).rsqrt()
-        return (centred * scale_C.view(shape) + self.bias.view(shape)).to(input.dtype)
 
 
 class Trunk(ResNet):
@@ -119,7 +83,7 @@ class Trunk(ResNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The conv5 map."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
 
@@ -133,7 +97,7 @@ class RegionEncoder(nn.Module):
         channels = self.trunk.channels
         # Bottleneck's output has 4 times its width: 2048 -> 512 -> 2048 for ResNet-50 (paper, 3.2).
         self.mph = nn.Sequential(
-            *[Bottleneck(channels, channels // 4, norm_layer=norm_layer) for _ in range(mph_blocks)]
+            *[FusedBottleneck(channels, channels // 4, norm_layer=norm_layer) for _ in range(mph_blocks)]
         )
         self.projection = mlp_head(channels, config.features)
         self.roi_sampling_ratio = roi_sampling_ratio

@@ -12,7 +12,7 @@ import torch
 
 from maskco_fast.config import TrainConfig
 from maskco_fast.demo import demo_shards
-from maskco_fast.devices import DTYPES, choose_device, choose_precision
+from maskco_fast.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
 from maskco_fast.distributed import World, join, local_rank
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.inspect import draw_views
@@ -38,6 +38,8 @@ def train(config: TrainConfig) -> int:
     """
     began = time.monotonic()
     device = choose_device(config.device, local_rank())
+    if device.type == "cpu":
+        keep_freed_memory()
     with join(device) as world, contextlib.ExitStack() as stack:
         if world.leads:
             stack.enter_context(lock_run_folder(config.run_dir))

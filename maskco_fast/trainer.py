@@ -55,7 +55,7 @@ class NonFiniteLoss(RuntimeError):
 
 
 @dataclass(frozen=True)
-class _Fetched:
+class Fetched:
     """A step's batch, its epoch, and the seconds that the step waited for it."""
 
     batch: Batch
@@ -125,9 +125,8 @@ class Trainer:
         """
         self.resume()
         with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(
-                StopSignal(self.loader.interrupt)
-            )  # left last: the last checkpoint is still being written
+            # Left last, when the last checkpoint is still being written.
+            stop = stack.enter_context(StopSignal(self.loader.interrupt))
             output = self._open_output(stack) if self.world.leads else None
             try:
                 stopped_by = self._loop(output, stop)
@@ -254,7 +253,7 @@ class Trainer:
         while True:
             yield from self.loader
 
-    def _fetch(self, batches: Iterator[Batch], stop: StopSignal) -> _Fetched | None:
+    def _fetch(self, batches: Iterator[Batch], stop: StopSignal) -> Fetched | None:
         """The next batch; None where a signal came before it."""
         if stop.name is not None:
             return None
@@ -266,9 +265,9 @@ class Trainer:
             if stop.name is None:
                 raise
             return None
-        return _Fetched(batch, epoch, time.perf_counter() - asked)
+        return Fetched(batch, epoch, time.perf_counter() - asked)
 
-    def _one_step(self, fetched: _Fetched) -> None:
+    def _one_step(self, fetched: Fetched) -> None:
         config = self.config
         sample_id = fetched.batch.sample_id
         batch = fetched.batch.to(self.device, non_blocking=True)

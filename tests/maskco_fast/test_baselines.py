@@ -14,13 +14,14 @@ from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from maskco_fast import checkpoint
+from maskco_fast.batch_norm import SynchronizedBatchNorm
 from maskco_fast.config import MoCoV2Config, ModelConfig, NPIDConfig, OptimizerConfig, TrainConfig
 from maskco_fast.draws import draws, permutation
 from maskco_fast.instance_contrast import noise_contrastive, nt_xent, queue_info_nce
 from maskco_fast.loaders import Batch
 from maskco_fast.method import Method
 from maskco_fast.methods import METHODS, make_method
-from maskco_fast.model import SynchronizedBatchNorm, momentum_update
+from maskco_fast.model import momentum_update
 from maskco_fast.npid import mean_exponential
 from maskco_fast.optim import make_optimizer
 from maskco_fast.recipes import RECIPES

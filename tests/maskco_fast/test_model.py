@@ -9,7 +9,6 @@ from maskco_fast.config import MaskCoConfig, ModelConfig, TrainConfig
 from maskco_fast.loaders import Batch
 from maskco_fast.methods import make_method
 from maskco_fast.model import (
-    GroupBatchNorm2d,
     RegionEncoder,
     initialise,
     momentum_copy,
@@ -122,51 +121,6 @@ def test_region_features_are_the_separable_form():
     found = region_features(feature_map, box, sampling_ratio=-1, aligned=True)
     assert found.shape == (1, 1, 1)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
-
-
-def test_group_batch_norm_equals_separate_ones():
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randn(12, 6, 5, 4, generator=generator).contiguous(memory_format=torch.channels_last)
-    images = images * torch.linspace(0.5, 3, 12)[:, None, None, None]  # unlike groups
-    ours = GroupBatchNorm2d(6, group_size=4)
-    separate = [nn.BatchNorm2d(6) for _ in range(3)]
-    x, y = images.clone().requires_grad_(True), images.clone().requires_grad_(True)
-    for _ in range(2):
-        out = ours(x)
-        expected = torch.cat([norm(part) for norm, part in zip(separate, y.split(4))])
-    assert torch.equal(out, expected)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    weights = torch.randn(out.shape, generator=generator)
-    (out * weights).sum().backward()
-    (expected * weights).sum().backward()
-    assert torch.equal(x.grad, y.grad)
-    torch.testing.assert_close(ours.weight.grad, sum(norm.weight.grad for norm in separate))
-    torch.testing.assert_close(ours.running_mean, torch.stack([norm.running_mean for norm in separate]).mean(0))
-    torch.testing.assert_close(ours.running_var, torch.stack([norm.running_var for norm in separate]).mean(0))
-    assert ours.num_batches_tracked.item() == 2
-
-
-def test_group_batch_norm_is_plain_for_one_group_and_in_eval_mode():
-    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(6))
-    for group_size in (8, 32):
-        ours, plain = GroupBatchNorm2d(3, group_size=group_size), nn.BatchNorm2d(3)
-        assert torch.equal(ours(images), plain(images))
-        assert torch.equal(ours.running_var, plain.running_var)
-    ours = GroupBatchNorm2d(3, group_size=3).eval()  # 8 images in groups of 3 matter in training alone
-    assert torch.equal(ours(images), nn.BatchNorm2d(3).eval()(images))
-    with pytest.raises(ValueError, match="groups of 3"):
-        ours.train()(images)
-
-
-def test_group_batch_norm_under_autocast_keeps_bfloat16_and_float32_statistics():
-    images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(7)).bfloat16()
-    ours = GroupBatchNorm2d(3, group_size=4)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = ours(images)
-    assert out.dtype == torch.bfloat16
-    assert ours.running_mean.dtype == torch.float32
-    expected = torch.cat([nn.BatchNorm2d(3)(part.float()) for part in images.split(4)])
-    torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2**-7)
 
 
 def test_momentum_update_moves_parameters_alone():

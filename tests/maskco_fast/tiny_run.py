@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskco_fast.batch_norm import GroupBatchNorm2d
 from maskco_fast.config import ModelConfig, TrainConfig
 from maskco_fast.distributed import World, join
 from maskco_fast.errors import named_errors
 from maskco_fast.loaders import Batch, Quarantine
 from maskco_fast.methods import MaskCo, Method
-from maskco_fast.model import GroupBatchNorm2d, initialise, momentum_copy, region_features
+from maskco_fast.model import initialise, momentum_copy, region_features
 from maskco_fast.trainer import Trainer
 
 SIZE, BATCH = 64, 6
