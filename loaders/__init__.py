@@ -11,9 +11,10 @@ from ..kernels.views import View, ViewConfig
 from .batch import Batch
 from .dataset import Dataset, EmptyDataset
 from .factory import LOADERS, make_loader
+from .faults import ReadEnded, RemoteError
 from .loader import Loader
 from .quarantine import Quarantine, TooManyBadSamples
-from .remote import ReadEnded, RemoteConfig, RemoteError
+from .remote import RemoteConfig
 from .request import LoaderConfig
 
 __all__ = [

@@ -7,13 +7,9 @@ and is random, so that many readers do not come back together; what has arrived 
 import asyncio
 import collections
 import concurrent.futures
-import contextlib
 import os
 import random
-import select
-import signal
 import subprocess
-import tempfile
 import threading
 import time
 import warnings
@@ -21,6 +17,18 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from .faults import (
+    ReadEnded,
+    RemoteError,
+    ShardChanged,
+    WrongLength,
+    is_final,
+    reason_of,
+    refusal,
+    request_faults,
+    status_of,
+)
+from .pipe import STOP_POLL, Pipe
 from .shards import PIPE, shown
 
 LONGEST_WAIT = 30.0
@@ -29,28 +37,10 @@ TOLD_AFTER = 10.0
 """Seconds of failures in a row after which a warning tells of them."""
 BELIEVED = 4
 """Answers in a row that a shard has changed, after which it has: a server may tell a wrong length twice."""
-STOP_POLL = 0.05
-"""Seconds between two looks whether a request is still wanted."""
 NEVER = threading.Event()
 """The `stop` of those who wait for as long as it takes."""
 
 T = TypeVar("T")
-
-
-class RemoteError(OSError):
-    """A remote shard cannot be had; the message names it and what to do."""
-
-
-class ShardChanged(RemoteError):
-    """A remote shard is not what it was when it was indexed."""
-
-
-class ReadEnded(RemoteError):
-    """Whoever wanted the shard has stopped waiting for it."""
-
-
-class WrongLength(OSError):
-    """A response held more or fewer bytes than were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +178,13 @@ class RemoteStore:
             try:
                 beyond = system._cat_file(shard.url, start=shard.size, end=shard.size + 1)
                 return self._answer(system, beyond, stop)
-            except _faults() as error:
-                if _status(error) == 416:  # range not satisfiable
+            except request_faults() as error:
+                if status_of(error) == 416:  # range not satisfiable
                     return b""
                 raise
 
-        return len(self._persist(shard.url, stop, one_byte_more)) in (
-            0,
-            shard.size,
-        )  # all of it where ranges are unknown
+        # All of it comes where ranges are unknown.
+        return len(self._persist(shard.url, stop, one_byte_more)) in (0, shard.size)
 
     def check(self, shard: RemoteShard, stop: threading.Event = NEVER) -> None:
         """ShardChanged where the server, asked `BELIEVED` times in a row, no longer tells the same of the shard."""
@@ -219,7 +207,7 @@ class RemoteStore:
         trouble = _Trouble(self, shard.url, stop)
         while True:
             try:
-                with _Pipe(shard.url.removeprefix(PIPE), self.config.timeout) as pipe:
+                with Pipe(shard.url.removeprefix(PIPE), self.config.timeout) as pipe:
                     at = 0  # a command cannot be asked to begin elsewhere
                     while data := pipe.read(stop):
                         at += len(data)
@@ -252,7 +240,7 @@ class RemoteStore:
         while True:
             try:
                 return request()
-            except _faults() as error:
+            except request_faults() as error:
                 trouble.met(error)
 
     def wait(self, longest: float, stop: threading.Event) -> None:
@@ -298,18 +286,6 @@ def _open_http() -> Any:
     )
 
 
-def _faults() -> tuple[type[BaseException], ...]:
-    """What the file systems raise where a server or the way to it fails."""
-    import aiohttp
-
-    found: list[type[BaseException]] = [OSError, asyncio.TimeoutError, aiohttp.ClientError]
-    with contextlib.suppress(ImportError):
-        import botocore.exceptions
-
-        found += [botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError]
-    return tuple(found)
-
-
 class _Trouble:
     """The failures of one shard's requests in a row: decides whether to go on, and waits."""
 
@@ -325,11 +301,11 @@ class _Trouble:
         """Count a failure and wait; raises what ends the run where repeating is of no use or has gone on too long."""
         if isinstance(error, RemoteError):
             raise error
-        config, reason = self._store.config, _reason(error)
+        config, reason = self._store.config, reason_of(error)
         self._store.faults[reason] += 1
         self._times += 1
-        if _is_final(error):
-            raise _final(self._url, error, reason) from error
+        if is_final(error):
+            raise refusal(self._url, error, reason) from error
         lasted = time.monotonic() - self._since
         if lasted >= config.patience:
             raise RemoteError(
@@ -345,108 +321,3 @@ class _Trouble:
                 stacklevel=2,
             )
         self._store.wait(min(config.backoff * 2.0 ** min(self._times - 1, 16), LONGEST_WAIT), self._stop)
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error, or what caused it, tells of."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        status = getattr(error, "status", None)
-        if isinstance(response, dict):
-            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if isinstance(status, int):
-            return status
-        error = error.__cause__
-    return None
-
-
-def _is_final(error: BaseException) -> bool:
-    """Whether the same request would fail again: the server, or this side, has refused it."""
-    status = _status(error)
-    if status is not None:
-        return 400 <= status < 500 and status not in (408, 425, 429) and not isinstance(error, TimeoutError)
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return error.__cause__ is None  # with a cause, fsspec calls every failure "not found"
-    return isinstance(error, ValueError | _Unusable) or type(error).__name__ == "NoCredentialsError"
-
-
-def _final(url: str, error: BaseException, reason: str) -> OSError:
-    status = _status(error)
-    if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
-        return FileNotFoundError(
-            f"{shown(url)} does not exist (the server says {reason}); put the shard back, or take it out of --shards"
-        )
-    return RemoteError(
-        f"{shown(url)}: refused, {reason}. Check its address and your credentials (S3: AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY or a profile; --remote.s3-anonymous for public buckets; --remote.s3-endpoint)"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """A few words on a failure, equal for equal causes, without the URL."""
-    status = _status(error)
-    if status is not None:
-        return f"status {status}"
-    while isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, FileNotFoundError):
-        return "status 404"
-    if isinstance(error, subprocess.SubprocessError):
-        return str(error)
-    name = type(error).__name__
-    return {
-        "TimeoutError": "no answer in time",
-        "WrongLength": "wrong length",
-    }.get(name, name)
-
-
-class _Unusable(subprocess.SubprocessError):
-    """The shell could not run the command."""
-
-
-class _Pipe:
-    """A shell command whose output is a shard."""
-
-    STEP = 1 << 20
-
-    def __init__(self, command: str, timeout: float) -> None:
-        self._command, self._timeout = command, timeout
-
-    def __enter__(self) -> "_Pipe":
-        self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            self._command,
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # so that the whole pipeline can be ended
-        )
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.stdout.close()  # type: ignore[union-attr]
-        self._process.wait()
-        self._errors.close()
-
-    def read(self, stop: threading.Event) -> bytes:
-        """Up to `STEP` bytes; none at the end. TimeoutError where nothing comes for `timeout` seconds."""
-        output = self._process.stdout.fileno()  # type: ignore[union-attr]
-        until = time.monotonic() + self._timeout
-        while not stop.is_set():
-            if select.select([output], [], [], STOP_POLL)[0]:
-                return os.read(output, self.STEP)
-            if time.monotonic() > until:
-                raise TimeoutError
-        raise ReadEnded("the read was ended")
-
-    def check(self) -> None:
-        """SubprocessError, with what the command said, unless it ended well."""
-        code = self._process.wait(self._timeout)
-        if code:
-            self._errors.seek(0)
-            said = self._errors.read()[-300:].decode(errors="replace").strip().rpartition("\n")[2]
-            text = f"exit code {code}{': ' if said else ''}{said}"
-            raise _Unusable(text) if code in (126, 127) else subprocess.SubprocessError(text)

@@ -18,6 +18,7 @@ import numpy as np
 
 from .ahead import Ahead
 from .dataset import Dataset
+from .faults import ShardChanged
 from .index import (
     FORMAT_VERSION,
     ShardIndex,
@@ -28,7 +29,7 @@ from .index import (
     read_cached,
     write_cached,
 )
-from .remote import RemoteConfig, RemoteShard, ShardChanged
+from .remote import RemoteConfig, RemoteShard
 from .request import LoaderConfig
 from .shard_cache import Pin, ShardCache
 from .shards import is_remote, shown

@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..kernels.cache import cache_folder
-from .remote import NEVER, ReadEnded, RemoteConfig, RemoteShard, RemoteStore, ShardChanged
+from .faults import ReadEnded, ShardChanged
+from .remote import NEVER, RemoteConfig, RemoteShard, RemoteStore
 from .shards import read_at, shown
 
 POLL = 0.05

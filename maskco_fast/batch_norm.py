@@ -53,14 +53,13 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         """
         if not self.training:
             return _finish(super().forward(input), residual, relu)
-        if self.momentum is None or self.running_mean is None or self.running_var is None:
-            raise ValueError("GroupBatchNorm2d keeps running statistics by a momentum; give one")
         length = group_length(len(input), self.group_size)
-        rows = length * input.shape[2] * input.shape[3]
-        if rows > 1 and _fits(input, residual):
+        if length * input.shape[2] * input.shape[3] > 1 and self._is_usual() and _fits(input, residual):
             return self._fused(input, residual, relu, length)
         if length == len(input):
             return _finish(super().forward(input), residual, relu)
+        if self.momentum is None or self.running_mean is None or self.running_var is None:
+            raise ValueError("GroupBatchNorm2d keeps running statistics by a momentum; give one")
         groups = input.split(length)
         means = self.running_mean.repeat(len(groups), 1)
         variances = self.running_var.repeat(len(groups), 1)
@@ -74,15 +73,18 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             self._count_batch()
         return _finish(torch.cat(normalised), residual, relu)
 
+    def _is_usual(self) -> bool:
+        """Whether it scales in float32 and keeps running statistics by a momentum, as a ResNet's do."""
+        usual = self.affine and self.momentum is not None and self.running_mean is not None
+        return usual and self.weight.dtype == torch.float32
+
     def _fused(self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int) -> torch.Tensor:
         output, mean_GC, variance_GC = _Fused.apply(input, self.weight, self.bias, residual, relu, self.eps, length)
-        assert self.momentum is not None  # nor are these: `forward` has looked
-        assert self.running_mean is not None
-        assert self.running_var is not None
         with torch.no_grad():
             rows = length * input.shape[2] * input.shape[3]
-            self.running_mean.lerp_(mean_GC.mean(0), self.momentum)
-            self.running_var.lerp_(variance_GC.mean(0) * (rows / (rows - 1)), self.momentum)
+            self.running_mean.lerp_(mean_GC.mean(0), self.momentum)  # type: ignore[union-attr, arg-type]
+            unbiased_C = variance_GC.mean(0) * (rows / (rows - 1))
+            self.running_var.lerp_(unbiased_C, self.momentum)  # type: ignore[union-attr, arg-type]
             self._count_batch()
         return output
 
@@ -168,7 +170,7 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         output = torch.empty_like(input)
         channels, groups = input.shape[1], len(input) // length
-        mean_GC, variance_GC = torch.empty(2, groups, channels)
+        mean_GC, variance_GC = torch.empty(2, groups, channels, dtype=torch.float32)
         x = _flat(input)
         added = x[:0] if residual is None else _flat(residual)
         known = x, weight_C.numpy(), bias_C.numpy(), np.float32(eps)
@@ -194,7 +196,7 @@ class _Fused(torch.autograd.Function):
             mask, output = kernels.MASK_BY_OUTPUT, _flat(kept)
         input_gradient = torch.empty_like(input)
         residual_gradient = gradient if kept is None else torch.empty_like(input)
-        of_weight, of_bias = torch.zeros(2, len(weight_C))
+        of_weight, of_bias = torch.zeros(2, len(weight_C), dtype=torch.float32)
         known = x, weight_C.numpy(), bias_C.numpy(), np.float32(ctx.eps)
         statistics = mean_GC.numpy().ravel(), variance_GC.numpy().ravel()
         written = _flat(residual_gradient), of_weight.numpy(), of_bias.numpy(), _flat(input_gradient)

@@ -11,7 +11,8 @@ from conftest import encode, picture, write_tar
 from remote_servers import VIEWS, assert_same, batches, faulty_module, hurried, s3_api  # noqa: F401 a fixture
 
 from maskco_fast.loaders import Dataset, RemoteConfig, RemoteError, make_loader
-from maskco_fast.loaders.remote import RemoteStore, ShardChanged
+from maskco_fast.loaders.faults import ShardChanged
+from maskco_fast.loaders.remote import RemoteStore
 from maskco_fast.loaders.shards import expand, shown
 
 pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")

@@ -185,6 +185,29 @@ def test_the_kernels_are_left_where_they_do_not_fit():
     assert not batch_norm._fits(fits.to("meta"), None)
 
 
+@pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}])
+def test_unusual_settings_are_left_to_torch(options):
+    x = images_like(torch.float32, 4, 16, 3, 3, seed=1)
+    found = GroupBatchNorm2d(16, group_size=4, **options)(x)
+    assert torch.equal(found, nn.BatchNorm2d(16, **options)(x))
+    lowered = GroupBatchNorm2d(16, group_size=4).bfloat16()(x.bfloat16(), relu=True)
+    close(lowered, functional.relu(nn.BatchNorm2d(16)(x)), torch.bfloat16)
+
+
+def fork_gradient(fork, stride: int) -> torch.Tensor:
+    """Of a tensor of which one half goes on whole, and one with a stride."""
+    x = images_like(torch.float32, 2, 16, 6, 4, seed=4).requires_grad_(True)
+    on, residual = fork(x, stride)
+    (on.square().sum() + (3 * residual).exp().sum()).backward()
+    return x.grad
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_meet_again_where_a_blocks_input_forks(stride):
+    wanted = fork_gradient(lambda x, stride: (x, x[:, :, ::stride, ::stride]), stride)
+    torch.testing.assert_close(fork_gradient(batch_norm.fork, stride), wanted)
+
+
 @pytest.mark.parametrize("make", [lambda: GroupBatchNorm2d(6, group_size=2), lambda: SynchronizedBatchNorm(6)])
 @pytest.mark.parametrize("training", [True, False])
 def test_residual_and_relu_without_the_kernels(make, training):

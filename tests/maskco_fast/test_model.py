@@ -1,14 +1,20 @@
 """The networks: counts, RoIAlign against torchvision and the separable form, BatchNorm per group, momentum copies."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+from maskco_fast.batch_norm import GroupBatchNorm2d
 from maskco_fast.config import MaskCoConfig, ModelConfig, TrainConfig
 from maskco_fast.loaders import Batch
 from maskco_fast.methods import make_method
 from maskco_fast.model import (
+    FusedBasicBlock,
+    FusedBottleneck,
     RegionEncoder,
     initialise,
     momentum_copy,
@@ -68,6 +74,31 @@ def test_trunk_has_torchvisions_names_stride_and_conv5_map():
         deep = encoder(mph_blocks=0)
     assert deep.trunk.layer2[0].conv1.stride == (1, 1)
     assert deep.trunk.layer2[0].conv2.stride == (2, 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("fused", [FusedBasicBlock, FusedBottleneck])
+def test_fused_blocks_are_torchvisions(fused, stride):
+    """Values and gradients in training, with and without a convolution in the residual."""
+    plain = fused.__base__
+    channels = 32 * plain.expansion if stride == 1 else 48
+    downsample = None
+    if stride > 1:
+        convolution = nn.Conv2d(channels, 32 * plain.expansion, 1, stride, bias=False)
+        downsample = nn.Sequential(convolution, GroupBatchNorm2d(32 * plain.expansion, group_size=4))
+    theirs = plain(channels, 32, stride, downsample, norm_layer=partial(GroupBatchNorm2d, group_size=4))
+    ours = fused(channels, 32, stride, copy.deepcopy(downsample), norm_layer=partial(GroupBatchNorm2d, group_size=4))
+    ours.load_state_dict(theirs.state_dict())
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(8, channels, 6, 10, generator=generator).contiguous(memory_format=torch.channels_last)
+    found = []
+    for block in (ours, theirs):
+        x = images.clone().requires_grad_(True)
+        out = block.to(memory_format=torch.channels_last)(x * 1)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append([out, x.grad, *(parameter.grad for parameter in block.parameters()), *block.buffers()])
+    for mine, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
 def test_initialisation_is_kaiming_by_fan_in_and_of_the_seed_alone():
