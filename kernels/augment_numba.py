@@ -12,15 +12,14 @@ float32, flat, in whole levels.
 import math
 
 import numpy as np
-from llvmlite import binding
 from numba import types
-from numba.core import config
 from numba.extending import overload
 
 from .colour_numba import LANES, before_contrast, gray, jitter, load_levels, solarize
+from .half_precision import bfloat16_bits, converts_float16, float16_bits
 from .jit import leaf
 from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
-from .vector import broadcast, convert, fence, load, multiply_high, reinterpret, select, store
+from .vector import broadcast, convert, fence, load, multiply_high, reinterpret, store
 from .vector_shuffle import store_interleaved, stream_interleaved
 from .views import CONTRAST
 
@@ -110,29 +109,6 @@ def _fixed(value):
     return convert(convert(value, np.int32), np.uint16) << np.uint16(7)
 
 
-def _converts_float16() -> bool:
-    """Whether the machine converts to float16 by itself; where it doesn't, LLVM calls a function that Numba lacks."""
-    return config.CPU_NAME is None and binding.get_host_cpu_features().get("f16c", False)
-
-
-@leaf(forceinline=True)
-def _float16_bits(values):
-    """The nearest float16, ties to even, as bits; values below float16's normal numbers (6e-5) become 0."""
-    bits = reinterpret(values, np.int32)
-    sign = (bits >> np.int32(16)) & np.int32(0x8000)
-    size = bits & np.int32(0x7FFFFFFF)
-    shifted = size - np.int32(0x38000000)
-    rounded = (shifted + np.int32(0xFFF) + ((shifted >> np.int32(13)) & np.int32(1))) >> np.int32(13)
-    return convert(sign | select(size < np.int32(0x38800000), broadcast(np.int32(0), LANES), rounded), np.uint16)
-
-
-@leaf(forceinline=True)
-def _bfloat16_bits(values):
-    """The nearest bfloat16, ties to even, as bits."""
-    bits = reinterpret(values, np.int32)
-    return convert((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16), np.uint16)
-
-
 def _encode(row, at, normalisation, channel, form, out):
     """`LANES` whole levels of `row` as the lanes that `out` stores: normalised, but for uint8."""
     raise NotImplementedError("compiled code only")
@@ -146,19 +122,19 @@ def _encode_overload(row, at, normalisation, channel, form, out):
         )
     if out.dtype == types.float32:
         return lambda row, at, normalisation, channel, form, out: _normalise(row, at, normalisation, channel)
-    if _converts_float16():
+    if converts_float16():
 
         def encode(row, at, normalisation, channel, form, out):
             if form == FLOAT16:
                 return reinterpret(convert(_normalise(row, at, normalisation, channel), np.float16), np.uint16)
-            return _bfloat16_bits(_normalise(row, at, normalisation, channel))
+            return bfloat16_bits(_normalise(row, at, normalisation, channel))
 
         return encode
 
     def encode_by_bits(row, at, normalisation, channel, form, out):
         if form == FLOAT16:
-            return _float16_bits(_normalise(row, at, normalisation, channel))
-        return _bfloat16_bits(_normalise(row, at, normalisation, channel))
+            return float16_bits(_normalise(row, at, normalisation, channel))
+        return bfloat16_bits(_normalise(row, at, normalisation, channel))
 
     return encode_by_bits
 

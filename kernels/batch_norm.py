@@ -13,9 +13,10 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
+from .half_precision import bfloat16_bits, from_bfloat16
 from .jit import jit, leaf
 from .parallel import in_parts
-from .vector import broadcast, convert, load, multiply_add, prefetch, reinterpret, select, store
+from .vector import broadcast, load, multiply_add, prefetch, select, store
 
 LANES = 16
 """Channels worked on at a time."""
@@ -33,7 +34,7 @@ def _values(array, at):
 
 
 def _put(array, at, values):
-    """Write `LANES` values from `at` on, to the nearest, ties to even; NaN stays NaN."""
+    """Write `LANES` values from `at` on, rounded to the array's dtype."""
     raise NotImplementedError("compiled code only")
 
 
@@ -42,7 +43,7 @@ def _choose_values(array, at):
     if array.dtype == types.float32:
         return lambda array, at: load(array, at, LANES)
     if array.dtype == types.uint16:
-        return lambda array, at: reinterpret(convert(load(array, at, LANES), np.uint32) << np.uint32(16), np.float32)
+        return lambda array, at: from_bfloat16(load(array, at, LANES))
     raise TypingError(f"BatchNorm takes float32 and bfloat16 (as uint16), not {array.dtype}")
 
 
@@ -50,14 +51,7 @@ def _choose_values(array, at):
 def _choose_put(array, at, values):
     if array.dtype == types.float32:
         return lambda array, at, values: store(array, at, values)
-
-    def put(array, at, values):
-        bits = reinterpret(values, np.uint32)
-        nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        quiet_nan = broadcast(np.uint32(0x7FC0), LANES)
-        store(array, at, convert(select(values == values, nearest, quiet_nan), np.uint16))
-
-    return put
+    return lambda array, at, values: store(array, at, bfloat16_bits(values))
 
 
 @leaf(allocates=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numba import njit
 
-from maskco_fast.kernels import augment_numba, colour_numba
+from maskco_fast.kernels import augment_numba, colour_numba, half_precision
 from maskco_fast.kernels.augment_reference import augment_reference, blur_radius, mask_bounds
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render import Renderer
@@ -102,7 +102,7 @@ def test_quotients_by_255_are_exact():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_by_integers_round_as_torch_does(dtype):
     """What machines without conversion instructions run; and bfloat16 everywhere."""
-    encode = {"float16": augment_numba._float16_bits, "bfloat16": augment_numba._bfloat16_bits}[dtype]
+    encode = {"float16": half_precision.float16_bits, "bfloat16": half_precision.bfloat16_bits}[dtype]
 
     @njit
     def convert_all(values, out):
