@@ -113,6 +113,7 @@ def sources(paths: list[str]) -> Iterator[dict[str, Source]]:
             "http": Source(web, names, "cache", None),
             "s3": Source(s3, s3_names, "cache", s3.url),
             "http, stream": Source(web, names, "stream", None),
+            "s3, stream": Source(s3, s3_names, "stream", s3.url),
         }
     moto.stop()
 

@@ -108,16 +108,16 @@ def _gradient_sums(part, parts, gradient, x, mean, scale, bias, mask, output, ma
                 at = row * channels + c
                 prefetch(gradient, at + AHEAD)
                 prefetch(x, at + AHEAD)
-                value, one = _values(x, at) - load(mean, c, LANES), _values(gradient, at)
+                value, grad = _values(x, at) - load(mean, c, LANES), _values(gradient, at)
                 if mask == MASK_BY_INPUT:
                     before = multiply_add(value, load(scale, c, LANES), load(bias, c, LANES))
-                    one = select(before <= np.float32(0), zero, one)
+                    grad = select(before <= np.float32(0), zero, grad)
                 elif mask == MASK_BY_OUTPUT:
                     prefetch(output, at + AHEAD)
-                    one = select(_values(output, at) <= np.float32(0), zero, one)
-                    _put(masked, at, one)
-                store(partial, c, load(partial, c, LANES) + one)
-                store(partial, channels + c, multiply_add(value, one, load(partial, channels + c, LANES)))
+                    grad = select(_values(output, at) <= np.float32(0), zero, grad)
+                    _put(masked, at, grad)
+                store(partial, c, load(partial, c, LANES) + grad)
+                store(partial, channels + c, multiply_add(value, grad, load(partial, channels + c, LANES)))
         _flush(partial, total)
 
 
@@ -133,10 +133,10 @@ def _input_gradient(part, parts, gradient, x, mean, scale, bias, mask, shift, sl
             prefetch(gradient, at + AHEAD)
             prefetch(x, at + AHEAD)
             by = load(scale, c, LANES)
-            value, one = _values(x, at) - load(mean, c, LANES), _values(gradient, at)
+            value, grad = _values(x, at) - load(mean, c, LANES), _values(gradient, at)
             if mask == MASK_BY_INPUT:
-                one = select(multiply_add(value, by, load(bias, c, LANES)) <= np.float32(0), zero, one)
-            _put(out, at, (one - load(shift, c, LANES) - load(slope, c, LANES) * value) * by)
+                grad = select(multiply_add(value, by, load(bias, c, LANES)) <= np.float32(0), zero, grad)
+            _put(out, at, (grad - load(shift, c, LANES) - load(slope, c, LANES) * value) * by)
 
 
 @leaf()

@@ -223,6 +223,8 @@ def fork(x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Fork(torch.autograd.Function):
+    """`fork`, whose gradients are added in one pass."""
+
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.stride = stride
