@@ -9,6 +9,7 @@ import datetime
 import os
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ CONTROL_TIMEOUT = datetime.timedelta(days=1)
 PEER_GRACE = 2.0
 """Seconds that a rank which lost a peer stays, so that torchrun, which looks ten times a second, sees the peer end
 first and names it as the cause."""
+STORE_POLL = 0.02
+"""Seconds between two looks whether all ranks have started."""
 
 T = TypeVar("T")
 
@@ -102,13 +105,15 @@ def join(device: torch.device) -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=GRADIENT_TIMEOUT))
+    place = {"store": _unused(store, rank, size), "rank": rank, "world_size": size, "timeout": GRADIENT_TIMEOUT}
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl", timeout=GRADIENT_TIMEOUT, device_id=device)
+        torch.distributed.init_process_group("nccl", device_id=device, **place)
     else:
-        torch.distributed.init_process_group("gloo", timeout=GRADIENT_TIMEOUT)
+        torch.distributed.init_process_group("gloo", **place)
     world = World(
-        rank=torch.distributed.get_rank(),
+        rank=rank,
         size=size,
         local_rank=local_rank(),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
@@ -125,6 +130,33 @@ def join(device: torch.device) -> Iterator[World]:
             ) from error
         raise
     torch.distributed.destroy_process_group()
+
+
+def _unused(store: Any, rank: int, size: int) -> Any:
+    """A part of torchrun's store that no earlier start of these ranks has written to. Waits for all ranks.
+
+    torchrun keeps one store through its restarts, with the addresses of processes that it has killed. It numbers the
+    restarts on each node for itself, so that the ranks cannot take that number; rank 0 names the part instead. A rank
+    shows a word of its own, new at each start, and is answered under that word, so that neither takes the other for
+    one that is gone.
+    """
+    word = uuid.uuid4().hex
+    if rank != 0:
+        store.set(f"shown by {rank}", word)
+        store.wait([f"answer to {word}"], GRADIENT_TIMEOUT)
+        part = store.get(f"answer to {word}").decode()
+        store.set(f"{part} is known to {rank}", "")
+        return torch.distributed.PrefixStore(part, store)
+    missing, until = set(range(1, size)), time.monotonic() + GRADIENT_TIMEOUT.total_seconds()
+    while missing:
+        if time.monotonic() > until:
+            raise PeerLost(f"ranks {sorted(missing)} of {size} have not started; see what torchrun says on their nodes")
+        for other in missing:
+            if store.check([f"shown by {other}"]):
+                store.set(f"answer to {store.get(f'shown by {other}').decode()}", word)
+        missing = {other for other in missing if not store.check([f"{word} is known to {other}"])}
+        time.sleep(STORE_POLL)
+    return torch.distributed.PrefixStore(word, store)
 
 
 def local_rank() -> int:

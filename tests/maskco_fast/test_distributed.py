@@ -18,11 +18,15 @@ from maskco_fast.config import ModelConfig, TrainConfig
 PROGRAM = str(pathlib.Path(__file__).with_name("tiny_run.py"))
 
 
-def ranks(run_dir: pathlib.Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    """`tiny_run.py` in two processes as torchrun starts them; TimeoutExpired where they hang."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1])}
+        return probe.getsockname()[1]
+
+
+def ranks(run_dir: pathlib.Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    """`tiny_run.py` in two processes as torchrun starts them; TimeoutExpired where they hang."""
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     environments = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address} for rank in range(2)]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(
@@ -84,18 +88,28 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path, one_pr
     assert_same_run(tmp_path, one_process)
 
 
+def test_two_launchers_meet_as_on_two_nodes(tmp_path, one_process):
+    """Both ranks are the first of their node."""
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for ended in pool.map(run, [[*launch, PROGRAM, "--run-dir", str(tmp_path)]] * 2):
+            assert ended.returncode == 0, ended.stderr
+    assert_same_run(tmp_path, one_process)
+
+
+def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_process):
+    """torchrun's elastic restart: all ranks anew, from the newest checkpoint."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", PROGRAM]
+    ended = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--kill", "SIGKILL", "--kill-at", "5"])
+    assert ended.returncode == 0, ended.stderr
+    assert "Signal 9 (SIGKILL)" in ended.stderr or "exitcode: -9" in ended.stderr, ended.stderr
+    assert_same_run(tmp_path, one_process)
+
+
 def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        PROGRAM,
-        "--run-dir",
-        str(tmp_path),
-    ]
-    failed = run([*launch, "--rank", "1", "--fail-at", "5"])
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    failed = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--fail-at", "5"])
     assert failed.returncode != 0
     assert "rank 1: error: the disk of rank 1 is on fire" in failed.stderr
     assert "Traceback" not in failed.stderr.partition("rank 1: error")[0]

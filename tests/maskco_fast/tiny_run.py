@@ -156,7 +156,8 @@ def main() -> int:
     with join(torch.device("cpu")) as world:
         config = tiny_config(options.run_dir, log_every=4, log_samples=True)
         wrong = {"signal_at": options.kill_at, "number": options.kill, "fail_at": options.fail_at}
-        print(tiny_trainer(config, world, **(wrong if world.rank == options.rank else {})).fit())
+        goes_wrong = world.rank == options.rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        print(tiny_trainer(config, world, **(wrong if goes_wrong else {})).fit())
     return 0
 
 
