@@ -144,12 +144,14 @@ def _finish(normalised: torch.Tensor, residual: torch.Tensor | None, relu: bool)
 
 def _fits(input: torch.Tensor, residual: torch.Tensor | None) -> bool:
     """Whether the kernels take these: CPU, float32 or bfloat16, channels-last, channels by the vector."""
+    tensors = [one for one in (input, residual) if one is not None]
     return (
         input.device.type == "cpu"
         and input.dtype in (torch.float32, torch.bfloat16)
         and input.shape[1] % kernels.LANES == 0
-        and all(one.is_contiguous(memory_format=torch.channels_last) for one in (input, residual) if one is not None)
-        and (residual is None or residual.dtype == input.dtype)
+        and all(one.dtype == input.dtype for one in tensors)
+        and all(one.is_contiguous(memory_format=torch.channels_last) for one in tensors)
+        and all(type(one) is torch.Tensor for one in tensors)  # not one without memory, as torch counts operations with
         and not torch.compiler.is_compiling()  # which fuses by itself
     )
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from maskco_fast import batch_norm
@@ -183,6 +184,8 @@ def test_the_kernels_are_left_where_they_do_not_fit():
     assert not batch_norm._fits(fits.double(), None)
     assert not batch_norm._fits(fits[:, :8].contiguous(memory_format=torch.channels_last), None)
     assert not batch_norm._fits(fits.to("meta"), None)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert not batch_norm._fits(mode.from_tensor(fits), None)
 
 
 @pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}])
