@@ -143,7 +143,10 @@ def _unused(store: Any, rank: int, size: int) -> Any:
     word = uuid.uuid4().hex
     if rank != 0:
         store.set(f"shown by {rank}", word)
-        store.wait([f"answer to {word}"], GRADIENT_TIMEOUT)
+        try:
+            store.wait([f"answer to {word}"], GRADIENT_TIMEOUT)
+        except torch.distributed.DistStoreError as error:
+            raise PeerLost("rank 0 has not started; see what torchrun says on its node") from error
         part = store.get(f"answer to {word}").decode()
         store.set(f"{part} is known to {rank}", "")
         return torch.distributed.PrefixStore(part, store)

@@ -1,6 +1,7 @@
 """Several processes train one run: the losses of one process, a common step to stop after, errors that end the job."""
 
 import concurrent.futures
+import datetime
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny_run import BATCH, tiny_config, tiny_trainer
 
-from maskco_fast import checkpoint
+from maskco_fast import checkpoint, distributed
 from maskco_fast.config import ModelConfig, TrainConfig
 
 PROGRAM = str(pathlib.Path(__file__).with_name("tiny_run.py"))
@@ -105,6 +106,31 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_proces
     assert ended.returncode == 0, ended.stderr
     assert "Signal 9 (SIGKILL)" in ended.stderr or "exitcode: -9" in ended.stderr, ended.stderr
     assert_same_run(tmp_path, one_process)
+
+
+def parts(store: torch.distributed.Store, present: list[int], size: int) -> list[torch.distributed.Store]:
+    """Where each of the ranks that are there meets the others."""
+    with concurrent.futures.ThreadPoolExecutor(len(present)) as pool:
+        return list(pool.map(lambda rank: distributed._unused(store, rank, size), present))
+
+
+def test_ranks_meet_where_none_has_met_before():
+    store = torch.distributed.HashStore()
+    for start in range(3):
+        found = parts(store, [2, 0, 1], 3)
+        assert not any(one.check(["address"]) for one in found)
+        found[0].set("address", str(start))
+        assert [one.get("address") for one in found] == [str(start).encode()] * 3
+
+
+def test_a_rank_that_does_not_start_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "GRADIENT_TIMEOUT", datetime.timedelta(seconds=0.3))
+    store = torch.distributed.HashStore()
+    store.set("shown by 2", "long ago")
+    with pytest.raises(distributed.PeerLost, match=r"ranks \[2\] of 3 have not started"):
+        parts(store, [0, 1], 3)
+    with pytest.raises(distributed.PeerLost, match="rank 0 has not started"):
+        parts(torch.distributed.HashStore(), [1], 3)
 
 
 def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
