@@ -79,7 +79,8 @@ class World:
     def agree_to_stop(self, name: str | None) -> str | None:
         """The signal that the run stops for, the same on every rank: `name` where this rank got one. Waits for all.
 
-        Before a step this costs nothing that the step's first exchange would not: it waits for the same ranks.
+        Before a step it waits for those that the step's first exchange would wait for, and takes half a millisecond
+        itself between two processes of a host (`benchmarks/processes.py`).
         """
         number = int(self.gather(torch.tensor(signal.Signals[name] if name else 0)).max())
         return signal.Signals(number).name if number else None

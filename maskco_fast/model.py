@@ -1,5 +1,4 @@
-"""The networks: trunk, mask prediction head, RoIAlign, projection heads, BatchNorm per group or over all processes,
-momentum copies.
+"""The networks: trunk, mask prediction head, RoIAlign, projection heads, momentum copies.
 
 Shapes: N images, K boxes an image, C channels, H and W cells of the conv5 map, D features, S samples a side of a box.
 """
