@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .jit import jit, leaf
-from .vector import first_lane, load
+from .compiler.jit import jit, leaf
+from .compiler.vector import first_lane, load
 
 UNKNOWN, JPEG, JPEG_CMYK, PNG, WEBP, OTHER = range(6)
 """Formats. JPEG has one or three components; CMYK ones have four, which not every decoder converts. OTHER is what the

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .jit import jit, leaf
+from .compiler.jit import jit, leaf
 from .views import ViewConfig, plan_columns, plan_dtype
 
 CROP_TRIES = 10

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .augment_numba import BFLOAT16, FLOAT16, FLOAT32, HALO, MAX_RADIUS, UINT8, augment_view
-from .colour_numba import LANES
-from .jit import jit, leaf
+from .augment.numba import BFLOAT16, FLOAT16, FLOAT32, HALO, MAX_RADIUS, UINT8, augment_view
+from .augment.numba_colour import LANES
+from .compiler.jit import jit, leaf
+from .compiler.vector import load, store
+from .compiler.vector_shuffle import load_interleaved, store_interleaved
 from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view
-from .vector import load, store
-from .vector_shuffle import load_interleaved, store_interleaved
 from .views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
 
 FORMATS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "uint8": UINT8}

@@ -11,8 +11,8 @@ Shapes: S the view's side; P the pitch of a planar row, S rounded up to a multip
 import numpy as np
 from PIL import Image
 
-from .jit import leaf
-from .vector import (
+from .compiler.jit import leaf
+from .compiler.vector import (
     broadcast,
     convert,
     lane_numbers,
@@ -25,7 +25,7 @@ from .vector import (
     select,
     store,
 )
-from .vector_shuffle import transpose
+from .compiler.vector_shuffle import transpose
 
 NARROW_TAPS = 64
 """The most source pixels an output pixel may draw on in fixed point (a downscaling by about 31).

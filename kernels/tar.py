@@ -6,7 +6,7 @@ members need `tarfile` for their name; an archive whose sizes it cannot trust is
 
 import numpy as np
 
-from .jit import jit, leaf
+from .compiler.jit import jit, leaf
 
 BLOCK = 512
 HEADER, DATA, SIZE, EXTENDED = range(4)

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .jit import leaf
+from ..compiler.jit import leaf
 
 LOOK = 11
 """Bits looked up at once."""

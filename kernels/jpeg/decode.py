@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from .headers import u16
-from .jit import jit, leaf
-from .jpeg_entropy import END, LONG, ROOM, TABLE, build_table, read_block
-from .jpeg_pixels import LANES, PAD, put_flat_block, put_rgb, put_two_blocks, upsampled_across, upsampled_both
-from .vector import broadcast, convert, first_lane, load, store
-from .vector_shuffle import store_interleaved
+from ..compiler.jit import jit, leaf
+from ..compiler.vector import broadcast, convert, first_lane, load, store
+from ..compiler.vector_shuffle import store_interleaved
+from ..headers import u16
+from .entropy import END, LONG, ROOM, TABLE, build_table, read_block
+from .pixels import LANES, PAD, put_flat_block, put_rgb, put_two_blocks, upsampled_across, upsampled_both
 
 DECODED, NOT_PLAIN = range(2)
 """What `decode_region` returns: pixels, or that a library should have a look."""

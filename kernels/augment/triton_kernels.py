@@ -11,8 +11,9 @@ around it, C columns of half of those.
 import triton
 import triton.language as tl
 
-from . import augment_torch, plan, views
-from .augment_triton_pixels import load_levels, store_pixels
+from .. import plan, views
+from . import torch as augment_torch
+from .triton_pixels import load_levels, store_pixels
 
 BRIGHTNESS = tl.constexpr(views.BRIGHTNESS)
 CONTRAST = tl.constexpr(views.CONTRAST)

@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from . import augment_torch
+from . import torch as augment_torch
 
 MIN_TRITON = (3, 3)
 """The first that compiles the kernels (torch 2.7). 16-byte loads and the compile report's figures are Triton 3.8's."""
@@ -211,7 +211,7 @@ def _launch(
     first: int,
 ) -> None:
     """The three passes over the views from number `first` on, as many as the workspace holds; (V, N, …) arguments."""
-    from . import augment_triton_kernels as kernels
+    from . import triton_kernels as kernels
 
     size, batch = views.shape[-2], views.shape[1]
     count = min(workspace.views, views.shape[0] * batch - first)

@@ -8,9 +8,9 @@ A component's samples lie in rows of `planes`; `PAD` bytes on either side of a r
 
 import numpy as np
 
-from .jit import leaf
-from .vector import broadcast, convert, load, maximum, minimum, multiply_high, reinterpret, store
-from .vector_shuffle import (
+from ..compiler.jit import leaf
+from ..compiler.vector import broadcast, convert, load, maximum, minimum, multiply_high, reinterpret, store
+from ..compiler.vector_shuffle import (
     interleave,
     interleave_high,
     interleave_low,

@@ -10,8 +10,8 @@ is S rounded up to a multiple of 32.
 
 import numpy as np
 
-from .jit import leaf
-from .vector import (
+from ..compiler.jit import leaf
+from ..compiler.vector import (
     any_lane,
     broadcast,
     convert,
@@ -25,7 +25,7 @@ from .vector import (
     total,
     truncate,
 )
-from .views import BRIGHTNESS, CONTRAST, SATURATION
+from ..views import BRIGHTNESS, CONTRAST, SATURATION
 
 LANES = 32
 """Values worked on at once: two AVX-512 registers of float32, since one would wait for its own results."""

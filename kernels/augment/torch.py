@@ -13,8 +13,8 @@ import math
 import torch
 import torch.nn.functional
 
-from .plan import BLUR_SIGMA, FACTORS, FLIP, GRAY, JITTER, ORDER, SOLARIZE, VIEW_FLOATS
-from .views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_THRESHOLD
+from ..plan import BLUR_SIGMA, FACTORS, FLIP, GRAY, JITTER, ORDER, SOLARIZE, VIEW_FLOATS
+from ..views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_THRESHOLD
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Red, green and blue in a gray level (torchvision's `rgb_to_grayscale`)."""

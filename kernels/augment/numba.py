@@ -15,13 +15,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from .colour_numba import LANES, before_contrast, gray, jitter, load_levels, solarize
-from .half_precision import bfloat16_bits, converts_float16, float16_bits
-from .jit import leaf
-from .plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
-from .vector import broadcast, convert, fence, load, multiply_high, reinterpret, store
-from .vector_shuffle import store_interleaved, stream_interleaved
-from .views import CONTRAST
+from ..compiler.half_precision import bfloat16_bits, converts_float16, float16_bits
+from ..compiler.jit import leaf
+from ..compiler.vector import broadcast, convert, fence, load, multiply_high, reinterpret, store
+from ..compiler.vector_shuffle import store_interleaved, stream_interleaved
+from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
+from ..views import CONTRAST
+from .numba_colour import LANES, before_contrast, gray, jitter, load_levels, solarize
 
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
 """Formats of a rendered view. Half precision is written as its bits, into uint16."""

@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def source_stamp() -> str:
     """A hash of all sources in this folder and of the Numba and llvmlite versions; 16 hex digits."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
-    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+    for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torchvision.transforms.functional as F
 
-from .views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SATURATION, SOLARIZE_THRESHOLD
+from ..views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SATURATION, SOLARIZE_THRESHOLD
 
 _JITTER = {
     BRIGHTNESS: F.adjust_brightness,

@@ -12,9 +12,9 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .jit import jit
-from .jpeg import DECODED, decode_region, make_jpeg_scratch
-from .jpeg_pixels import LANES
+from .compiler.jit import jit
+from .jpeg.decode import DECODED, decode_region, make_jpeg_scratch
+from .jpeg.pixels import LANES
 from .plan import CROP, VIEW_FLOATS
 from .render import Renderer, render_views, resize_views
 

@@ -1,0 +1,1 @@
+"""How kernels become machine code: Numba's cache, vectors as values, half precision, threads."""
