@@ -9,13 +9,13 @@ with make_loader("cc3m-{0000..0331}.tar", batch_size=256, views=ViewConfig.maskc
 
 from ..kernels.views import View, ViewConfig
 from .batch import Batch
-from .dataset import Dataset, EmptyDataset
-from .factory import LOADERS, make_loader
-from .faults import ReadEnded, RemoteError
 from .loader import Loader
+from .make_loader import LOADERS, make_loader
 from .quarantine import Quarantine, TooManyBadSamples
-from .remote import RemoteConfig
+from .remote.errors import ReadEnded, RemoteError
+from .remote.store import RemoteConfig
 from .request import LoaderConfig
+from .shards.dataset import Dataset, EmptyDataset
 
 __all__ = [
     "LOADERS",

@@ -17,12 +17,12 @@ import torch.distributed
 from ..kernels.plan import plan
 from .batch import Batch
 from .buffers import BufferPool
-from .dataset import Dataset
-from .decode import BadImage, Decoded
-from .device import DeviceStage, make_streams
+from .device_stage import DeviceStage, make_streams
 from .order import batch_count
 from .quarantine import BadSample, Quarantine
 from .request import LoaderConfig, Rendered, Request
+from .shards.dataset import Dataset
+from .shards.decode import BadImage, Decoded
 
 STATE_VERSION = 1
 

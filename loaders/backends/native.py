@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator, Iterator
 
 import numpy as np
 
-from .buffers import BufferPool
-from .executor import TOGETHER, Executor
-from .loader import Loader
-from .request import Rendered, Request
+from ..buffers import BufferPool
+from ..loader import Loader
+from ..request import Rendered, Request
+from .sample_renderer import TOGETHER, Executor
 
 
 class NativeLoader(Loader):

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels import headers
+from ...kernels import headers
+from ..quarantine import BadSample
 from .dataset import Dataset
 from .index import SAMPLE_DTYPE, ShardIndex, sample_id
-from .quarantine import BadSample
 
 VERSION = 2
 """FFCV's, of the layout."""

@@ -21,12 +21,12 @@ import numba
 import numpy as np
 import torch
 
-from .beton import BetonDataset, write_directory
-from .buffers import BufferPool
-from .dataset import Dataset
-from .executor import TOGETHER, Executor
-from .loader import Loader
-from .request import LoaderConfig, Rendered, Request
+from ..buffers import BufferPool
+from ..loader import Loader
+from ..request import LoaderConfig, Rendered, Request
+from ..shards.beton import BetonDataset, write_directory
+from ..shards.dataset import Dataset
+from .sample_renderer import TOGETHER, Executor
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 
-from .faults import ReadEnded, UnusableCommand
+from .errors import ReadEnded, UnusableCommand
 
 STOP_POLL = 0.05
 """Seconds between two looks whether a read is still wanted."""

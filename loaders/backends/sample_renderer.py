@@ -4,12 +4,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..kernels import headers
-from ..kernels.samples import JpegRenderer
-from .decode import Decoder
-from .loader import Loader
-from .regions import shrunk
-from .request import Request
+from ...kernels import headers
+from ...kernels.render_jpegs import JpegRenderer
+from ..loader import Loader
+from ..regions import shrunk
+from ..request import Request
+from ..shards.decode import Decoder
 
 TOGETHER = 4
 """Samples best handed over at once: few enough for threads to share a batch, enough to make Python's part small."""

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .ahead import Ahead
-from .dataset import Dataset
-from .faults import ShardChanged
-from .index import (
+from ..request import LoaderConfig
+from ..shards.dataset import Dataset
+from ..shards.index import (
     FORMAT_VERSION,
     ShardIndex,
     cache_file,
@@ -29,10 +28,11 @@ from .index import (
     read_cached,
     write_cached,
 )
-from .remote import RemoteConfig, RemoteShard
-from .request import LoaderConfig
-from .shard_cache import Pin, ShardCache
-from .shards import is_remote, shown
+from ..shards.names import is_remote, shown
+from .cache import Pin, ShardCache
+from .errors import ShardChanged
+from .prefetch import Ahead
+from .store import RemoteConfig, RemoteShard
 
 TRIES = 5
 """Times that a shard is indexed which changes meanwhile."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from ..order import batch_positions, order
+from ..quarantine import Quarantine
+from ..remote.store import RemoteConfig
+from ..request import LoaderConfig
 from .index import ShardIndex, index_shards
-from .order import batch_positions, order
-from .quarantine import Quarantine
-from .remote import RemoteConfig
-from .request import LoaderConfig
-from .shards import ShardReader, expand, is_remote
+from .names import ShardReader, expand, is_remote
 
 
 class EmptyDataset(ValueError):
@@ -68,14 +68,14 @@ class Dataset:
         paths = expand(shards)
         remote = remote or RemoteConfig()
         if remote.mode == "stream":
-            return importlib.import_module(".streaming", __package__).StreamDataset(paths, remote)
+            return importlib.import_module("..remote.stream", __package__).StreamDataset(paths, remote)
         betons = [path for path in paths if path.endswith(".beton")]
         if betons:
             if len(betons) != len(paths):
                 raise ValueError(f"{len(betons)} of {len(paths)} shards are .beton files: give them alone, or none")
             return importlib.import_module(".beton", __package__).BetonDataset(betons)
         if any(map(is_remote, paths)):
-            remote_dataset = importlib.import_module(".remote_dataset", __package__).RemoteDataset
+            remote_dataset = importlib.import_module("..remote.dataset", __package__).RemoteDataset
             return remote_dataset.index(paths, remote, index_folder=index_folder, threads=threads, progress=progress)
         return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
 

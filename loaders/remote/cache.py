@@ -18,10 +18,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..kernels.cache import cache_folder
-from .faults import ReadEnded, ShardChanged
-from .remote import NEVER, RemoteConfig, RemoteShard, RemoteStore
-from .shards import read_at, shown
+from ...kernels.compiler.cache import cache_folder
+from ..shards.names import read_at, shown
+from .errors import ReadEnded, ShardChanged
+from .store import NEVER, RemoteConfig, RemoteShard, RemoteStore
 
 POLL = 0.05
 """Seconds between two looks at what another process or thread is doing."""

@@ -17,7 +17,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from .faults import (
+from ..shards.names import PIPE, shown
+from .errors import (
     ReadEnded,
     RemoteError,
     ShardChanged,
@@ -29,7 +30,6 @@ from .faults import (
     status_of,
 )
 from .pipe import STOP_POLL, Pipe
-from .shards import PIPE, shown
 
 LONGEST_WAIT = 30.0
 """Seconds between two attempts at most."""

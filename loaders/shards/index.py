@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..kernels import headers
-from ..kernels.cache import cache_folder
-from ..kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
+from ...kernels import headers
+from ...kernels.compiler.cache import cache_folder
+from ...kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
+from ..quarantine import BadSample
+from ..remote.store import RemoteShard
 from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
-from .quarantine import BadSample
-from .remote import RemoteShard
-from .shards import IMAGE_SUFFIXES, image_files, is_remote
+from .names import IMAGE_SUFFIXES, image_files, is_remote
 
 FORMAT_VERSION = 1
 """Counts up when what is stored changes; older files are made anew."""

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..kernels.augment_triton import augmenter
+from ..kernels.augment.triton import augmenter
 from ..kernels.plan import KEY_BOXES, MASKED_BOX, VIEW_FLOATS
 from .batch import Batch
-from .dataset import Dataset
 from .request import LoaderConfig, Rendered
+from .shards.dataset import Dataset
 
 SLOTS = 2
 """One that is being copied into, one that is being read."""

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..kernels import headers
+from ...kernels import headers
+from ..loader import Loader
+from ..request import LoaderConfig, Rendered, Request
+from ..shards.dataset import Dataset
+from ..shards.decode import Decoder
 from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless, import_dali
-from .dataset import Dataset
-from .decode import Decoder
-from .loader import Loader
-from .request import LoaderConfig, Rendered, Request
 
 
 class DaliLoader(Loader):

@@ -5,11 +5,11 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import torch
 
-from ..kernels.augment_reference import augment_reference, finish_reference
-from ..kernels.resize import resize_reference
-from .decode import Decoded, decode_pillow, whole
-from .loader import Loader
-from .request import Rendered, Request
+from ...kernels.augment.reference import augment_reference, finish_reference
+from ...kernels.resize import resize_reference
+from ..loader import Loader
+from ..request import Rendered, Request
+from ..shards.decode import Decoded, decode_pillow, whole
 
 
 class ReferenceLoader(Loader):

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..kernels.views import ViewConfig
-from .dataset import Dataset
 from .loader import Loader
-from .remote import RemoteConfig
+from .remote.store import RemoteConfig
 from .request import LoaderConfig
+from .shards.dataset import Dataset
 
 LOADERS = {"native": "NativeLoader", "reference": "ReferenceLoader", "dali": "DaliLoader", "ffcv": "FfcvLoader"}
 """Backends by name: each is the class of that name in the module of that name, imported when asked for."""
@@ -73,7 +73,7 @@ def make_loader(
         raise ValueError(f"there is no loader {backend!r}; choose auto or one of {', '.join(LOADERS)}")
     if name == "ffcv" and remote is not None and remote.mode == "stream":
         raise ValueError("the ffcv loader wants to know all samples beforehand: choose another for a stream")
-    loader_class = getattr(importlib.import_module(f".{name}", __package__), LOADERS[name])
+    loader_class = getattr(importlib.import_module(f".backends.{name}", __package__), LOADERS[name])
     if not isinstance(shards, Dataset):
         shards = Dataset.open(shards, index_folder=index_folder, threads=threads, progress=progress, remote=remote)
     return loader_class(shards, config, max_bad_share=max_bad_share)

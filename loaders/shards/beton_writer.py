@@ -20,7 +20,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..kernels import headers
+from ...kernels import headers
+from ..quarantine import BadSample
 from .beton import (
     ALLOCATION_DTYPE,
     FIELDS,
@@ -36,7 +37,6 @@ from .beton import (
 )
 from .dataset import Dataset
 from .decode import BadImage, Decoder
-from .quarantine import BadSample
 
 CHUNK = 64
 """Samples a task: about 7 MB of ImageNet."""

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from .dataset import Dataset
-from .index import SAMPLE_DTYPE, ShardIndex, judge_image, split_name
-from .order import order
-from .quarantine import BadSample, Quarantine
-from .remote import RemoteConfig, RemoteShard, RemoteStore
-from .request import LoaderConfig
-from .shards import IMAGE_SUFFIXES, is_remote, shown
+from ..order import order
+from ..quarantine import BadSample, Quarantine
+from ..request import LoaderConfig
+from ..shards.dataset import Dataset
+from ..shards.index import SAMPLE_DTYPE, ShardIndex, judge_image, split_name
+from ..shards.names import IMAGE_SUFFIXES, is_remote, shown
+from .store import RemoteConfig, RemoteShard, RemoteStore
 
 KEPT_BATCHES = 6
 """Batches whose samples stay at hand beyond those in the making: delivered ones that a device has yet to finish."""

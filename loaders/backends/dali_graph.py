@@ -16,10 +16,10 @@ from numba import types as numba_types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..kernels.plan import CROP, FLIP, VIEW_FLOATS
-from ..kernels.render import FORMATS, make_scratch, render_views, resize_views
-from ..kernels.views import IMAGENET_MEAN, IMAGENET_STD
-from .request import LoaderConfig, Request
+from ...kernels.plan import CROP, FLIP, VIEW_FLOATS
+from ...kernels.render import FORMATS, make_scratch, render_views, resize_views
+from ...kernels.views import IMAGENET_MEAN, IMAGENET_STD
+from ..request import LoaderConfig, Request
 
 SEAM = "seam"
 """What `resampler` makes besides `FORMATS`: views that are resized and flipped, and no more."""

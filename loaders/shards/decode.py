@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ..kernels import headers
+from ...kernels import headers
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
 """Images that claim more are quarantined before anything is allocated (Pillow's own limit for a warning)."""

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 
-from .shards import shown
+from ..shards.names import shown
 
 
 class RemoteError(OSError):

@@ -6,8 +6,8 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from .remote import RemoteConfig, RemoteShard
-from .shard_cache import Pin, ShardCache
+from .cache import Pin, ShardCache
+from .store import RemoteConfig, RemoteShard
 
 ROOM_POLL = 0.2
 """Seconds between two looks whether other shards have made room."""

@@ -1,0 +1,1 @@
+"""Shards on servers: reading through faults, the shard cache, prefetching and streaming."""
