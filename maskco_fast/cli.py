@@ -35,11 +35,11 @@ def _parse(config: type[C], command: str, arguments: Sequence[str], default: C |
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from maskco_fast.config import TrainConfig
+    from maskco_fast.commands.train import train
     from maskco_fast.errors import named_errors
-    from maskco_fast.methods import METHODS
-    from maskco_fast.recipes import RECIPES
-    from maskco_fast.train import train
+    from maskco_fast.methods.registry import METHODS
+    from maskco_fast.training.config import TrainConfig
+    from maskco_fast.training.recipes import RECIPES
 
     name = _early(arguments, "--recipe", "paper", RECIPES)
     recipe = RECIPES[name](_early(arguments, "--method", "maskco", METHODS))
@@ -62,23 +62,23 @@ def _early(arguments: Sequence[str], option: str, default: str, choices: Collect
 
 
 def _index(arguments: Sequence[str]) -> int:
+    from maskco_fast.commands.inspect import IndexConfig, index
     from maskco_fast.errors import named_errors
-    from maskco_fast.inspect import IndexConfig, index
 
     config = _parse(IndexConfig, "index", arguments)
     return named_errors(lambda: index(config))
 
 
 def _views(arguments: Sequence[str]) -> int:
+    from maskco_fast.commands.inspect import ViewsConfig, views
     from maskco_fast.errors import named_errors
-    from maskco_fast.inspect import ViewsConfig, views
 
     config = _parse(ViewsConfig, "views", arguments)
     return named_errors(lambda: views(config))
 
 
 def _beton(arguments: Sequence[str]) -> int:
-    from maskco_fast.beton import BetonConfig, beton
+    from maskco_fast.commands.beton import BetonConfig, beton
     from maskco_fast.errors import named_errors
 
     config = _parse(BetonConfig, "beton", arguments)
@@ -86,7 +86,7 @@ def _beton(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
-    from maskco_fast.bench import BenchConfig, bench
+    from maskco_fast.bench.harness import BenchConfig, bench
     from maskco_fast.errors import named_errors
 
     config = _parse(BenchConfig, "bench", arguments)
@@ -94,7 +94,7 @@ def _bench(arguments: Sequence[str]) -> int:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    from maskco_fast.doctor import DoctorConfig, doctor
+    from maskco_fast.commands.doctor import DoctorConfig, doctor
 
     config = _parse(DoctorConfig, "doctor", arguments)
     return doctor(as_json=config.json)

@@ -5,11 +5,11 @@ import sys
 import warnings
 from collections.abc import Callable
 
-from maskco_fast.checkpoint import CheckpointError
-from maskco_fast.distributed import PeerLost
 from maskco_fast.loaders import TooManyBadSamples
-from maskco_fast.run_lock import RunFolderInUse
-from maskco_fast.trainer import NonFiniteLoss
+from maskco_fast.training.checkpoint import CheckpointError
+from maskco_fast.training.distributed import PeerLost
+from maskco_fast.training.run_lock import RunFolderInUse
+from maskco_fast.training.trainer import NonFiniteLoss
 
 NAMED = (CheckpointError, NonFiniteLoss, PeerLost, RunFolderInUse, TooManyBadSamples, ImportError, OSError, ValueError)
 """ImportErrors and ValueErrors only where this package raises them."""

@@ -21,9 +21,9 @@ from torch.nn import functional
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from maskco_fast.collectives import rank_and_size
-from maskco_fast.contrast import group_length
 from maskco_fast.kernels import batch_norm as kernels
+from maskco_fast.methods.region_contrast import group_length
+from maskco_fast.networks.collectives import rank_and_size
 
 WORTH_A_THREAD = 1 << 16
 """Elements below which handing a part to another thread takes longer than computing it."""

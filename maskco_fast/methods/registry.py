@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from maskco_fast.config import TrainConfig
-from maskco_fast.maskco import MaskCo
-from maskco_fast.method import Method
-from maskco_fast.moco_v2 import MoCoV2
-from maskco_fast.npid import NPID
-from maskco_fast.simclr import SimCLR
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.maskco import MaskCo
+from maskco_fast.methods.moco_v2 import MoCoV2
+from maskco_fast.methods.npid import NPID
+from maskco_fast.methods.simclr import SimCLR
+from maskco_fast.training.config import TrainConfig
 
 METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
     "maskco": MaskCo,

@@ -15,11 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import LOADERS, Batch, Dataset, ViewConfig, make_loader
-from maskco_fast.loaders.buffers import BufferPool
-from maskco_fast.loaders.decode import Decoder
-from maskco_fast.peers import (
+from maskco_fast.bench.peers import (
     dali_stock,
     kornia_batched,
     lightly_moco,
@@ -27,7 +23,11 @@ from maskco_fast.peers import (
     torchvision_pil,
     torchvision_v2,
 )
-from maskco_fast.peers_ffcv import ffcv_ssl, ffcv_stock
+from maskco_fast.bench.peers_ffcv import ffcv_ssl, ffcv_stock
+from maskco_fast.kernels.views import IMAGENET_STD
+from maskco_fast.loaders import LOADERS, Batch, Dataset, ViewConfig, make_loader
+from maskco_fast.loaders.buffers import BufferPool
+from maskco_fast.loaders.shards.decode import Decoder
 
 MEAN_LEVELS, FAR_SHARE = 0.5, 1 / 200
 """The gate of our rows: mean difference from the reference in levels, and the share of values off by more than 3."""

@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from maskco_fast.batch_norm import GroupBatchNorm2d, fork
-from maskco_fast.config import ModelConfig
+from maskco_fast.networks.batch_norm import GroupBatchNorm2d, fork
+from maskco_fast.training.config import ModelConfig
 
 STRIDE = 32
 """Image pixels a cell of the conv5 map."""

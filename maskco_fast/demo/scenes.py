@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from maskco_fast import patterns
-from maskco_fast.patterns import Random, Shape, Skin, Texture
+from maskco_fast.demo import patterns
+from maskco_fast.demo.patterns import Random, Shape, Skin, Texture
 
 VERSION = 1
 """Goes up whenever the drawing changes, so that a folder never mixes scenes of two versions."""

@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 import torch
 
-from maskco_fast.config import TrainConfig
-from maskco_fast.demo import demo_shards
-from maskco_fast.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
-from maskco_fast.distributed import World, join, local_rank
+from maskco_fast.commands.inspect import draw_views
+from maskco_fast.demo.shards import demo_shards
 from maskco_fast.errors import SUCCESS, say
-from maskco_fast.inspect import draw_views
-from maskco_fast.loader_choice import choose_loader
 from maskco_fast.loaders import Dataset, Loader, make_loader
-from maskco_fast.methods import Method, make_method
-from maskco_fast.pictures import loss_picture
-from maskco_fast.run_lock import lock_run_folder
-from maskco_fast.trainer import Trainer
+from maskco_fast.methods.registry import Method, make_method
+from maskco_fast.pictures.pictures import loss_picture
+from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
+from maskco_fast.training.distributed import World, join, local_rank
+from maskco_fast.training.loader_choice import choose_loader
+from maskco_fast.training.run_lock import lock_run_folder
+from maskco_fast.training.trainer import Trainer
 
 VIEWS_SHOWN = 3
 """Images of views.png: the first of the first epoch."""

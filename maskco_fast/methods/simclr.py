@@ -5,13 +5,13 @@ import math
 import torch
 from torch import nn
 
-from maskco_fast.batch_norm import SynchronizedBatchNorm
-from maskco_fast.collectives import gather_with_gradient, rank_and_size
-from maskco_fast.config import TrainConfig
-from maskco_fast.instance_contrast import nt_xent
 from maskco_fast.loaders import Batch, ViewConfig
-from maskco_fast.method import Method
-from maskco_fast.model import ImageEncoder, Trunk, initialise
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.instance_contrast import nt_xent
+from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
+from maskco_fast.networks.collectives import gather_with_gradient, rank_and_size
+from maskco_fast.networks.encoders import ImageEncoder, Trunk, initialise
+from maskco_fast.training.config import TrainConfig
 
 
 class SimCLR(Method):

@@ -4,12 +4,12 @@ import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from maskco_fast.kernels.cache import cache_folder
+from maskco_fast.kernels.compiler.cache import cache_folder
 from maskco_fast.loaders import Dataset
-from maskco_fast.loaders.beton_writer import write_beton
+from maskco_fast.loaders.shards.beton_writer import write_beton
 
 if TYPE_CHECKING:
-    from maskco_fast.bench_rows import Setting
+    from maskco_fast.bench.rows import Setting
 
 
 def ffcv_stock(dataset: Dataset, setting: "Setting") -> Any:

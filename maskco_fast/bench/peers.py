@@ -20,7 +20,7 @@ from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import Dataset
 
 if TYPE_CHECKING:
-    from maskco_fast.bench_rows import Setting
+    from maskco_fast.bench.rows import Setting
 
 
 class _Images(torch.utils.data.Dataset):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from maskco_fast.kernels.cache import cache_folder
-from maskco_fast.scenes import VERSION, scene
+from maskco_fast.demo.scenes import VERSION, scene
+from maskco_fast.kernels.compiler.cache import cache_folder
 
 QUALITY = 90
 """JPEG quality of the members."""

@@ -13,9 +13,9 @@ import torch
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import plan
 from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig, ViewConfig, make_loader
-from maskco_fast.loaders.decode import decode_pillow
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
-from maskco_fast.pictures import PlannedImage, views_picture
+from maskco_fast.loaders.shards.decode import decode_pillow
+from maskco_fast.pictures.pictures import PlannedImage, views_picture
 
 NAMED = 20
 """Bad samples that `index` prints; `--report` and `--json` have them all."""

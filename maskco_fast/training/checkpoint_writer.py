@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from maskco_fast import checkpoint
+from maskco_fast.training import checkpoint
 
 NICENESS = 19
 """Of the writing thread, in Linux's terms: the least share there is. At 10, steps beside a write took twice as long."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from maskco_fast.distributed import World
+from maskco_fast.training.distributed import World
 
 Line = dict[str, float | int]
 

@@ -4,11 +4,11 @@ import math
 
 import torch
 
-from maskco_fast.config import TrainConfig
-from maskco_fast.contrast import group_length, region_info_nce
 from maskco_fast.loaders import Batch
-from maskco_fast.method import Method
-from maskco_fast.model import RegionEncoder, initialise, momentum_copy, momentum_update
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.region_contrast import group_length, region_info_nce
+from maskco_fast.networks.encoders import RegionEncoder, initialise, momentum_copy, momentum_update
+from maskco_fast.training.config import TrainConfig
 
 
 class MaskCo(Method):

@@ -5,21 +5,14 @@ import math
 import torch
 from torch import nn
 
-from maskco_fast.batch_norm import GroupBatchNorm2d
-from maskco_fast.collectives import gather, rank_and_size
-from maskco_fast.config import TrainConfig
-from maskco_fast.draws import permutation
-from maskco_fast.instance_contrast import queue_info_nce, unit
 from maskco_fast.loaders import Batch, ViewConfig
-from maskco_fast.method import Method
-from maskco_fast.model import (
-    ImageEncoder,
-    Trunk,
-    initialise,
-    mlp_head,
-    momentum_copy,
-    momentum_update,
-)
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.draws import permutation
+from maskco_fast.methods.instance_contrast import queue_info_nce, unit
+from maskco_fast.networks.batch_norm import GroupBatchNorm2d
+from maskco_fast.networks.collectives import gather, rank_and_size
+from maskco_fast.networks.encoders import ImageEncoder, Trunk, initialise, mlp_head, momentum_copy, momentum_update
+from maskco_fast.training.config import TrainConfig
 
 
 class MoCoV2(Method):

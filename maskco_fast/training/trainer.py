@@ -15,18 +15,18 @@ from typing import Any, Protocol
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from maskco_fast import checkpoint
-from maskco_fast.checkpoint_writer import CheckpointWriter
-from maskco_fast.config import TrainConfig, differences
-from maskco_fast.devices import DTYPES, choose_device, choose_precision
-from maskco_fast.distributed import World, average_running_statistics
 from maskco_fast.loaders import Batch, Quarantine, ReadEnded
 from maskco_fast.loaders.quarantine import BadSample
-from maskco_fast.method import Method
-from maskco_fast.metrics import Metrics
-from maskco_fast.optim import learning_rate, make_optimizer
-from maskco_fast.readings import Line, Readings
-from maskco_fast.signals import StopSignal
+from maskco_fast.methods.base import Method
+from maskco_fast.training import checkpoint
+from maskco_fast.training.checkpoint_writer import CheckpointWriter
+from maskco_fast.training.config import TrainConfig, differences
+from maskco_fast.training.deferred_scalars import Line, Readings
+from maskco_fast.training.devices import DTYPES, choose_device, choose_precision
+from maskco_fast.training.distributed import World, average_running_statistics
+from maskco_fast.training.metrics import Metrics
+from maskco_fast.training.optimizer import learning_rate, make_optimizer
+from maskco_fast.training.signals import StopSignal
 
 
 class BatchSource(Protocol):

@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 import torch
 
-from maskco_fast.bench_rows import ROWS, Setting
+from maskco_fast.bench.rows import ROWS, Setting
+from maskco_fast.bench.stages import print_stages
 from maskco_fast.errors import say
-from maskco_fast.pictures import bench_picture
-from maskco_fast.stages import print_stages
+from maskco_fast.pictures.pictures import bench_picture
 
 DEFAULT_ROWS = "native,torchvision_pil,torchvision_v2,decode_only,cached_batch"
 

@@ -5,8 +5,8 @@ import pathlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from maskco_fast.contrast import group_length
 from maskco_fast.loaders import RemoteConfig, ViewConfig
+from maskco_fast.methods.region_contrast import group_length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
-from maskco_fast.config import MaskCoConfig, MoCoV2Config, ModelConfig, NPIDConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.config import (
+    MaskCoConfig,
+    MoCoV2Config,
+    ModelConfig,
+    NPIDConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 _PAPER_OPTIMIZERS: Mapping[str, OptimizerConfig] = {
     "maskco": OptimizerConfig(weight_decay=1e-3),

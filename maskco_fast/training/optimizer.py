@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from maskco_fast.config import OptimizerConfig
+from maskco_fast.training.config import OptimizerConfig
 
 REFERENCE_BATCH = 256
 """The total batch that `OptimizerConfig.learning_rate` is given for (SPEC 1)."""

@@ -14,14 +14,14 @@ from PIL import Image
 
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
-from maskco_fast.kernels.samples import JpegRenderer
+from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.loaders import Dataset, ViewConfig, make_loader
 from maskco_fast.loaders.buffers import BufferPool
-from maskco_fast.loaders.decode import Decoder
-from maskco_fast.loaders.index import index_shard
+from maskco_fast.loaders.shards.decode import Decoder
+from maskco_fast.loaders.shards.index import index_shard
 
 if TYPE_CHECKING:
-    from maskco_fast.bench_rows import Setting
+    from maskco_fast.bench.rows import Setting
 
 IMAGES, REPEATS = 200, 5
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig
-from maskco_fast.loaders.beton_writer import BetonOptions, estimate, write_beton
+from maskco_fast.loaders.shards.beton_writer import BetonOptions, estimate, write_beton
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""What `maskco-fast bench` times and how: rows, peers, harness and the native path's stages."""

@@ -1,0 +1,1 @@
+"""The commands of `maskco-fast`, one module each: its options and its function."""

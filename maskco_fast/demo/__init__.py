@@ -1,0 +1,1 @@
+"""The built-in demo set: labelled scenes drawn without a download."""

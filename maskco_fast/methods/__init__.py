@@ -1,0 +1,1 @@
+"""Pre-training methods, one module each, and the contrasts that they share."""

@@ -1,0 +1,1 @@
+"""Networks: ResNet trunk, grouped BatchNorm, RoIAlign, heads and momentum copies."""
