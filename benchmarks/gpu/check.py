@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from gpu_compile import table
-from gpu_peers import PEERS
 
-from maskco_fast.bench import machine
-from maskco_fast.kernels import augment_torch, augment_triton
-from maskco_fast.kernels.augment_reference import augment_reference, finish_reference
+from benchmarks.gpu.compile import table
+from benchmarks.gpu.peers import PEERS
+from maskco_fast.bench.harness import machine
+from maskco_fast.kernels.augment import torch as augment_torch
+from maskco_fast.kernels.augment import triton as augment_triton
+from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FLOATS, plan
 from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig, plan_dtype
 
@@ -283,7 +284,7 @@ def _made(name: str, make: Callable[[], Callable[[], Any]], options: Options, de
 
 def run_tests() -> str:
     """The last line of the tests marked `gpu`."""
-    root = pathlib.Path(__file__).resolve().parents[1]
+    root = pathlib.Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(root / "tests")]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     lines = (result.stdout + result.stderr).strip().splitlines() or ["no output"]

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from parity import SEAM, at_seam, gate
 
-from maskco_fast.bench import machine
-from maskco_fast.bench_rows import Setting
+from benchmarks.correctness.parity import SEAM, at_seam, gate
+from maskco_fast.bench.harness import machine
+from maskco_fast.bench.peers import dali_stock
+from maskco_fast.bench.rows import Setting
 from maskco_fast.kernels.plan import plan
 from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
-from maskco_fast.loaders.dali import DaliLoader
+from maskco_fast.loaders.backends.dali import DaliLoader
+from maskco_fast.loaders.backends.reference import ReferenceLoader
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, order
-from maskco_fast.loaders.reference import ReferenceLoader
-from maskco_fast.peers import dali_stock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from maskco_fast.bench import machine
+from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Batch, Dataset, Loader, LoaderConfig, ViewConfig, make_loader
-from maskco_fast.loaders.beton_writer import write_beton
-from maskco_fast.loaders.dali import DaliLoader
-from maskco_fast.loaders.dali_graph import DeviceGraph
+from maskco_fast.loaders.backends.dali import DaliLoader
+from maskco_fast.loaders.backends.dali_graph import DeviceGraph
+from maskco_fast.loaders.shards.beton_writer import write_beton
 
 FAR = 3
 """Levels; a value further from the reference is far."""

@@ -18,14 +18,14 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-from maskco_fast.bench import machine
-from maskco_fast.config import ModelConfig
+from maskco_fast.bench.harness import machine
 from maskco_fast.loaders import Dataset, make_loader
-from maskco_fast.loaders.beton_writer import write_beton
-from maskco_fast.methods import make_method
-from maskco_fast.pictures import read_metrics, running_mean
-from maskco_fast.recipes import cpu_small
-from maskco_fast.trainer import Trainer
+from maskco_fast.loaders.shards.beton_writer import write_beton
+from maskco_fast.methods.registry import make_method
+from maskco_fast.pictures.pictures import read_metrics, running_mean
+from maskco_fast.training.config import ModelConfig
+from maskco_fast.training.recipes import cpu_small
+from maskco_fast.training.trainer import Trainer
 
 CHANGE = 1e-3
 """Relative change of the weights, the standard deviation."""

@@ -29,13 +29,13 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskco_fast.bench import machine
-from maskco_fast.config import ModelConfig, TrainConfig
-from maskco_fast.devices import DTYPES, choose_precision, keep_freed_memory
+from maskco_fast.bench.harness import machine
 from maskco_fast.loaders import Batch, Quarantine
-from maskco_fast.maskco import MaskCo
-from maskco_fast.methods import Method, make_method
-from maskco_fast.trainer import Fetched, Trainer
+from maskco_fast.methods.maskco import MaskCo
+from maskco_fast.methods.registry import Method, make_method
+from maskco_fast.training.config import ModelConfig, TrainConfig
+from maskco_fast.training.devices import DTYPES, choose_precision, keep_freed_memory
+from maskco_fast.training.trainer import Fetched, Trainer
 
 STAGES = ("query forward", "key forward", "RoIAlign", "heads", "loss", "backward", "optimizer", "EMA", "other")
 

@@ -25,16 +25,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskco_fast.bench import machine
-from maskco_fast.config import MaskCoConfig, ModelConfig
-from maskco_fast.demo import demo_shards
-from maskco_fast.kernels import augment_torch
-from maskco_fast.kernels.augment_triton import Workspace
+from maskco_fast.bench.harness import machine
+from maskco_fast.demo.shards import demo_shards
+from maskco_fast.kernels.augment import torch as augment_torch
+from maskco_fast.kernels.augment.triton import Workspace
 from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader
-from maskco_fast.loaders.device import SLOTS
-from maskco_fast.model import RegionEncoder
+from maskco_fast.loaders.device_stage import SLOTS
+from maskco_fast.networks.encoders import RegionEncoder
+from maskco_fast.training.config import MaskCoConfig, ModelConfig
 
 SEAM_DEVICE = "meta"
 """Any device but a CPU has a loader's host stop at the seam; this one needs no hardware."""
@@ -340,5 +340,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder's ffcv.py is not the package that the FFCV loader wants
     sys.exit(main(tyro.cli(Options)))

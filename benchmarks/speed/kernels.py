@@ -22,7 +22,7 @@ import torchvision
 import tyro
 from PIL import Image
 
-from maskco_fast.kernels.augment_reference import augment_reference, finish_reference
+from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render import FORMATS, Renderer
 from maskco_fast.kernels.resize import resize_reference

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from maskco_fast.kernels import augment_triton
+from maskco_fast.kernels.augment import triton as augment_triton
 
 ARCHITECTURES = (80, 90, 100)
 KERNELS = ("gray_sums", "colour", "blur")
@@ -69,7 +69,7 @@ def compile_variant(variant: Variant) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from maskco_fast.kernels import augment_triton_kernels as kernels
+    from maskco_fast.kernels.augment import triton_kernels as kernels
 
     function = getattr(kernels, variant.kernel)
     constants = _constants(variant, function.arg_names)

@@ -22,13 +22,13 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from maskco_fast.bench import machine
-from maskco_fast.config import ModelConfig, OptimizerConfig, TrainConfig
-from maskco_fast.demo import demo_shards
-from maskco_fast.distributed import join
+from maskco_fast.bench.harness import machine
+from maskco_fast.demo.shards import demo_shards
 from maskco_fast.loaders import Batch, Loader, make_loader
-from maskco_fast.methods import make_method
-from maskco_fast.trainer import Trainer
+from maskco_fast.methods.registry import make_method
+from maskco_fast.training.config import ModelConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.distributed import join
+from maskco_fast.training.trainer import Trainer
 
 EXCHANGES = 500
 
@@ -104,7 +104,16 @@ def losses(options: Options, dtype: str, *, processes: int, accumulate: int = 1)
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
-            *(__file__, "--as-rank", folder, dtype, str(accumulate), "--learning-rate", str(options.learning_rate)),
+            *(
+                "-m",
+                "benchmarks.correctness.processes",
+                "--as-rank",
+                folder,
+                dtype,
+                str(accumulate),
+                "--learning-rate",
+                str(options.learning_rate),
+            ),
             *(part for name, value in fields.items() for part in (f"--{name}", str(value))),
             *(["--shards", *options.shards] if options.shards else []),
         ]

@@ -15,14 +15,14 @@ from typing import Literal
 
 import tyro
 
-from maskco_fast import checkpoint
-from maskco_fast.bench import machine
-from maskco_fast.checkpoint_writer import CheckpointWriter
-from maskco_fast.config import ModelConfig, TrainConfig
-from maskco_fast.demo import demo_shards
+from maskco_fast.bench.harness import machine
+from maskco_fast.demo.shards import demo_shards
 from maskco_fast.loaders import make_loader
-from maskco_fast.methods import make_method
-from maskco_fast.trainer import Trainer
+from maskco_fast.methods.registry import make_method
+from maskco_fast.training import checkpoint
+from maskco_fast.training.checkpoint_writer import CheckpointWriter
+from maskco_fast.training.config import ModelConfig, TrainConfig
+from maskco_fast.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,10 @@ from collections.abc import Iterator
 
 import tyro
 
-from maskco_fast import checkpoint
-from maskco_fast.demo import demo_shards
+from maskco_fast.demo.shards import demo_shards
 from maskco_fast.loaders import Dataset
 from maskco_fast.loaders.order import order
+from maskco_fast.training import checkpoint
 
 BATCH, CHECKPOINT_EVERY, STEPS_A_LAUNCH = 16, 3, 6
 PATIENCE = 240.0

@@ -28,12 +28,12 @@ from multiprocessing.connection import Connection
 import numpy as np
 import psutil
 import tyro
-from faulty_server import FaultyServer, at_random, put_into_s3
 
-from maskco_fast.bench import machine
+from benchmarks.correctness.faulty_server import FaultyServer, at_random, put_into_s3
+from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset, RemoteConfig, make_loader
-from maskco_fast.loaders.remote_dataset import RemoteDataset
+from maskco_fast.loaders.remote.dataset import RemoteDataset
 
 RANKS = 2
 

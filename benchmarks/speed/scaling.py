@@ -16,15 +16,15 @@ import numpy as np
 import torch
 import tyro
 
-from maskco_fast.bench import machine
+from maskco_fast.bench.harness import machine
+from maskco_fast.bench.stages import hand_over
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.samples import JpegRenderer
+from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset
+from maskco_fast.loaders.backends.sample_renderer import TOGETHER
 from maskco_fast.loaders.buffers import BufferPool
-from maskco_fast.loaders.decode import Decoder
-from maskco_fast.loaders.executor import TOGETHER
-from maskco_fast.stages import hand_over
+from maskco_fast.loaders.shards.decode import Decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import time
 
 import tyro
 
-from maskco_fast.bench import machine
+from maskco_fast.bench.harness import machine
 
 CHILD = """
 import sys, time

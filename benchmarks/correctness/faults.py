@@ -20,13 +20,22 @@ from dataclasses import dataclass
 
 import torch
 import tyro
-from faulty_server import BODY_FAULTS, HEAD_FAULTS, FaultPlan, FaultyServer, always, every, no_faults, put_into_s3
 
-from maskco_fast.bench import machine
-from maskco_fast.demo import demo_shards
+from benchmarks.correctness.faulty_server import (
+    BODY_FAULTS,
+    HEAD_FAULTS,
+    FaultPlan,
+    FaultyServer,
+    always,
+    every,
+    no_faults,
+    put_into_s3,
+)
+from maskco_fast.bench.harness import machine
+from maskco_fast.demo.shards import demo_shards
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Batch, Dataset, RemoteConfig, make_loader
-from maskco_fast.loaders.shards import expand
+from maskco_fast.loaders.shards.names import expand
 
 SAMPLES, SHARDS = 768, 4
 """Scenes drawn, where no shards are given."""

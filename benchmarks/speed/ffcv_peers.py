@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import tyro
-from parity import SEAM, at_seam, gate
 
+from benchmarks.correctness.parity import SEAM, at_seam, gate
 from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
 
 
@@ -49,8 +49,8 @@ class Options:
 
 def our_loader(options: Options, kind: str) -> Loader:
     """`kind`: "ours_seam" (two uint8 views, cropped and flipped), "ours" or "ours_without_blur" (float32)."""
-    from maskco_fast.loaders.ffcv import FfcvLoader
-    from maskco_fast.loaders.reference import ReferenceLoader
+    from maskco_fast.loaders.backends.ffcv import FfcvLoader
+    from maskco_fast.loaders.backends.reference import ReferenceLoader
 
     views, seam = ViewConfig.maskco(224), kind == "ours_seam"
     if kind == "ours_without_blur":
@@ -161,7 +161,7 @@ def main() -> None:
     processes = {}
     try:
         for name in names:
-            command = [sys.executable, __file__, *sys.argv[1:], "--row", name]
+            command = [sys.executable, "-m", "benchmarks.speed.ffcv_peers", *sys.argv[1:], "--row", name]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             processes[name] = subprocess.Popen(command, text=True, **pipes)
             epoch(processes[name])

@@ -20,13 +20,13 @@ import numpy as np
 import tyro
 from PIL import Image, ImageOps
 
-from maskco_fast.bench import machine
+from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.samples import JpegRenderer
+from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset
-from maskco_fast.loaders.decode import Decoder
 from maskco_fast.loaders.regions import shrinks_of, shrunk
+from maskco_fast.loaders.shards.decode import Decoder
 
 VIEWS = ViewConfig.maskco()
 WAYS = ("libjpeg", "ours", "fast")
