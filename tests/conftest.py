@@ -1,23 +1,20 @@
 """Where the tests find data: small shards that they make, and the shared real images where those are present."""
 
-import io
 import os
 import pathlib
 import signal
-import tarfile
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from maskco_fast.loaders import LOADERS
+from tests.support.images import encode, picture, skip_without_packages, write_tar
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the tests' shard indexes and demo data out of the user's cache; machine code stays where it is."""
-    from maskco_fast.kernels.cache import cache_folder
+    from maskco_fast.kernels.compiler.cache import cache_folder
 
     numba = cache_folder("numba")
     root = tmp_path_factory.mktemp("cache")
@@ -42,42 +39,6 @@ def shared_data() -> pathlib.Path:
     if not (folder / "in1k-sample-0000.tar").exists():
         pytest.skip("the shared shards (in1k-sample-*, hostile-*) are absent; MASKCO_FAST_SHARED names their folder")
     return folder
-
-
-def skip_without_packages(backend: str) -> None:
-    """Skip the test where the loader `backend` lacks a package, saying how to install it."""
-    if backend == "dali":
-        pytest.importorskip("nvidia.dali", reason="pip install 'maskco-fast[dali]' brings DALI", exc_type=ImportError)
-    if backend == "ffcv":
-        pytest.importorskip("maskco_fast.loaders.ffcv", exc_type=ImportError)  # whose error says what to install
-
-
-def picture(height: int, width: int, seed: int) -> np.ndarray:
-    """(height, width, 3) uint8: smooth waves with edges and a little noise, so that JPEG and resizing have work."""
-    random = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width] / 32.0
-    waves = [np.sin(x * random.uniform(0.2, 3) + y * random.uniform(0.2, 3) + random.uniform(0, 6)) for _ in range(3)]
-    image = 128 + 90 * np.stack(waves, -1) + random.normal(0, 4, (height, width, 3))
-    image[height // 3 : height // 2, width // 4 : width // 2] = random.integers(0, 256, 3)
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def encode(image: np.ndarray, suffix: str = "jpg", **options: object) -> bytes:
-    """The picture as the bytes of an image file."""
-    buffer = io.BytesIO()
-    formats = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tif": "TIFF"}
-    Image.fromarray(image).save(buffer, formats[suffix], **options)
-    return buffer.getvalue()
-
-
-def write_tar(path: pathlib.Path, members: dict[str, bytes], *, form: int = tarfile.USTAR_FORMAT) -> pathlib.Path:
-    """A tar archive of these members."""
-    with tarfile.open(path, "w", format=form) as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.fixture

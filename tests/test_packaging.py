@@ -15,7 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FOLDERS = {"maskco_fast": "maskco_fast", "loaders": "maskco_fast/loaders", "kernels": "maskco_fast/kernels"}
 """Folder in the repository to folder in the wheel."""
-SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 QUIET = """
 import os, signal, sys, threading
@@ -46,9 +46,15 @@ assert "torchvision" not in sys.modules, "the loaders' first batch would wait an
 """
 
 
+def installed(path):
+    """The place in the wheel of a source file of the repository."""
+    folder, *rest = path.relative_to(ROOT).parts
+    return "/".join([FOLDERS[folder], *rest])
+
+
 def module_name(path):
     """The dotted name that a source file has when installed."""
-    parts = [*FOLDERS[path.parent.name].split("/"), path.stem]
+    parts = installed(path).removesuffix(".py").split("/")
     return ".".join(parts[:-1] if path.stem == "__init__" else parts)
 
 
@@ -162,7 +168,7 @@ def test_wheel_holds_every_source_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         code = {name for name in archive.namelist() if ".dist-info/" not in name}
         info = {name.split(".dist-info/")[1]: name for name in archive.namelist() if ".dist-info/" in name}
-        assert code == {f"{FOLDERS[path.parent.name]}/{path.name}" for path in SOURCES}
+        assert code == {installed(path) for path in SOURCES}
         assert archive.read(info["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
         assert b"maskco-fast = maskco_fast.cli:main" in archive.read(info["entry_points.txt"])
         assert b"License-Expression: Apache-2.0" in archive.read(info["METADATA"])

@@ -1,85 +1,74 @@
 """The device check and the budget, as far as a machine without a GPU can tell: their logic on the CPU."""
 
-import importlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from maskco_fast.kernels import augment_torch
+from benchmarks.gpu import budget, check, peers
+from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.views import ViewConfig
 
-NAMES = ("gpu_check", "gpu_peers", "gpu_budget")
 
-
-@pytest.fixture(scope="module")
-def modules() -> Iterator[dict[str, ModuleType]]:
-    """The commands of benchmarks/, which is no part of the package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(pathlib.Path(__file__).resolve().parents[2] / "benchmarks")
-        yield {name: importlib.import_module(name) for name in NAMES}
-
-
-def options(modules: dict[str, ModuleType], **changes: Any) -> Any:
+def options(**changes: Any) -> Any:
     small = {"batch": 6, "size": 32, "checked": 6, "repeats": 2, "calls": 1, "tests": False}
-    return modules["gpu_check"].Options(**{**small, **changes})
+    return check.Options(**{**small, **changes})
 
 
-def test_says_that_there_is_no_gpu(modules: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]) -> None:
+def test_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    assert modules["gpu_check"].main(options(modules)) == 2
+    assert check.main(options()) == 2
     assert "needs a CUDA device" in capsys.readouterr().err
 
 
-def test_report_on_the_cpu(modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values are green, Triton says why it is absent, what can run is timed, and the text has a line for each."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute of C++ otherwise
-    chosen = options(modules)
-    report = modules["gpu_check"].check(chosen, "cpu")
+    chosen = options()
+    report = check.check(chosen, "cpu")
     assert report.green, report.values
     rows = {row.name: row for row in report.rows}
     assert rows["triton"].note == "Triton has no code for cpu devices"
     assert rows["plain torch, eager"].ms > 0
     assert 0 < rows["plain torch, eager"].of_floor < 1
     assert rows["torchvision_v2"].ms > 0
-    text = modules["gpu_check"].markdown(report, chosen)
+    text = check.markdown(report, chosen)
     assert all(f"| {name} |" in text for name in rows)
 
 
-def test_red_values_are_seen_and_ours_is_not_timed(modules: dict[str, ModuleType]) -> None:
-    chosen = options(modules)
-    problem = modules["gpu_check"].make_problem(chosen, "cpu")
+def test_red_values_are_seen_and_ours_is_not_timed() -> None:
+    chosen = options()
+    problem = check.make_problem(chosen, "cpu")
 
     def wrong(views: torch.Tensor, rows: torch.Tensor, **arguments: Any) -> torch.Tensor:
         out = augment_torch.augment(views, rows, **arguments)
         out[:, 0, :, 3, 5] += 2
         return out
 
-    verdicts = modules["gpu_check"].check_values(chosen, problem, wrong)
+    verdicts = check.check_values(chosen, problem, wrong)
     assert all(verdict.startswith("RED") for verdict in verdicts.values()), verdicts
 
 
-def test_a_failing_row_is_noted(modules: dict[str, ModuleType]) -> None:
+def test_a_failing_row_is_noted() -> None:
     def fails() -> None:
         raise RuntimeError("out of luck")
 
-    row = modules["gpu_check"].measure("peer", fails, options(modules), "cpu", 1000)
+    row = check.measure("peer", fails, options(), "cpu", 1000)
     assert row.ms is None
     assert row.note == "failed: RuntimeError: out of luck"
 
 
 @pytest.mark.parametrize("name", ["torchvision_v2", "kornia", "dali"])
-def test_peers_normalise_as_we_do(modules: dict[str, ModuleType], name: str) -> None:
+def test_peers_normalise_as_we_do(name: str) -> None:
     """Each yields both views in full, at values that normalised levels can have."""
     pytest.importorskip({"dali": "nvidia.dali"}.get(name, name.partition("_")[0]))
     views = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8))
-    out = modules["gpu_peers"].PEERS[name](views)()
+    out = peers.PEERS[name](views)()
     assert len(out) == 2
     for view in out:
         assert view.shape == (3, 3, 32, 32)
@@ -87,9 +76,8 @@ def test_peers_normalise_as_we_do(modules: dict[str, ModuleType], name: str) -> 
         assert 0.5 < view.float().max() < 2.7
 
 
-def test_budget_counts(modules: dict[str, ModuleType]) -> None:
+def test_budget_counts() -> None:
     """Figures that can be had by hand."""
-    budget = modules["gpu_budget"]
     passes, floor = budget.fused_bytes(ViewConfig.moco_v2())
     assert floor == 9 * 224**2
     assert passes == pytest.approx(150528 * (0.8 + 1 + 0.5 + 0.5 + 2))
@@ -102,13 +90,11 @@ def test_budget_counts(modules: dict[str, ModuleType]) -> None:
 
 
 def test_budget_of_the_hosts(
-    modules: dict[str, ModuleType],
     make_shards: Callable[..., list[str]],
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Loaders timed here, a bench's rows, and what is given; cores are images a second times the milliseconds."""
-    budget = modules["gpu_budget"]
     bench, report = tmp_path / "bench.json", tmp_path / "budget.json"
     bench.write_text(json.dumps([{"name": "peer", "cpu_ms_per_image": 8.5}, {"name": "red", "cpu_ms_per_image": None}]))
     options = budget.Options(

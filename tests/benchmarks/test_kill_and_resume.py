@@ -1,28 +1,21 @@
 """The quick version of the kill-and-resume command: two processes, killed; one, killed; two to the end."""
 
-import importlib
 import json
 import pathlib
-from types import ModuleType
 
 import pytest
 
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """From benchmarks/, which is no part of the package."""
-    monkeypatch.syspath_prepend(pathlib.Path(__file__).resolve().parents[2] / "benchmarks")
-    return importlib.import_module("kill_and_resume")
+from benchmarks.correctness import kill_and_resume as command
 
 
-def test_killed_processes_lose_and_repeat_no_image(command: ModuleType, capsys: pytest.CaptureFixture[str]):
+def test_killed_processes_lose_and_repeat_no_image(capsys: pytest.CaptureFixture[str]):
     code = command.main(command.Options(kills=2, signals=("SIGKILL",), seed=1))
     told = capsys.readouterr().out
     assert code == 0, told
     assert told.splitlines()[-1] == "18 steps in epochs of 9: the images of every step are the order's"
 
 
-def test_a_wrong_image_is_noticed(command: ModuleType, tmp_path: pathlib.Path):
+def test_a_wrong_image_is_noticed(tmp_path: pathlib.Path):
     """So that the command can fail."""
     run = command.Run(tmp_path, command.Options(samples=32))
     run.folder.mkdir()

@@ -1,47 +1,36 @@
 """The commands that compare the loaders, at small size: parity, loss curves, DALI's and FFCV's own operators."""
 
-import importlib
 import json
-import pathlib
-from collections.abc import Iterator
-from types import ModuleType
 
 import pytest
-from conftest import skip_without_packages
 
+from benchmarks.correctness import loss_curves, parity
+from benchmarks.speed import dali_peers, ffcv_peers
 from maskco_fast.loaders import Dataset
-from maskco_fast.loaders.beton_writer import write_beton
+from maskco_fast.loaders.shards.beton_writer import write_beton
+from tests.support.images import skip_without_packages
 
-NAMES = ("parity", "loss_curves", "dali_peers", "ffcv_peers")
 
-
-@pytest.fixture(scope="module")
-def modules() -> Iterator[dict[str, ModuleType]]:
-    """The commands of benchmarks/, which is no part of the package."""
+@pytest.fixture(autouse=True)
+def _needs_every_loader() -> None:
     skip_without_packages("dali")
     skip_without_packages("ffcv")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(pathlib.Path(__file__).resolve().parents[2] / "benchmarks")
-        yield {name: importlib.import_module(name) for name in NAMES}
 
 
-def test_every_loader_is_within_its_limits_at_every_seam(modules, make_shards, capsys):
-    parity = modules["parity"]
+def test_every_loader_is_within_its_limits_at_every_seam(make_shards, capsys):
     options = parity.Options(shards=tuple(make_shards(1, 8)), images=8, batch_size=4, size=48)
     assert parity.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[3:]] == ["| native", "| dali", "| ffcv", f"| {parity.DEVICE_GRAPH}"]
 
 
-def test_a_red_row_ends_the_parity_command(modules, make_shards, monkeypatch):
-    parity = modules["parity"]
+def test_a_red_row_ends_the_parity_command(make_shards, monkeypatch):
     monkeypatch.setitem(parity.LIMITS, parity.SEAM, parity.Apart(0, 0, 0))
     assert parity.main(parity.Options(shards=tuple(make_shards(1, 4)), images=4, batch_size=4, size=48)) == 1
 
 
-def test_losses_are_the_references_within_the_noise(modules, make_shards, tmp_path):
+def test_losses_are_the_references_within_the_noise(make_shards, tmp_path):
     """Same weights, samples and order; what is left at the first steps is what a fraction of a level makes."""
-    loss_curves = modules["loss_curves"]
     out = tmp_path / "runs"
     options = loss_curves.Options(shards=tuple(make_shards(1, 16)), out=out, steps=2, batch_size=8, size=64)
     loss_curves.main(options)
@@ -56,8 +45,7 @@ def test_losses_are_the_references_within_the_noise(modules, make_shards, tmp_pa
 
 
 @pytest.mark.parametrize("seam", [True, False])
-def test_our_dali_rows_pass_their_gate(modules, make_shards, seam):
-    dali_peers = modules["dali_peers"]
+def test_our_dali_rows_pass_their_gate(make_shards, seam):
     shards = make_shards(1, 16)
     options = dali_peers.Options(shards=tuple(shards), batch_size=16, threads=1, size=64)
     dataset = Dataset.open(shards)
@@ -66,8 +54,7 @@ def test_our_dali_rows_pass_their_gate(modules, make_shards, seam):
 
 
 @pytest.mark.parametrize("kind", ["ours_seam", "ours", "ours_without_blur"])
-def test_our_ffcv_rows_pass_their_gate(modules, make_shards, tmp_path, kind):
-    ffcv_peers = modules["ffcv_peers"]
+def test_our_ffcv_rows_pass_their_gate(make_shards, tmp_path, kind):
     write_beton(Dataset.open(make_shards(1, 16)), tmp_path / "set.beton")
     options = ffcv_peers.Options(beton=str(tmp_path / "set.beton"), batch_size=16, threads=1)
     with ffcv_peers.our_loader(options, kind) as loader:

@@ -1,12 +1,9 @@
 """The command that times the training step, at small size: its sides compute one loss, and all of it runs."""
 
-import importlib
-import pathlib
+from benchmarks.speed import step
 
 
-def test_both_sides_compute_one_loss_and_are_timed(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(pathlib.Path(__file__).resolve().parents[2] / "benchmarks")
-    step = importlib.import_module("step")
+def test_both_sides_compute_one_loss_and_are_timed(capsys):
     step.main(step.Options(trunk="resnet18", size=64, batch_size=4, rounds=1, precision="fp32"))
     out = capsys.readouterr().out
     assert "loss of ours in fp32" in out

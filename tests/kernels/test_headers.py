@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import encode, picture
 
 from maskco_fast.kernels.headers import is_one_whole_scan
+from tests.support.images import encode, picture
 
 WHOLE = encode(picture(200, 310, 0), quality=95)
 

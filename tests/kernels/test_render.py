@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskco_fast.kernels.augment_reference import augment_reference, finish_reference
+from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render import FORMATS, Renderer
 from maskco_fast.kernels.resize import resize_reference

@@ -14,10 +14,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import encode, picture, write_tar
 
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import TooManyBadSamples, ViewConfig, make_loader
+from tests.support.images import encode, picture, write_tar
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
 """One level after normalisation, in the channel where it is largest."""

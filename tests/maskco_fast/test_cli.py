@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import encode, picture, write_tar
 from PIL import Image
 
 from maskco_fast.cli import COMMANDS, main
+from tests.support.images import encode, picture, write_tar
 
 
 def test_help_lists_every_command(capsys):

@@ -1,0 +1,136 @@
+"""The plain torch version of the device half against torchvision's functional operators, a view at a time."""
+
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maskco_fast.kernels.augment import torch as augment_torch
+from maskco_fast.kernels.augment.reference import finish_reference
+from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FLOATS, plan
+from maskco_fast.kernels.views import View, ViewConfig
+from tests.support.augmentation import HALF_UNIT, ORDERS, expected_levels, make_rows, make_views
+
+
+def run(views: np.ndarray, rows: np.ndarray, **options: object) -> np.ndarray:
+    """`augment_torch.augment` as numpy, channels last, float32 or uint8."""
+    out = augment_torch.augment(torch.from_numpy(views), torch.from_numpy(rows), **options)  # type: ignore[arg-type]
+    out = out.movedim(-3, -1)
+    return out.numpy() if out.dtype == torch.uint8 else out.float().numpy()
+
+
+def test_twenty_four_orders_are_torchvisions_to_the_bit() -> None:
+    """Every order, with strong factors on every kind of view."""
+    factors = np.random.default_rng(1).uniform((0, 0, 0, -0.5), (2, 2, 2, 0.5), (24, 4))
+    views, rows = make_views(24, 32), make_rows(24, jitter=1, order=ORDERS, factors=factors)
+    np.testing.assert_array_equal(run(views, rows, dtype=torch.uint8), expected_levels(views, rows))
+
+
+@pytest.mark.parametrize("columns", [{"gray": 1}, {"solarize": 1}, {"jitter": 0, "factors": 0.3}, {"flip": 1}])
+@pytest.mark.parametrize("size", [32, 33])
+def test_simple_operations_alone(columns: dict[str, float], size: int) -> None:
+    views, rows = make_views(5, size), make_rows(5, **columns)
+    np.testing.assert_array_equal(run(views, rows, dtype=torch.uint8, flip=True), expected_levels(views, rows, True))
+
+
+# 1.3333334 times 3 is 4.0000002, which float32 rounds to 4: a tap less than in torchvision's doubles.
+@pytest.mark.parametrize("sigma", [0.1, 0.34, 1.0, 1.3333334, 2.0, 3.7, 5.0])
+@pytest.mark.parametrize("size", [32, 45])
+def test_blur_is_within_one_level(sigma: float, size: int) -> None:
+    views, rows = make_views(5, size), make_rows(5, blur_sigma=sigma)
+    difference = np.abs(run(views, rows, dtype=torch.uint8).astype(int) - expected_levels(views, rows))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.integers(32, 70),
+    seed=st.integers(0, 2**31),
+    preset=st.sampled_from(["moco_v2", "simclr", "byol", "npid"]),
+)
+def test_planned_views_match(size: int, seed: int, preset: str) -> None:
+    """Whole chains as the plan draws them, at any size."""
+    views_of_preset: tuple[View, ...] = getattr(ViewConfig, preset)().views
+    config = ViewConfig(views=views_of_preset, size=size, box_side=(8, 8))
+    rows = plan(config, seed, 0, np.arange(3), np.full(3, 300), np.full(3, 200))[:, :VIEW_FLOATS]
+    rows = np.ascontiguousarray(rows)
+    views = make_views(3, size, seed)
+    difference = np.abs(run(views, rows, dtype=torch.uint8).astype(int) - expected_levels(views, rows))
+    blurred = rows[:, BLUR_SIGMA] > 0
+    assert difference[~blurred].max(initial=0) == 0
+    # Solarisation may turn one level at its threshold into 255 - 2 · 128 more.
+    assert difference[blurred & (rows[:, SOLARIZE] == 0)].max(initial=0) <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", list(HALF_UNIT))
+def test_normalised_and_masked(dtype: torch.dtype) -> None:
+    """Boxes inside, fractional, touching and crossing the border, empty; only the first of two views is masked."""
+    boxes = np.array(
+        [[3.2, 4.7, 10.1, 20], [0, 0, 32, 32], [-3.5, 30.2, 4, 40], [31.5, 0, 33, 0.1], [5, 5, 5, 9]], np.float32
+    )
+    views, rows = make_views(10, 32).reshape(2, 5, 32, 32, 3), make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1))
+    out = augment_torch.augment(
+        torch.from_numpy(views),
+        torch.from_numpy(rows).view(2, 5, VIEW_FLOATS),
+        masked_box=torch.from_numpy(boxes),
+        dtype=dtype,
+    )
+    assert out.shape == (2, 5, 3, 32, 32)
+    assert out.dtype == dtype
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in out)
+    levels = expected_levels(views.reshape(10, 32, 32, 3), rows)
+    expected = np.stack(
+        [finish_reference(level, boxes[n] if n < 5 else None) for n, level in enumerate(levels)]
+    ).reshape(views.shape)
+    values = out.movedim(-3, -1).float().numpy()
+    np.testing.assert_allclose(values, expected, rtol=HALF_UNIT[dtype] * 1.001, atol=1e-6)
+    assert (values[0, 1] == 0).all()
+    assert (values[1, 1] != 0).all()
+
+
+def test_strides_do_not_matter() -> None:
+    """Views and plan rows that are parts of larger arrays give what copies of them give."""
+    views, rows = make_views(4, 40), make_rows(4, jitter=1, gray=(0, 0, 1, 1), blur_sigma=1.1)
+    roomy = np.zeros((4, 45, 50, 4), np.uint8)
+    roomy[:, 2:42, 3:43, :3] = views
+    wide = np.zeros((4, 90), np.float32)
+    wide[:, 7 : 7 + VIEW_FLOATS] = rows
+    np.testing.assert_array_equal(run(roomy[:, 2:42, 3:43, :3], wide[:, 7 : 7 + VIEW_FLOATS]), run(views, rows))
+
+
+def test_compiled_and_eager_agree() -> None:
+    """`torch.compile` traces the whole without a break; it may fuse a multiply and an add across a rounding."""
+    views, rows = make_views(6, 32), make_rows(6, jitter=1, order=ORDERS[::4], factors=(1.3, 0.8, 1.2, -0.1))
+    rows[:, [GRAY, BLUR_SIGMA]] = [[0, 0], [1, 0], [0, 1], [1, 2], [0, 0.1], [0, 0]]
+    rows[:, JITTER] = [1, 1, 1, 0, 1, 1]
+    compiled = torch.compile(augment_torch.augment, fullgraph=True, backend="aot_eager")
+    options = {"dtype": torch.uint8, "max_blur_sigma": 2.0}
+    out = compiled(torch.from_numpy(views), torch.from_numpy(rows), **options).movedim(-3, -1).numpy()
+    np.testing.assert_array_equal(out, run(views, rows, **options))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"views": torch.zeros(2, 32, 32, 3)}, "uint8 is wanted"),
+        ({"views": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, "uint8 is wanted"),
+        ({"views": torch.zeros(2, 32, 40, 3, dtype=torch.uint8)}, "32 by 40 pixels"),
+        ({"views": torch.zeros(2, 31, 31, 3, dtype=torch.uint8)}, r"side of 32\.\.1024"),
+        ({"parameters": torch.zeros(2, 16)}, r"float32 \(2, 17\) goes with"),
+        ({"parameters": torch.zeros(3, 17)}, r"float32 \(2, 17\) goes with"),
+        ({"parameters": torch.zeros(2, 17, dtype=torch.float64)}, "float64"),
+        ({"parameters": torch.zeros(2, 17, device="meta")}, r"different devices: \['cpu', 'meta'\]"),
+        ({"masked_box": torch.zeros(3, 4)}, r"float32 \(2, 4\) is wanted"),
+        ({"dtype": torch.float64}, "torch.float64; one of"),
+        ({"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)}, "not channels-last and dense"),
+        ({"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)}, r"torch.float16 \(2, 3, 32, 32\) on cpu is wanted"),
+    ],
+)
+def test_errors_name_what_does_not_fit(change: dict[str, object], message: str) -> None:
+    arguments = {"views": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "parameters": torch.zeros(2, 17), **change}
+    with pytest.raises(ValueError, match=message):
+        augment_torch.augment(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,101 @@
+"""What the compilers make of the Triton kernels for three architectures: registers, spills and 16-byte accesses.
+
+No GPU is needed. The bounds stand a little above what Triton 3.8 reaches, so that a change that ruins a kernel fails.
+"""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from benchmarks.gpu.compile import Variant, compile_variant
+
+REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (192, 192, 192)}
+"""At most, of a thread, on sm_80, sm_90 and sm_100."""
+SHARED = {"gray_sums": 64, "colour": 0, "blur": 16384}
+"""At most, bytes of a program."""
+VECTOR_LOADS = {"gray_sums": 3, "colour": 3, "blur": 4}
+OUTPUT_STORES = {torch.float16: 6, torch.bfloat16: 6, torch.float32: 12, torch.uint8: 3}
+"""16-byte stores of a thread's 16 pixels."""
+WORKSPACE_STORES = 3
+
+
+def compiled(**variant: Any) -> Any:
+    """One kernel, compiled."""
+    return compile_variant(Variant(**variant))
+
+
+VARIANTS = [
+    *[{"kernel": kernel, "architecture": sm} for kernel in ("gray_sums", "colour", "blur") for sm in (80, 90, 100)],
+    {"kernel": "colour", "architecture": 90, "dtype": torch.float32},
+    {"kernel": "blur", "architecture": 90, "dtype": torch.float32},
+    {"kernel": "colour", "architecture": 90, "dtype": torch.bfloat16},
+    {"kernel": "colour", "architecture": 90, "dtype": torch.uint8, "masked": False, "flipped": True},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(str(value) for value in v.values()))
+def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
+    """No spills, within the bounds, and every access to pixels 16 bytes wide."""
+    result = compiled(**variant)
+    kernel, dtype = variant["kernel"], variant.get("dtype", torch.float16)
+    assert result.spilled == 0
+    assert result.registers <= REGISTERS[kernel][(80, 90, 100).index(variant["architecture"])]
+    assert result.shared <= SHARED[kernel]
+    loads = {name: n for name, n in result.accesses.items() if name.startswith("ld.global")}
+    stores = {name: n for name, n in result.accesses.items() if name.startswith("st.global")}
+    assert loads.pop("ld.global.v4.b32") == VECTOR_LOADS[kernel]
+    assert set(loads) == {"ld.global.b32"}, "anything but the plan's numbers is read in less than 16 bytes"
+    if kernel == "gray_sums":
+        assert stores == {"st.global.b32": 1}
+    else:
+        assert stores == {"st.global.v4.b32": OUTPUT_STORES[dtype] + (WORKSPACE_STORES if kernel == "colour" else 0)}
+
+
+@pytest.mark.parametrize("kernel", ["gray_sums", "colour"])
+def test_colour_arithmetic_rounds_as_written(kernel: str) -> None:
+    """No fused multiply-add and no approximate division, which would truncate to other levels."""
+    ptx = compiled(kernel=kernel, architecture=90).ptx
+    assert len(re.findall(r"\bmul(?:\.rn)?\.f32", ptx)) > 10
+    assert not re.findall(r"\bfma\.[\w.]*f32", ptx)
+    assert not re.findall(r"\bdiv\.(?:full|approx)", ptx)
+
+
+def test_half_precision_is_rounded_to_nearest() -> None:
+    """The interpreter truncates to bfloat16; the hardware is told to round."""
+    ptx = compiled(kernel="colour", architecture=90, dtype=torch.bfloat16).ptx
+    assert re.findall(r"\bcvt\.rn\.bf16", ptx)
+    assert not re.findall(r"\bcvt\.rz\.bf16", ptx)
+
+
+def test_blur_runs_on_tensor_cores() -> None:
+    ptx = compiled(kernel="blur", architecture=90).ptx
+    assert len(re.findall(r"\bmma\.sync\.aligned\.m16n8k16\S*f32\.f16\.f16\.f32", ptx)) == 112
+
+
+@pytest.mark.parametrize(
+    ("kernel", "architecture", "size", "dtype"),
+    [
+        ("gray_sums", 100, 33, torch.float16),
+        ("colour", 80, 33, torch.float32),
+        ("colour", 90, 33, torch.float16),
+        ("colour", 100, 511, torch.float16),
+        ("blur", 100, 225, torch.float16),
+    ],
+)
+def test_odd_sizes_do_not_spill(kernel: str, architecture: int, size: int, dtype: torch.dtype) -> None:
+    """The worst of a sweep over sizes, dtypes and flips; the colours of each have spilled under other options."""
+    result = compiled(kernel=kernel, architecture=architecture, size=size, dtype=dtype, flipped=size == 511)
+    assert result.spilled == 0
+    assert result.registers <= (224 if kernel == "blur" else 80)
+
+
+def test_scattered_views_are_read_byte_by_byte() -> None:
+    """What the check of accesses above would see, were the vectors lost."""
+    result = compiled(kernel="gray_sums", architecture=90, dense=False)
+    assert result.accesses["ld.global.v4.b32"] == 0
+    assert result.accesses["ld.global.b8"] == 48
+    assert result.spilled == 0

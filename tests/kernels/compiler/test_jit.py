@@ -1,0 +1,80 @@
+"""The machine-code cache: keyed by the sources, told of, and put where it can be written."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from maskco_fast.kernels.compiler import jit as jit_module
+from maskco_fast.kernels.compiler.cache import cache_folder
+from maskco_fast.kernels.compiler.jit import jit, leaf, source_stamp
+
+SCRIPT = """
+from maskco_fast.kernels.plan import plan
+from maskco_fast.kernels.views import ViewConfig
+import numpy as np
+print(plan(ViewConfig.moco_v2(), 0, 0, np.arange(2), np.full(2, 30), np.full(2, 40)).sum())
+"""
+
+
+def run(**environment):
+    """A fresh process that plans; (stdout, stderr)."""
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+    )
+    return ended.stdout, ended.stderr
+
+
+def test_a_second_process_loads_what_the_first_compiled(tmp_path):
+    first, told = run(MASKCO_FAST_CACHE=str(tmp_path))
+    assert "compiling plan_rows for this CPU" in told
+    assert "compiled plan_rows in" in told
+    second, told = run(MASKCO_FAST_CACHE=str(tmp_path))
+    assert told == ""
+    assert first == second
+    assert [folder.name for folder in (tmp_path / "numba").iterdir()] == [source_stamp()]
+
+
+def test_the_stamp_follows_every_source_and_version(monkeypatch):
+    before = source_stamp()
+    source_stamp.cache_clear()
+    monkeypatch.setattr(jit_module.numba, "__version__", "0.0")
+    assert source_stamp() != before
+    monkeypatch.undo()
+    source_stamp.cache_clear()
+    assert source_stamp() == before
+
+
+def test_folders_that_cannot_be_written_are_passed_over(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.touch()  # a file where a folder is wanted: root could write into a read-only folder
+    monkeypatch.setenv("MASKCO_FAST_CACHE", str(blocked))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache_folder.cache_clear()
+    assert cache_folder("numba") == tmp_path / "home" / "maskco-fast" / "numba"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(blocked))
+    cache_folder.cache_clear()
+    with pytest.raises(OSError, match="set MASKCO_FAST_CACHE"):
+        cache_folder("numba")
+    monkeypatch.undo()
+    cache_folder.cache_clear()
+
+
+def test_kernels_run_without_the_gil_and_divide_as_arrays_do():
+    @leaf()
+    def inverse(x):
+        return 1.0 / x
+
+    @jit()
+    def total(values):
+        result = 0.0
+        for value in values:
+            result += inverse(value)
+        return result
+
+    assert total.targetoptions["nogil"]
+    assert total(np.array([1.0, 2.0])) == 1.5
+    assert total(np.array([0.0])) == np.inf

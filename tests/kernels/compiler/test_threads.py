@@ -1,0 +1,34 @@
+"""Kernels in parts on torch's threads: every part once, on one thread and on more than there are."""
+
+import numpy as np
+import pytest
+
+from maskco_fast.kernels.compiler.jit import jit, leaf
+from maskco_fast.kernels.compiler.threads import in_parts
+from maskco_fast.networks import batch_norm
+
+
+@leaf()
+def _mark(part, parts, times, done):
+    done[part] += times * parts
+
+
+@jit()
+def mark_twice(entry, parts, times, done):
+    """Two regions in one function, the second with other arguments."""
+    in_parts(entry, parts, _mark, (times, done))
+    in_parts(entry, parts, _mark, (np.float32(1), done))
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2, 7])
+@pytest.mark.parametrize("entry", [0, batch_norm._openmp()], ids=["this thread", "torch's threads"])
+def test_every_part_is_done_once(entry, parts):
+    done = np.zeros(9, np.int64)
+    for _ in range(50):
+        mark_twice(entry, parts, 2, done)
+    assert done.tolist() == [50 * 3 * parts] * parts + [0] * (9 - parts)
+
+
+def test_torchs_threads_are_found():
+    """On Linux; elsewhere one thread does all."""
+    assert batch_norm._openmp() > 0

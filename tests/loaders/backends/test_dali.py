@@ -1,0 +1,223 @@
+"""What is DALI's own in its loader; the contract is test_conformance's business."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
+from maskco_fast.loaders.request import Request
+from tests.support.images import encode, picture, skip_without_packages, write_tar
+
+VIEWS = ViewConfig.maskco(48)
+
+
+def test_importing_the_module_leaves_dali_alone():
+    code = (
+        "import sys, maskco_fast.loaders.backends.dali as _; print([n for n in sys.modules if n.startswith('nvidia')])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_an_absent_dali_is_named_with_its_extra(make_shards, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(ImportError, match=r"pip install 'maskco-fast\[dali\]'"):
+        make_loader(make_shards(1, 4), 2, views=VIEWS, backend="dali")
+
+
+@pytest.fixture
+def dali():
+    """The modules under test; skips where DALI is not installed."""
+    skip_without_packages("dali")
+    from maskco_fast.loaders.backends import dali as loader
+    from maskco_fast.loaders.backends import dali_graph as graph
+
+    return loader, graph
+
+
+def make_samples(graph, rows, encoded):
+    count = len(rows)
+    config = LoaderConfig(batch_size=count, views=VIEWS)
+    return graph.Samples(Request.make(config, 0, np.arange(count), rows), encoded, np.zeros(count, bool))
+
+
+def run_once(pipeline_graph, samples):
+    """The views of one batch."""
+
+    def source(iteration):
+        if iteration:
+            raise StopIteration
+        return samples
+
+    return pipeline_graph.views(samples, pipeline_graph.pipeline(source).run())
+
+
+def plan_of(count, height, width):
+    from maskco_fast.kernels.plan import plan
+
+    return plan(VIEWS, 0, 0, np.arange(count), np.full(count, height), np.full(count, width))
+
+
+def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
+    """PNGs are Pillow's to decode: DALI's views of their regions are the native loader's to the last bit."""
+    members = {f"{n}.png": encode(picture(40 + 9 * n, 90 - 7 * n, n), "png") for n in range(8)}
+    members["lines.png"] = encode(np.full((50, 60, 3), 10, np.uint8), "png")  # pixels that look like line feeds
+    members["hashes.png"] = encode(np.full((50, 60, 3), 35, np.uint8), "png")  # and like comments in a PPM's header
+    shard = write_tar(tmp_path / "png.tar", members)
+    batches = []
+    for backend in ("dali", "native"):
+        with make_loader(shard, 5, views=VIEWS, backend=backend) as loader:
+            batches.append(list(loader))
+    for mine, theirs in zip(*batches, strict=True):
+        for view, truth in zip(mine.views, theirs.views, strict=True):
+            assert torch.equal(view, truth)
+
+
+def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monkeypatch):
+    """Huffman tables damaged: DALI refuses them; a decoder that repairs them stands in for Pillow."""
+    loader_module, _ = dali
+    shards = make_shards(1, 16)
+    with make_loader(shards, 4, views=VIEWS, backend="native") as loader:
+        truth = list(loader)
+    loader = make_loader(shards, 4, views=VIEWS, backend="dali", prefetch=2)
+    read, decode = loader.dataset.read, loader_module.Decoder.decode
+
+    repaired = {}
+
+    def read_odd(index):
+        data = read(index)
+        if index not in (2, 9, 10):
+            return data
+        table = data.index(b"\xff\xc4") + 5
+        damaged = data[:table] + b"\xff" * 16 + data[table + 16 :]
+        repaired[damaged] = data
+        return damaged
+
+    def decode_odd(self, data, sample):
+        return decode(self, repaired.get(data, data), sample)
+
+    monkeypatch.setattr(loader.dataset, "read", read_odd)
+    monkeypatch.setattr(loader_module.Decoder, "decode", decode_odd)
+    with loader:
+        mine = list(loader)
+        assert not loader.quarantine.entries
+        assert loader._aside == {2, 9, 10}
+        loader.set_epoch(0)
+        again = list(loader)
+    for one, two, three in zip(mine, again, truth, strict=True):
+        assert torch.equal(one.sample_id, three.sample_id)
+        assert torch.equal(one.query, two.query)  # set aside from the start now, and the same to the last bit
+        assert (one.query - three.query).abs().mean() <= 0.02
+
+
+def test_a_failure_that_no_image_explains_is_raised(dali, make_shards, monkeypatch):
+    _, graph = dali
+    loader = make_loader(make_shards(1, 8, bad=(1,)), 8, views=VIEWS, backend="dali")
+    monkeypatch.setattr(graph.Probe, "decodes", lambda *_: True)
+    with pytest.raises(RuntimeError, match="though it decodes each image"):
+        list(loader)
+
+
+def test_errors_come_in_their_turn(dali, make_shards, monkeypatch):
+    loader = make_loader(make_shards(1, 20), 4, views=VIEWS, backend="dali", shuffle=False)
+    read = loader.dataset.read
+
+    def fail(index):
+        if index == 13:
+            raise EOFError("gone")
+        return read(index)
+
+    monkeypatch.setattr(loader.dataset, "read", fail)
+    seen = []
+    with pytest.raises(EOFError, match="gone"):
+        seen.extend(batch.index.tolist() for batch in loader)
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert loader.state_dict()["consumed"] == 12
+
+
+def test_a_crop_outside_of_what_was_decoded_is_an_error(dali):
+    """`numba_function` swallows exceptions, and the kernels check no bounds."""
+    _, graph = dali
+    rows = plan_of(2, 60, 60)
+    samples = make_samples(graph, rows, [np.frombuffer(encode(picture(60, 60, n)), np.uint8) for n in range(2)])
+    samples.regions[1, 2] -= 1
+    host = graph.HostGraph(LoaderConfig(batch_size=2, views=VIEWS))
+    with pytest.raises(RuntimeError, match="sample 1 was not made: a crop lies outside"):
+        run_once(host, samples)
+
+
+@pytest.mark.parametrize("kind", ["host", "device", "device, decoding too"])
+def test_the_seams_values_by_the_cpus_operators(dali, kind):
+    """Within 1 level of the reference, as any seam; one sample's region is cut out by the host."""
+    from maskco_fast.kernels.resize import resize_reference
+
+    _, graph = dali
+    images = [picture(70, 110, n) for n in range(6)]
+    rows = plan_of(6, 70, 110)
+    samples = make_samples(graph, rows, [np.frombuffer(encode(image, "png"), np.uint8) for image in images])
+    y, x, height, width = samples.regions[4].tolist()
+    samples.encoded[4] = graph.encode_lossless(images[4][y : y + height, x : x + width])
+    samples.cut[4] = True
+    config = LoaderConfig(batch_size=6, views=VIEWS, device="cuda")
+    if kind == "host":
+        views = run_once(graph.HostGraph(config), samples)
+    else:
+        views = run_once(graph.DeviceGraph(config, None, decode_on_device=kind != "device"), samples)
+    for n, planned in enumerate(rows.view(VIEWS.plan_dtype)[:, 0]["views"]):
+        for v in range(2):
+            crop = tuple(int(side) for side in planned[v]["crop"])
+            truth = resize_reference(images[n], crop, VIEWS.size, bool(planned[v]["flip"]))
+            difference = np.abs(views[v][n].numpy().astype(int) - truth)
+            assert difference.max() <= 1
+            assert difference.mean() <= 0.3
+
+
+@pytest.mark.parametrize("decode_on_device", [False, True])
+def test_the_device_graph_is_defined_on_the_device(dali, decode_on_device):
+    """As far as a machine without CUDA goes: DALI takes every operator with its arguments, for the right device."""
+    from nvidia.dali import Pipeline, fn
+
+    _, graph = dali
+    config = LoaderConfig(batch_size=2, views=VIEWS, device="cuda")
+    device_graph = graph.DeviceGraph(config, 0, decode_on_device=decode_on_device)
+    samples = make_samples(graph, plan_of(2, 60, 60), [np.zeros(1, np.uint8)] * 2)
+    assert len(device_graph.arrays(samples)) == device_graph.inputs_count
+    with Pipeline(2, 1, 0):
+        inputs = fn.external_source(lambda _: None, num_outputs=device_graph.inputs_count)
+        views = device_graph.define(list(inputs))
+    assert [view.device for view in views] == ["gpu", "gpu"]
+
+
+def test_many_views_and_other_depths(dali, make_shards):
+    """DALI's `numba_function` takes at most six outputs; views have one each."""
+    shards, views = make_shards(1, 12), ViewConfig.moco_v2(48, views=7)
+    epochs = []
+    for prefetch in (1, 4):
+        with make_loader(shards, 4, views=views, backend="dali", prefetch=prefetch) as loader:
+            epochs.append(list(loader))
+    assert len(epochs[0]) == 3
+    for one, two in zip(*epochs, strict=True):
+        assert len(one.views) == 7
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.views, two.views, strict=True))
+
+
+def test_native_threads_end_with_the_iterator(dali, make_shards):
+    loader = make_loader(make_shards(1, 24), 4, views=VIEWS, backend="dali", threads=3)
+    list(loader)  # what DALI keeps for the process is there by now
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(3):
+        for _ in loader:
+            break
+        iterator = iter(loader)
+        batch = next(iterator)
+        loader.close()
+        copy = batch.query.clone()
+        deadline = time.monotonic() + 5  # DALI's executor lets its last thread end by itself
+        while len(os.listdir("/proc/self/task")) > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(os.listdir("/proc/self/task")) <= before
+        assert torch.equal(batch.query, copy)  # outlives its pipeline

@@ -1,0 +1,336 @@
+"""Shards behind real servers that fail: nothing is lost or repeated, and the order is the local run's."""
+
+import os
+import pathlib
+import signal
+import threading
+import warnings
+
+import pytest
+
+from benchmarks.correctness import faulty_server as faulty
+from maskco_fast.loaders import Dataset, RemoteConfig, RemoteError, make_loader
+from maskco_fast.loaders.remote.errors import ShardChanged
+from maskco_fast.loaders.remote.store import RemoteStore
+from maskco_fast.loaders.shards.names import expand, shown
+from tests.support.images import encode, picture, write_tar
+from tests.support.remote_servers import VIEWS, assert_same, batches, hurried, s3_api  # noqa: F401 a fixture
+
+pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+
+
+def pattern(server, name="shard-{0000..0002}.tar"):
+    return f"{server.url}/{name}"
+
+
+@pytest.mark.parametrize("fault", faulty.BODY_FAULTS)
+def test_a_body_that_fails_is_read_again(fault, make_shards, tmp_path):
+    shards = make_shards(3, 16)
+    with faulty.FaultyServer(tmp_path, faulty.every(3, "GET", fault)) as server:
+        mine = batches(pattern(server), tmp_path)
+        assert server.injected[fault] > 3
+    assert_same(mine, batches(shards, tmp_path))
+
+
+@pytest.mark.parametrize("fault", faulty.HEAD_FAULTS)
+def test_a_look_up_that_fails_is_repeated(fault, make_shards, tmp_path):
+    shards = make_shards(3, 16)
+    with faulty.FaultyServer(tmp_path, faulty.every(3, "HEAD", fault)) as server:
+        mine = batches(pattern(server), tmp_path)
+        assert server.injected[fault] > 0
+    assert_same(mine, batches(shards, tmp_path))
+
+
+def test_a_length_told_too_short_again_and_again_is_not_believed(make_shards, tmp_path):
+    shards, told = make_shards(1, 16), []
+
+    def plan(exchange):
+        told.append(exchange.method)
+        return "short" if exchange.method == "HEAD" and told.count("HEAD") <= 3 else None
+
+    with faulty.FaultyServer(tmp_path, plan) as server:
+        mine = batches(pattern(server, "shard-0000.tar"), tmp_path)
+        assert server.injected["short"] == 3
+    assert_same(mine, batches(shards, tmp_path))
+
+
+def test_all_faults_at_once_and_a_cache_that_is_too_small_for_all_shards(make_shards, tmp_path):
+    shards = make_shards(6, 16)
+    size = max(os.path.getsize(shard) for shard in shards)
+    with make_loader(shards, 8, views=VIEWS, shuffle=False) as loader:
+        truth = list(loader) + list(loader)
+    with faulty.FaultyServer(tmp_path, faulty.at_random(0.25, seed=3)) as server:
+        config = hurried(tmp_path, cache_gb=3.5 * size / 1e9, downloads=1)
+        names = pattern(server, "shard-{0000..0005}.tar")
+        options = {"views": VIEWS, "shuffle": False, "index_folder": tmp_path / "index"}
+        with make_loader(names, 8, remote=config, **options) as loader:
+            mine = []
+            for batch in [*loader, *loader]:
+                mine.append(batch)
+                assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= config.cache_gb * 1e9
+        assert sum(server.injected.values()) > 10
+    assert_same(mine, truth)
+
+
+def test_a_garbled_download_is_told_from_the_shard_that_was_indexed(make_shards, tmp_path):
+    shards = make_shards(2, 16)
+    truth = batches(shards, tmp_path)
+    with faulty.FaultyServer(tmp_path) as server:
+        config = hurried(tmp_path)
+        batches(pattern(server, "shard-{0000..0001}.tar"), tmp_path, config)
+        for file in (tmp_path / "cache").glob("*.tar"):
+            file.unlink()
+        broken = []
+
+        def once(exchange):
+            if exchange.method == "GET" and len(broken) < 2:
+                broken.append(exchange)
+                return "garbled"
+            return None
+
+        server.plan = once
+        assert_same(batches(pattern(server, "shard-{0000..0001}.tar"), tmp_path, config), truth)
+        assert server.injected["garbled"] == 2
+
+
+def test_missing_shards_are_named_before_anything_is_downloaded(make_shards, tmp_path):
+    make_shards(2, 8)
+    with faulty.FaultyServer(tmp_path) as server:
+        with pytest.raises(FileNotFoundError, match=r"1 of 3 remote shards do not exist: http.*/shard-0002\.tar"):
+            batches(pattern(server), tmp_path)
+        assert not [request for request in server.requests if request[0] == "GET" and "0002" not in request[1]]
+
+
+def test_a_shard_that_goes_missing_ends_the_epoch_by_its_name(make_shards, tmp_path):
+    make_shards(3, 16)
+    with faulty.FaultyServer(tmp_path) as server:
+        config = hurried(tmp_path)
+        dataset = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        for file in (tmp_path / "cache").glob("*.tar"):
+            file.unlink()
+        server.plan = faulty.always("missing", "shard-0001")
+        with (
+            make_loader(dataset, 8, views=VIEWS) as loader,
+            pytest.raises(FileNotFoundError, match=r"shard-0001\.tar does not exist.*take it out of --shards"),
+        ):
+            list(loader)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("remote-")]
+
+
+@pytest.mark.parametrize("fault", ["503", "stall", "truncated"])
+def test_a_fault_that_never_ends_ends_the_run(fault, make_shards, tmp_path):
+    make_shards(3, 8)
+    with faulty.FaultyServer(tmp_path, faulty.always(fault, "shard-0001", method="GET")) as server:
+        config = hurried(tmp_path, patience=1.0, timeout=0.2)
+        with pytest.raises(RemoteError, match=r"shard-0001\.tar: \d+ attempts .*--remote\.patience"):
+            batches(pattern(server), tmp_path, config)
+
+
+def test_a_refusal_is_not_repeated(make_shards, tmp_path):
+    make_shards(3, 8)
+    with faulty.FaultyServer(tmp_path, faulty.always("refused", "shard-0000")) as server:
+        with pytest.raises(
+            RemoteError, match=r"shard-0000\.tar: refused, status 403\. Check its address and your cred"
+        ):
+            batches(pattern(server), tmp_path)
+        assert (
+            len([request for request in server.requests if "0000" in request[1]]) <= 2
+        )  # HEAD, then GET instead of it
+
+
+def test_a_server_without_ranges(make_shards, tmp_path, monkeypatch):
+    shards = make_shards(2, 8)
+    real = faulty._file
+
+    def whole(folder, handler):
+        if "Range" in handler.headers:
+            del handler.headers["Range"]
+        return real(folder, handler)
+
+    monkeypatch.setattr(faulty, "_file", whole)
+    with faulty.FaultyServer(tmp_path) as server:
+        mine = batches(pattern(server, "shard-{0000..0001}.tar"), tmp_path)
+    assert_same(mine, batches(shards, tmp_path))
+
+
+def test_a_changed_shard_is_indexed_anew_and_refused_in_mid_run(make_shards, tmp_path):
+    shards = make_shards(2, 8)
+    with faulty.FaultyServer(tmp_path) as server:
+        names, config = pattern(server, "shard-{0000..0001}.tar"), hurried(tmp_path)
+        dataset = Dataset.open(names, index_folder=tmp_path / "index", remote=config)
+        for file in (tmp_path / "cache").glob("*.tar"):
+            file.unlink()
+        write_tar(pathlib.Path(shards[1]), {"new.jpg": encode(picture(50, 60, 9))})
+        with (
+            make_loader(dataset, 8, views=VIEWS) as loader,
+            pytest.raises(ShardChanged, match=r"shard-0001\.tar has changed since it was indexed"),
+        ):
+            list(loader)
+        assert len(Dataset.open(names, index_folder=tmp_path / "index", remote=config)) == 9
+
+
+def test_the_index_outlives_the_shards(make_shards, tmp_path):
+    make_shards(3, 8)
+    with faulty.FaultyServer(tmp_path) as server:
+        config = hurried(tmp_path)
+        first = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        for file in (tmp_path / "cache").glob("*.tar"):
+            file.unlink()
+        server.requests.clear()
+        again = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        assert [method for method, _, _ in server.requests] == ["HEAD"] * 3
+        assert again.fingerprint == first.fingerprint
+        assert again.shards[2].key(1) == "000017"
+        assert again.read(17) == Dataset.open(tmp_path / "shard-0002.tar").read(1)
+
+
+def test_state_resumes_from_a_remote_run_on_local_shards_and_back(make_shards, tmp_path):
+    shards = make_shards(3, 16)
+    truth = batches(shards, tmp_path)
+    options = {"views": VIEWS, "index_folder": tmp_path / "index", "remote": hurried(tmp_path)}
+    with faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=5)) as server:
+        with make_loader(pattern(server), 8, **options) as loader:
+            iterator = iter(loader)
+            mine = [next(iterator), next(iterator)]
+            state = loader.state_dict()
+        with make_loader(shards, 8, **options) as loader:
+            loader.load_state_dict(state)
+            iterator = iter(loader)
+            mine.append(next(iterator))
+            state = loader.state_dict()
+        with make_loader(pattern(server), 8, **options) as loader:
+            loader.load_state_dict(state)
+            mine += list(loader)
+    assert_same(mine, truth)
+
+
+def test_every_loader_reads_through_the_cache(backend, make_shards, tmp_path):
+    shards = make_shards(3, 16, bad=(20,))
+    with faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=6)) as server:
+        mine = batches(pattern(server), tmp_path, backend=backend)
+    assert_same(mine, batches(shards, tmp_path, backend=backend))
+
+
+def test_local_and_remote_shards_together(make_shards, tmp_path):
+    shards = make_shards(3, 16)
+    with faulty.FaultyServer(tmp_path) as server:
+        mine = batches([shards[0], pattern(server, "shard-0001.tar"), shards[2]], tmp_path)
+    assert_same(mine, batches(shards, tmp_path))
+
+
+def test_bad_samples_are_replaced_as_they_are_locally(make_shards, tmp_path):
+    shards = make_shards(3, 16, bad=(3, 15, 16, 31))
+    with faulty.FaultyServer(tmp_path) as server:
+        mine = batches(pattern(server), tmp_path)
+    assert_same(mine, batches(shards, tmp_path))
+
+
+def test_leaving_early_does_not_wait_for_a_server_that_is_down(make_shards, tmp_path):
+    make_shards(3, 16)
+    with faulty.FaultyServer(tmp_path) as server:
+        config = hurried(tmp_path, patience=1000, timeout=0.2, backoff=30.0)
+        dataset = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        for file in (tmp_path / "cache").glob("*.tar"):
+            file.unlink()
+        server.plan = faulty.always("503")
+        with make_loader(dataset, 8, views=VIEWS) as loader:
+            main = threading.main_thread().ident
+            threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT)).start()
+            with pytest.raises(KeyboardInterrupt):
+                next(iter(loader))
+        assert server.injected["503"]
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith(("remote-", "native"))]
+
+
+def test_long_trouble_is_told_of(make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskco_fast.loaders.remote.store.TOLD_AFTER", 0.0)
+    make_shards(1, 8)
+    fails = iter([True] * 3)
+    with (
+        faulty.FaultyServer(tmp_path, lambda _: "503" if next(fails, False) else None) as server,
+        pytest.warns(UserWarning, match=r"shard-0000\.tar: \d attempts have failed, the last with: status 503"),
+    ):
+        batches(pattern(server, "shard-0000.tar"), tmp_path)
+
+
+def test_s3_with_faults_in_front_of_it(make_shards, tmp_path, s3_api):  # noqa: F811
+    shards = make_shards(3, 16)
+    names = faulty.put_into_s3(shards, s3_api, "photographs")
+    with faulty.FaultyServer(s3_api, faulty.at_random(0.25, seed=1)) as server:
+        mine = batches("s3://photographs/shard-{0000..0002}.tar", tmp_path, hurried(tmp_path, s3_endpoint=server.url))
+        assert sum(server.injected.values()) > 3
+    assert_same(mine, batches(shards, tmp_path))
+    assert expand("s3://photographs/shard-{0000..0002}.tar") == names
+
+
+def test_s3_by_the_environment_and_what_is_missing_there(make_shards, tmp_path, s3_api, monkeypatch):  # noqa: F811
+    shards = make_shards(2, 8)
+    faulty.put_into_s3(shards, s3_api, "paintings")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_api)
+    assert len(Dataset.open("s3://paintings/shard-{0000..0001}.tar", remote=hurried(tmp_path))) == 16
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 remote shards do not exist: s3://paintings/shard-0002\.tar"):
+        batches("s3://paintings/shard-{0000..0002}.tar", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"s3://nowhere/shard-0000\.tar"):
+        batches("s3://nowhere/shard-0000.tar", tmp_path)
+
+
+def test_a_pipe_that_breaks_off_is_begun_again(make_shards, tmp_path):
+    """The command sends half of the shard and fails, in turn with what it should do."""
+    shards = make_shards(3, 16)
+    script = tmp_path / "unsteady.sh"
+    script.write_text(
+        'if mkdir "$1.begun" 2>/dev/null; then head -c 20000 "$1"; echo "line lost" >&2; exit 7; fi; cat "$1"'
+    )
+    mine = batches(f"pipe:sh {script} {tmp_path}/shard-{{0000..0002}}.tar", tmp_path)
+    assert_same(mine, batches(shards, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("cat {}.gone", r"exit code 1.*[Nn]o such file"),
+        ("no-such-command {}", "exit code 127"),
+        ("sleep 60; cat {}", "no answer in time"),
+    ],
+)
+def test_a_pipe_that_cannot_work_ends_the_run(command, says, make_shards, tmp_path):
+    (shard,) = make_shards(1, 8)
+    name = "pipe:" + command.format(shard)
+    with pytest.raises(RemoteError, match=says):
+        batches(name, tmp_path, hurried(tmp_path, patience=0.5, timeout=0.3))
+
+
+def test_a_pipe_that_says_something_else_the_next_time(make_shards, tmp_path):
+    (shard,) = make_shards(1, 8)
+    config, name = hurried(tmp_path, patience=0.5), f"pipe:cat {shard}"
+    dataset = Dataset.open(name, index_folder=tmp_path / "index", remote=config)
+    for file in (tmp_path / "cache").glob("*.tar"):
+        file.unlink()
+    with open(shard, "r+b") as file:
+        file.seek(1000)
+        file.write(b"other")
+    with make_loader(dataset, 8, views=VIEWS) as loader, pytest.raises(ShardChanged, match="its bytes are not those"):
+        list(loader)
+
+
+def test_secrets_are_not_shown():
+    assert shown("https://me:secret@host/a/b.tar?X-Amz-Signature=secret") == "https://host/a/b.tar"
+    assert shown("s3://bucket/b.tar") == "s3://bucket/b.tar"
+    assert shown("/a?b@c.tar") == "/a?b@c.tar"
+
+
+def test_waits_grow_and_are_random(tmp_path, monkeypatch):
+    waits = []
+    store = RemoteStore(RemoteConfig(backoff=1.0))
+    monkeypatch.setattr(store._random, "uniform", lambda low, high: waits.append((low, high)) or 0.0)
+    with faulty.FaultyServer(tmp_path, faulty.always("503")) as server, warnings.catch_warnings():
+        store.config = RemoteConfig(backoff=1.0, patience=0.2)
+        with pytest.raises(RemoteError, match="status 503"):
+            store.look_up(f"{server.url}/any.tar")
+    assert waits[:7] == [(0, 1.0), (0, 2.0), (0, 4.0), (0, 8.0), (0, 16.0), (0, 30.0), (0, 30.0)]
+
+
+def test_options_that_do_not_fit_are_refused():
+    for wrong in ({"cache_gb": 0}, {"downloads": 0}, {"ahead": -1}, {"mode": "stream"}):
+        with pytest.raises(ValueError, match=r"RemoteConfig\.\w+ is"):
+            RemoteConfig(**wrong)

@@ -1,0 +1,187 @@
+"""The device stage: order of its work by fake streams that keep account, and its batches on the CPU."""
+
+import gc
+import itertools
+import weakref
+from collections import Counter
+
+import pytest
+import torch
+
+from maskco_fast.kernels.views import IMAGENET_STD
+from maskco_fast.loaders import ViewConfig, make_loader
+from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrder
+
+LEVEL = 1 / (255 * min(IMAGENET_STD))
+VIEWS = ViewConfig.maskco(64)
+
+
+class Log(InOrder):
+    """Streams that note what is queued: copies by their target, and the ends of the current stream's work."""
+
+    def __init__(self):
+        self.lines = []
+
+    def copy(self, source, target):
+        super().copy(source, target)
+        self.lines.append(("copy", target.data_ptr()))
+
+    def done(self):
+        self.lines.append(("done", None))
+
+
+class RaceDetector(InOrder):
+    """Streams with vector clocks: what of each other's work the host and the two streams are known to come after.
+
+    Copies are made at once, but held against what a device would be free to do: run them at any time between the
+    events that bound them. `races` names each pair of accesses that nothing orders.
+    """
+
+    def __init__(self):
+        self.seen = {name: Counter() for name in ("host", "side", "current")}
+        self.races = []
+        self.reads = 0
+        self._touched = {}  # address: [(who, when by its own clock)]
+        self._targets, self._reading = [], []
+        self._work("current")  # whatever was queued before: it may still read memory that the allocator gives out
+
+    def _work(self, stream):
+        self.seen[stream] |= self.seen["host"]  # nothing runs before it is queued
+        self.seen[stream][stream] += 1
+
+    def _touch(self, stream, address):
+        earlier = self._touched.setdefault(address, [("current", self.seen["current"]["current"])])
+        self.races += [
+            f"{stream} touches what {who} may be using" for who, at in earlier if self.seen[stream][who] < at
+        ]
+        earlier.append((stream, self.seen[stream][stream]))
+
+    def copy(self, source, target):
+        super().copy(source, target)
+        self._work("side")
+        self._touch("side", target.data_ptr())
+        self._targets.append(target.data_ptr())
+        weakref.finalize(source, self._let_go, self.seen["side"]["side"])
+
+    def _let_go(self, copy):
+        if self.seen["host"]["side"] < copy:
+            self.races.append("the host lets go of what is being copied")
+
+    def copied(self):
+        targets, self._targets = self._targets, []
+        return Counter(self.seen["side"]), targets
+
+    def done(self):
+        self._work("current")
+        for address in self._reading:
+            self._touch("current", address)
+        self.reads += len(self._reading)
+        self._reading = []
+        return Counter(self.seen["current"]), []
+
+    def side_waits(self, event):
+        self.seen["side"] |= event[0]
+
+    def current_waits(self, event):
+        self.seen["current"] |= event[0]
+        self._reading = event[1]
+
+    def host_waits(self, event):
+        self.seen["host"] |= event[0]
+
+
+def staged(shards, batch_size, streams, backend="native", **options):
+    """Batches of a loader whose host stops at the seam, finished on the CPU by the stage."""
+    loader = make_loader(shards, batch_size, views=VIEWS, device="meta", backend=backend, **options)
+    stage = DeviceStage(loader.dataset, loader.config, streams, torch.device("cpu"))
+    return stage.batches(loader._run(loader._requests(0, 1, len(loader))))
+
+
+def test_the_stage_finishes_what_the_host_would(backend, make_shards):
+    shards = make_shards(1, 16)
+    with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
+        for one, other in zip(loader, staged(shards, 4, InOrder(), backend), strict=True):
+            for name in ("sample_id", "target", "index", "masked_box", "key_boxes"):
+                assert torch.equal(getattr(one, name), getattr(other, name)), name
+            for view, truth in zip(other.views, one.views, strict=True):
+                assert view.is_contiguous(memory_format=torch.channels_last)
+                difference = (view - truth).abs() / LEVEL
+                assert difference.mean() <= 0.1
+                assert difference.max() <= 2
+
+
+def test_views_without_boxes(make_shards):
+    shards = make_shards(1, 8)
+    views = ViewConfig.moco_v2(64, views=3)
+    loader = make_loader(shards, 4, views=views, device="meta", dtype=torch.bfloat16)
+    stage = DeviceStage(loader.dataset, loader.config, InOrder(), torch.device("cpu"))
+    batches = list(stage.batches(loader._run(loader._requests(0, 1, 2))))
+    assert [len(batch.views) for batch in batches] == [3, 3]
+    assert batches[0].masked_box is None
+    assert batches[0].query.dtype == torch.bfloat16
+
+
+def test_the_next_batch_is_copied_beside_the_augmentation_of_this_one(make_shards):
+    log = Log()
+    batches = staged(make_shards(1, 24), 4, log)
+    first = next(batches)
+    allocated_and_copied = ["done", "copy", "copy", "copy"]
+    assert [name for name, _ in log.lines] == [*allocated_and_copied, *allocated_and_copied, "done"]
+    kept = [tensor.clone() for tensor in first]
+    assert len(list(batches)) == 5
+    assert all(torch.equal(one, copy) for one, copy in zip(first, kept, strict=True))  # the caller's own memory
+    targets = {target for name, target in log.lines if name == "copy"}
+    assert len(targets) == 3 * SLOTS, "no further memory than the slots'"
+
+
+@pytest.mark.parametrize("taken", [1, 2, 5, 6])
+def test_no_memory_is_written_while_it_is_in_use(make_shards, taken):
+    """Neither by a copy into a slot nor by whoever gets a buffer or a slot's memory next, in a whole epoch or part."""
+    streams = RaceDetector()
+    batches = staged(make_shards(1, 24), 4, streams)
+    assert len(list(itertools.islice(batches, taken))) == taken
+    batches.close()
+    assert streams.reads == 3 * taken, "a batch is augmented before its copies have been waited for"
+    assert streams.seen["host"]["side"] == streams.seen["side"]["side"], "memory is let go of with copies under way"
+    del batches
+    gc.collect()
+    assert not streams.races
+
+
+def test_leaving_early_closes_the_host_side(make_shards):
+    closed = []
+    loader = make_loader(make_shards(1, 16), 4, views=VIEWS, device="meta")
+
+    def rendered():
+        try:
+            yield from loader._run(loader._requests(0, 1, 4))
+        finally:
+            closed.append(True)
+
+    stage = DeviceStage(loader.dataset, loader.config, InOrder(), torch.device("cpu"))
+    batches = stage.batches(rendered())
+    next(batches)
+    batches.close()
+    assert closed
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_batches_are_the_hosts(make_shards):
+    """Over three epochs, with a device that lags behind the host by more than its buffers hold."""
+    shards = make_shards(1, 24)
+    device = torch.device("cuda")
+    assert CudaStreams(device)
+    with make_loader(shards, 4, views=VIEWS) as host, make_loader(shards, 4, views=VIEWS, device=device) as loader:
+        made = []
+        for _ in range(3):
+            for batch in loader:
+                made.append(batch)
+                torch.cuda._sleep(50_000_000)  # cycles: about 30 ms
+        truth = [batch for _ in range(3) for batch in host]
+        for one, other in zip(truth, made, strict=True):
+            assert other.query.device.type == "cuda"
+            assert torch.equal(one.key_boxes, other.key_boxes.cpu())
+            for view, expected in zip(other.views, one.views, strict=True):
+                difference = (view.cpu() - expected).abs() / LEVEL
+                assert difference.mean() <= 0.1
+                assert difference.max() <= 2

@@ -1,0 +1,259 @@
+"""MoCo v2, SimCLR and NPID as methods: their steps by hand, exact resume, and two processes equal to one."""
+
+import datetime
+import math
+import pathlib
+
+import pytest
+import torch
+import torch.multiprocessing
+from torch import nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from maskco_fast.loaders import Batch
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.draws import draws, permutation
+from maskco_fast.methods.instance_contrast import noise_contrastive, nt_xent, queue_info_nce
+from maskco_fast.methods.npid import mean_exponential
+from maskco_fast.methods.registry import METHODS, make_method
+from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
+from maskco_fast.networks.encoders import momentum_update
+from maskco_fast.training import checkpoint
+from maskco_fast.training.config import MoCoV2Config, ModelConfig, NPIDConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.optimizer import make_optimizer
+from maskco_fast.training.recipes import RECIPES
+from maskco_fast.training.trainer import Trainer
+from tests.support.runs import losses
+from tests.support.tiny_run import NoiseLoader, tiny_config
+
+SAMPLES, SIDE = 8, 32
+BASELINES = ["moco_v2", "simclr", "npid"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The same sums on every machine, and no quarrel over cores with other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def small_config(method: str, run_dir: pathlib.Path = pathlib.Path("unused"), **fields: object) -> TrainConfig:
+    """Batches of 8 noise images in groups of 4, a queue of 20 keys, 5 noise samples."""
+    settings: dict[str, object] = {
+        "method": method,
+        "batch_size": SAMPLES,
+        "max_steps": 6,
+        "model": ModelConfig(trunk="resnet18", view_size=SIDE, group_size=4, features=16),
+        "moco_v2": MoCoV2Config(queue=20, momentum=0.9),
+        "npid": NPIDConfig(negatives=5),
+        "optimizer": OptimizerConfig(learning_rate=0.5),
+    }
+    return tiny_config(run_dir, **{**settings, **fields})
+
+
+def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Method:
+    method = make_method(config)
+    method.prepare(3 * SAMPLES)
+    return method.to(dtype)
+
+
+def batches(count: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
+    """Of noise, `index` going round the 24 samples."""
+    found = []
+    for step, batch in zip(range(count), NoiseLoader(size=SIDE, batch=SAMPLES, dtype=dtype)):
+        fields = {name: getattr(batch, name) for name in ("views", "sample_id", "target")}
+        found.append(Batch(**fields, index=(torch.arange(SAMPLES) + step * SAMPLES) % (3 * SAMPLES)))
+    return found
+
+
+def step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch, forward: nn.Module | None = None) -> float:
+    scalars = (forward or method)(batch)
+    optimizer.zero_grad()
+    scalars["loss"].backward()
+    optimizer.step()
+    method.after_step()
+    return scalars["loss"].item()
+
+
+def test_mocos_steps_by_hand():
+    config = small_config("moco_v2")
+    method, by_hand = small_method(config, torch.float64), small_method(config, torch.float64)
+    optimizer, second = (make_optimizer(one.parameters(), config.optimizer) for one in (method, by_hand))
+    queue = by_hand.queue.clone()
+    for number, batch in enumerate(batches(4, torch.float64)):
+        order = permutation(config.seed, torch.tensor(number), SAMPLES).tolist()
+        with torch.no_grad():  # the key network sees the images in that order, in groups of 4
+            shuffled = by_hand.key(torch.stack([batch.key[place] for place in order]))
+        keys = normalize(torch.stack([shuffled[order.index(place)] for place in range(SAMPLES)]))
+        loss, _ = queue_info_nce(by_hand.query(batch.query), keys, queue, temperature=0.2)
+        second.zero_grad()
+        loss.backward()
+        second.step()
+        momentum_update(by_hand.key, by_hand.query, 0.9)
+        for place, key in enumerate(keys):
+            queue[(number * SAMPLES + place) % 20] = key
+        assert step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)
+        torch.testing.assert_close(method.queue, queue, rtol=1e-7, atol=1e-9)
+    assert method.pointer.item() == 32 % 20
+    assert method.steps.item() == 4
+
+
+def test_mocos_groups_change_from_step_to_step_and_leave_the_own_order():
+    """Shuffle-BN: the statistics that a key is normalised by are not those of its query's group."""
+    method = small_method(small_config("moco_v2"))
+    batch = batches(1)[0]
+    plain = normalize(method.key(batch.key))
+    first = method._keys(batch.key)
+    method.steps.add_(1)
+    second = method._keys(batch.key)
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert not torch.allclose(first, plain, atol=1e-3)
+    method.key.eval()  # without batch statistics only the order is left, and that is the images' own
+    torch.testing.assert_close(method._keys(batch.key), normalize(method.key(batch.key)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_longer_than_the_queue_leaves_its_last_keys():
+    method = small_method(small_config("moco_v2", moco_v2=MoCoV2Config(queue=3)))
+    method(batches(1)[0])
+    keys = method._new_keys[0]
+    method.after_step()
+    torch.testing.assert_close(method.queue, keys[-3:])
+
+
+def test_simclr_normalises_both_views_together():
+    method, by_hand = small_method(small_config("simclr")), small_method(small_config("simclr"))
+    batch = batches(1)[0]
+    features = by_hand.query(torch.cat(batch.views))
+    views = features[:SAMPLES], features[SAMPLES:]
+    wanted, _ = nt_xent(views, views, first=0, temperature=0.1)
+    assert method(batch)["loss"].item() == pytest.approx(wanted.item(), rel=1e-6)
+    assert features.mean(0).abs().max() < 1e-5  # the head ends in BatchNorm, over 16 rows
+
+
+def test_simclr_refuses_micro_batches():
+    with pytest.raises(ValueError, match="accumulate is 2"):
+        make_method(small_config("simclr", accumulate=2))
+
+
+def test_npids_steps_by_hand():
+    config = small_config("npid")
+    method, by_hand = small_method(config, torch.float64), small_method(config, torch.float64)
+    optimizer, second = (make_optimizer(one.parameters(), config.optimizer) for one in (method, by_hand))
+    bank = by_hand.bank.clone()
+    torch.testing.assert_close(bank.norm(dim=1), torch.ones(len(bank), dtype=torch.float64))
+    for number, batch in enumerate(batches(4, torch.float64)):
+        noise = draws(config.seed, torch.tensor(number), torch.arange(SAMPLES * 5)) % len(bank)
+        features = by_hand.query(batch.query)
+        loss, _ = noise_contrastive(
+            features,
+            bank[batch.index],
+            bank[noise].view(SAMPLES, 5, -1),
+            samples=24,
+            temperature=0.07,
+            partition=24 * mean_exponential(1 / 0.07, 16),
+        )
+        second.zero_grad()
+        loss.backward()
+        second.step()
+        for place, feature in zip(batch.index.tolist(), normalize(features.detach())):
+            bank[place] = normalize(bank[place] + feature, dim=0)
+        assert step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)
+        torch.testing.assert_close(method.bank, bank, rtol=1e-7, atol=1e-9)
+
+
+def test_npid_without_a_bank_says_what_to_call():
+    with pytest.raises(ValueError, match="prepare"):
+        make_method(small_config("npid"))(batches(1)[0])
+
+
+def test_chance_is_what_equal_chances_give():
+    paper = {name: RECIPES["paper"](name) for name in BASELINES}
+    chance = {name: make_method(config).chance_loss(256) for name, config in paper.items()}
+    assert chance["moco_v2"] == pytest.approx(math.log(65_537))
+    assert chance["simclr"] == pytest.approx(math.log(511))
+    # NCE with P(i|v) = 1/n for every entry: h = 1 / (1 + M).
+    assert chance["npid"] == pytest.approx(-math.log(1 / 4097) - 4096 * math.log(4096 / 4097))
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_the_paper_recipe_has_the_methods_optimiser(method):
+    config = RECIPES["paper"](method)
+    optimizer = config.optimizer
+    wanted = {"moco_v2": ("sgd", 0.03, 1e-4), "simclr": ("lars", 0.3, 1e-6), "npid": ("sgd", 0.03, 1e-4)}[method]
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == wanted
+    assert (config.moco_v2.queue, config.moco_v2.momentum, config.moco_v2.temperature) == (65_536, 0.999, 0.2)
+    assert (config.simclr.temperature, config.npid.temperature) == (0.1, 0.07)
+
+
+def trainer(config: TrainConfig, **loader: int) -> Trainer:
+    return Trainer(config, small_method(config), NoiseLoader(size=SIDE, batch=SAMPLES, **loader))
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_run_goes_on_to_the_last_bit(tmp_path, method):
+    optimizer = OptimizerConfig(name="lars", learning_rate=1.0) if method == "simclr" else OptimizerConfig()
+    whole, parted = (small_config(method, tmp_path / name, optimizer=optimizer) for name in ("whole", "parted"))
+    assert trainer(whole).fit() is None
+    assert trainer(parted, signal_at=4, number=15).fit() == "SIGTERM"
+    assert trainer(parted).fit() is None
+    assert losses(parted.run_dir) == losses(whole.run_dir)
+    states = [checkpoint.load_newest(config.run_dir / "checkpoints") for config in (whole, parted)]
+    for name, value in states[0]["method"].items():
+        assert torch.equal(states[1]["method"][name], value), name
+
+
+def share_of(batch: Batch, rank: int, size: int) -> Batch:
+    own = slice(rank * len(batch) // size, (rank + 1) * len(batch) // size)
+    return batch._map(lambda tensor: tensor[own])
+
+
+def run_steps(method_name: str, rank: int, size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses of three steps of this process's share, in float64, and the state after them."""
+    config = small_config(method_name)
+    method = small_method(config, torch.float64)
+    forward = DistributedDataParallel(method, broadcast_buffers=False) if size > 1 else None  # as the trainer does
+    optimizer = make_optimizer(method.parameters(), config.optimizer)
+    found = [step(method, optimizer, share_of(batch, rank, size), forward) for batch in batches(3, torch.float64)]
+    return found, method.state_dict()
+
+
+def process(rank: int, folder: str, size: int) -> None:
+    """One of the processes: all methods, one after the other."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
+    )
+    results = {name: run_steps(name, rank, size) for name in BASELINES}
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(process, (str(folder), 2), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", BASELINES)
+def test_two_processes_equal_one_of_two_groups(two_processes, method):
+    one_losses, one = run_steps(method, 0, 1)
+    (first_losses, first), (second_losses, second) = (results[method] for results in two_processes)
+    assert [(a + b) / 2 for a, b in zip(first_losses, second_losses)] == pytest.approx(one_losses, rel=1e-9)
+    for name, value in one.items():
+        if "running" not in name:  # each process's own, where statistics are of groups
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], value, rtol=1e-7, atol=1e-9, msg=name)
+        elif method == "simclr":
+            torch.testing.assert_close(first[name], value, rtol=1e-7, atol=1e-9, msg=name)
+
+
+def test_one_registry_names_every_method():
+    assert sorted(METHODS) == sorted(["maskco", *BASELINES])
+    for recipe in RECIPES.values():
+        for name in METHODS:
+            assert recipe(name).method == name
+    assert isinstance(small_method(small_config("simclr")).query.trunk.bn1, SynchronizedBatchNorm)

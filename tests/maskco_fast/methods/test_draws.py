@@ -1,0 +1,39 @@
+"""Counter-based numbers: splitmix64 to the bit, permutations, uniformity, and that every argument matters."""
+
+import numpy as np
+import torch
+
+from maskco_fast.methods.draws import draws, permutation
+
+STEP = torch.tensor(7)
+
+
+def splitmix(z: int) -> int:
+    z &= 2**64 - 1
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return z ^ (z >> 31)
+
+
+def test_draws_equal_integers_of_any_length():
+    golden = 0x9E3779B97F4A7C15
+    for seed in (0, 1, 12345):
+        stream = splitmix(splitmix(seed + golden) + 7 + golden)
+        wanted = [splitmix(stream + (place + 1) * golden) % 2**63 for place in (0, 1, 999)]
+        assert draws(seed, STEP, torch.tensor([0, 1, 999])).tolist() == wanted
+
+
+def test_draws_are_uniform_and_of_each_argument():
+    places = torch.arange(200_000)
+    counts = np.bincount((draws(0, STEP, places) % 100).numpy(), minlength=100)
+    assert ((counts - 2000) ** 2 / 2000).sum() < 160  # chi squared of 99 degrees: once in 10 000
+    others = [draws(1, STEP, places), draws(0, STEP + 1, places), draws(0, STEP, places + 200_000)]
+    for other in others:
+        assert not (draws(0, STEP, places) == other).any()
+
+
+def test_permutations_hold_everything_once_and_differ_by_step():
+    first, second = permutation(3, STEP, 64), permutation(3, STEP + 1, 64)
+    assert first.sort().values.tolist() == list(range(64))
+    assert second.sort().values.tolist() == list(range(64))
+    assert (first != second).sum() > 50

@@ -1,0 +1,154 @@
+"""Several processes train one run: the losses of one process, a common step to stop after, errors that end the job."""
+
+import concurrent.futures
+import datetime
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from maskco_fast.training import checkpoint, distributed
+from maskco_fast.training.config import ModelConfig, TrainConfig
+from tests.support.tiny_run import BATCH, tiny_config, tiny_trainer
+
+PROGRAM = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def ranks(run_dir: pathlib.Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    """`tiny_run.py` in two processes as torchrun starts them; TimeoutExpired where they hang."""
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    environments = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address} for rank in range(2)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(
+            pool.map(
+                lambda environment: run([PROGRAM, "--run-dir", str(run_dir), *arguments], **environment), environments
+            )
+        )
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def assert_same_run(run_dir: pathlib.Path, whole: pathlib.Path) -> None:
+    """The losses, the images of every step and the weights, running statistics among them, but for rounding."""
+    for mine, theirs in zip(lines(run_dir / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True):
+        for name in ("step", "epoch", "loss", "accuracy", "learning_rate"):
+            assert mine[name] == pytest.approx(theirs[name], rel=1e-5), (mine["step"], name)
+    assert lines(run_dir / "samples.jsonl") == lines(whole / "samples.jsonl")
+    mine, theirs = (checkpoint.load_newest(folder / "checkpoints") for folder in (run_dir, whole))
+    assert mine is not None
+    assert theirs is not None
+    for name, value in theirs["method"].items():
+        torch.testing.assert_close(mine["method"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Twelve float32 steps of 6 images in two groups, on one process."""
+    run_dir = tmp_path_factory.mktemp("one-process")
+    tiny_trainer(tiny_config(run_dir, log_samples=True)).fit()
+    return run_dir
+
+
+def test_two_processes_train_as_one_with_two_groups(tmp_path, one_process):
+    for ended in ranks(tmp_path):
+        assert ended.returncode == 0, ended.stderr
+    assert_same_run(tmp_path, one_process)
+
+
+def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path, one_process):
+    for stopped in ranks(tmp_path, "--rank", "1", "--kill", "SIGUSR1", "--kill-at", "4"):
+        assert stopped.returncode == 0, stopped.stderr
+        assert stopped.stdout.strip() == "SIGUSR1"
+    assert checkpoint.checkpoints(tmp_path / "checkpoints")[-1].name == "step-000000003.pt"
+    with pytest.warns(RuntimeWarning, match="resumed with processes 1 after 2"):
+        tiny_trainer(tiny_config(tmp_path, log_samples=True)).fit()
+    assert_same_run(tmp_path, one_process)
+
+
+def test_two_launchers_meet_as_on_two_nodes(tmp_path, one_process):
+    """Both ranks are the first of their node."""
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for ended in pool.map(run, [[*launch, PROGRAM, "--run-dir", str(tmp_path)]] * 2):
+            assert ended.returncode == 0, ended.stderr
+    assert_same_run(tmp_path, one_process)
+
+
+def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_process):
+    """torchrun's elastic restart: all ranks anew, from the newest checkpoint."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", PROGRAM]
+    ended = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--kill", "SIGKILL", "--kill-at", "5"])
+    assert ended.returncode == 0, ended.stderr
+    assert "Signal 9 (SIGKILL)" in ended.stderr or "exitcode: -9" in ended.stderr, ended.stderr
+    assert_same_run(tmp_path, one_process)
+
+
+def parts(store: torch.distributed.Store, present: list[int], size: int) -> list[torch.distributed.Store]:
+    """Where each of the ranks that are there meets the others."""
+    with concurrent.futures.ThreadPoolExecutor(len(present)) as pool:
+        return list(pool.map(lambda rank: distributed._unused(store, rank, size), present))
+
+
+def test_ranks_meet_where_none_has_met_before():
+    store = torch.distributed.HashStore()
+    for start in range(3):
+        found = parts(store, [2, 0, 1], 3)
+        assert not any(one.check(["address"]) for one in found)
+        found[0].set("address", str(start))
+        assert [one.get("address") for one in found] == [str(start).encode()] * 3
+
+
+def test_a_rank_that_does_not_start_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "GRADIENT_TIMEOUT", datetime.timedelta(seconds=0.3))
+    store = torch.distributed.HashStore()
+    store.set("shown by 2", "long ago")
+    with pytest.raises(distributed.PeerLost, match=r"ranks \[2\] of 3 have not started"):
+        parts(store, [0, 1], 3)
+    with pytest.raises(distributed.PeerLost, match="rank 0 has not started"):
+        parts(torch.distributed.HashStore(), [1], 3)
+
+
+def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    failed = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--fail-at", "5"])
+    assert failed.returncode != 0
+    assert "rank 1: error: the disk of rank 1 is on fire" in failed.stderr
+    assert "Traceback" not in failed.stderr.partition("rank 1: error")[0]
+    assert "rank      : 1 " in failed.stderr.partition("Root Cause")[2]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step-000000003.pt"]
+
+
+def test_a_run_that_its_processes_cannot_share_is_refused():
+    config = TrainConfig(batch_size=BATCH, model=ModelConfig(view_size=64, group_size=BATCH // 2))
+    assert config.images_a_process(1) == BATCH
+    assert config.images_a_process(2) == BATCH // 2
+    with pytest.raises(ValueError, match="6 images in groups of 3 make 2 groups, which 3 processes"):
+        config.images_a_process(3)
+    one_group = TrainConfig(batch_size=16, accumulate=2)
+    with pytest.raises(ValueError, match="1 groups, which 1 processes with 2 micro-batches"):
+        one_group.images_a_process(1)

@@ -1,0 +1,137 @@
+"""A training step never waits for the device: no value is read, nothing is copied between host and device.
+
+Two halves, for want of a GPU: the trainer's whole step on real CPU tensors, where reading a value shows as an
+operation; and our own code of it, forward pass, LARS and what follows a step, on tensors that claim to be on CUDA and
+hold no values, where copies show too, and where reading a value is an error. (Torch's backward pass and its fused SGD
+want a driver.)
+"""
+
+import pathlib
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskco_fast.loaders import Batch
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.registry import METHODS, make_method
+from maskco_fast.training.config import MoCoV2Config, ModelConfig, NPIDConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.optimizer import LARS, make_optimizer
+from maskco_fast.training.signals import StopSignal
+from maskco_fast.training.trainer import Trainer
+from tests.support.tiny_run import NoiseLoader, tiny_config
+
+READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero"}
+"""Operations whose result, or its shape, is a value that the host needs at once."""
+COUNT, SIDE = 8, 32
+
+
+class Watch(TorchDispatchMode):
+    """Notes the operations that would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.name().split(".")[0]
+        if name in READS:
+            self.waits.append(name)
+        if name in ("aten::_to_copy", "aten::copy_"):
+            source = args[1] if name == "aten::copy_" else args[0]
+            if {source.device.type, result.device.type} == {"cpu", "cuda"}:
+                self.waits.append(f"{name} from {source.device} to {result.device}")
+        return result
+
+
+def small_config(method: str) -> TrainConfig:
+    return tiny_config(
+        pathlib.Path("unused"),
+        method=method,
+        batch_size=COUNT,
+        model=ModelConfig(trunk="resnet18", view_size=SIDE, group_size=4, features=16),
+        moco_v2=MoCoV2Config(queue=20),
+        npid=NPIDConfig(negatives=5),
+        optimizer=OptimizerConfig(name="lars" if method == "simclr" else "sgd"),
+    )
+
+
+def small_method(config: TrainConfig) -> Method:
+    method = make_method(config)
+    method.prepare(3 * COUNT)
+    return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_trainers_step_reads_no_value(name):
+    config = small_config(name)
+    trainer = Trainer(config, small_method(config), NoiseLoader(size=SIDE, batch=COUNT))
+    batches, stop = trainer._batches(), StopSignal(lambda: None)
+    for _ in range(2):  # the first makes the optimiser's state
+        with Watch() as watch:
+            trainer._one_step(trainer._fetch(batches, stop))
+        assert not watch.waits
+
+
+def on_cuda(method: Method) -> Method:
+    """The method with tensors that claim to be on CUDA; to be called in a FakeTensorMode."""
+    for module in method.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                empty = torch.empty(parameter.shape, device="cuda")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+    return method
+
+
+def empty_batch(method: Method) -> Batch:
+    places = torch.empty(COUNT, dtype=torch.int64, device="cuda")
+    return Batch(
+        views=tuple(torch.empty(COUNT, 3, SIDE, SIDE, device="cuda") for _ in method.views.views),
+        sample_id=places,
+        target=places,
+        index=places,
+        masked_box=torch.empty(COUNT, 4, device="cuda"),
+        key_boxes=torch.empty(COUNT, 17, 4, device="cuda"),
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_read_from_or_sent_to_cuda(name):
+    config = small_config(name)
+    method = small_method(config)
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no CUDA
+        on_cuda(method)
+        optimizer = make_optimizer(method.parameters(), config.optimizer)
+        batch = empty_batch(method)
+        for _ in range(2):
+            for parameter in method.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+            with Watch() as watch:
+                assert method(batch)["loss"].device.type == "cuda"
+                if isinstance(optimizer, LARS):
+                    optimizer.step()
+                method.after_step()
+            assert not watch.waits
+
+
+def test_the_watch_sees_what_it_is_for():
+    with Watch() as watch:
+        torch.ones(3).sum().item()
+        torch.ones(3).nonzero()
+    assert watch.waits == ["aten::_local_scalar_dense", "aten::nonzero"]
+    with FakeTensorMode(), Watch() as watch:
+        value = torch.empty(3, device="cuda")
+        value.cpu()
+        value.copy_(torch.empty(3))
+        assert len(watch.waits) == 2
+        with pytest.raises(DataDependentOutputException):
+            value.sum().item()

@@ -1,0 +1,70 @@
+"""LARS against its formula parameter by parameter, its exclusions, and the warm-up."""
+
+import pytest
+import torch
+from torch import nn
+
+from maskco_fast.training.config import OptimizerConfig
+from maskco_fast.training.optimizer import learning_rate, make_optimizer
+
+LARS = OptimizerConfig(name="lars", learning_rate=0.3, weight_decay=0.01, trust=0.02)
+
+
+def test_lars_equals_algorithm_1():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 3), (5,), (2, 3, 3, 3), (6, 2), ()]
+    parameters = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    with torch.no_grad():
+        parameters[3].zero_()  # a weight of zeros moves by its gradient
+    wanted = [parameter.detach().double() for parameter in parameters]
+    speeds = [torch.zeros_like(value) for value in wanted]
+    optimizer = make_optimizer(parameters, LARS)
+    for rate in (0.3, 0.2, 0.1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for place, parameter in enumerate(parameters):
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = gradient.clone()
+            gradient, weight = gradient.double(), wanted[place]
+            local, decay = 1.0, 0.0
+            if weight.dim() > 1:
+                decay = 0.01
+                if weight.norm() > 0:
+                    local = 0.02 * weight.norm() / (gradient.norm() + decay * weight.norm())
+            speeds[place] = 0.9 * speeds[place] + rate * local * (gradient + decay * weight)
+            wanted[place] = weight - speeds[place]
+        optimizer.step()
+    for parameter, value in zip(parameters, wanted):
+        torch.testing.assert_close(parameter.detach().double(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_lars_goes_on_from_its_state():
+    def run(stop_at: int | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        weight = nn.Parameter(torch.ones(3, 2))
+        optimizer = make_optimizer([weight], LARS)
+        for step in range(4):
+            if step == stop_at:
+                state = optimizer.state_dict()
+                optimizer = make_optimizer([weight], LARS)
+                optimizer.load_state_dict(state)
+            weight.grad = torch.randn(3, 2, generator=generator)
+            optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(run(None), run(2))
+
+
+def test_parameters_without_gradients_stay():
+    frozen, unused = nn.Parameter(torch.ones(2, 2), requires_grad=False), nn.Parameter(torch.ones(2, 2))
+    optimizer = make_optimizer([frozen, unused], LARS)
+    optimizer.step()
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1]
+    assert torch.equal(unused, torch.ones(2, 2))
+
+
+def test_warm_up_is_a_ramp_on_the_cosine():
+    config = OptimizerConfig(name="lars", learning_rate=0.3, warmup_steps=10)
+    without = OptimizerConfig(name="lars", learning_rate=0.3)
+    rates = [learning_rate(config, 256, step, 100) / learning_rate(without, 256, step, 100) for step in range(20)]
+    assert rates == pytest.approx([min(1, (step + 1) / 10) for step in range(20)])

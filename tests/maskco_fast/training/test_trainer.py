@@ -1,0 +1,375 @@
+"""The training loop: one step by hand, golden losses, kill and resume to the last bit, signals, a non-finite loss."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from maskco_fast.commands.train import train
+from maskco_fast.errors import named_errors
+from maskco_fast.loaders import ViewConfig, make_loader
+from maskco_fast.methods.registry import Method, make_method
+from maskco_fast.networks.encoders import momentum_update
+from maskco_fast.training import checkpoint
+from maskco_fast.training.config import MaskCoConfig, ModelConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.devices import choose_device, choose_precision, has_bf16_instructions
+from maskco_fast.training.optimizer import learning_rate
+from maskco_fast.training.recipes import RECIPES
+from maskco_fast.training.trainer import NonFiniteLoss, Trainer
+from tests.support.runs import losses, metrics
+from tests.support.tiny_run import BATCH, NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "support" / "golden_losses.json"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The same sums on every machine, and no quarrel over cores with other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class OneWeight(Method):
+    """loss = weight · mean of the first view; the key weight follows."""
+
+    views = ViewConfig()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.ParameterList([nn.Parameter(torch.tensor(0.5))])
+        self.key = nn.ParameterList([nn.Parameter(torch.tensor(0.5), requires_grad=False)])
+
+    def forward(self, batch):
+        return {"loss": self.query[0] * batch.query.mean()}
+
+    def chance_loss(self, batch_size):
+        return None
+
+    def after_step(self):
+        momentum_update(self.key, self.query, 0.9)
+
+
+def test_steps_equal_hand_computed_ones(tmp_path):
+    optimizer = OptimizerConfig(learning_rate=256.0, momentum=0.8, weight_decay=0.1)
+    config = tiny_config(tmp_path, max_steps=3, optimizer=optimizer)
+    method, loader = OneWeight(), NoiseLoader()
+    Trainer(config, method, loader).fit()
+    weight = key = 0.5
+    speed = 0.0
+    # Base rate 256 · 6 / 256 = 6, times (1 + cos(pi·step/3)) / 2 = 1, 3/4, 1/4.
+    for batch, rate in zip(NoiseLoader(), (6.0, 4.5, 1.5)):
+        gradient = batch.query.double().mean().item()
+        speed = 0.8 * speed + gradient + 0.1 * weight
+        weight -= rate * speed
+        key = 0.9 * key + 0.1 * weight
+    assert method.query[0].item() == pytest.approx(weight, rel=1e-5)
+    assert method.key[0].item() == pytest.approx(key, rel=1e-5)
+
+
+def test_learning_rate_is_linear_in_the_batch_and_a_cosine_to_zero():
+    config = OptimizerConfig()
+    assert learning_rate(config, 256, 0, 1000) == pytest.approx(0.03)
+    assert learning_rate(config, 512, 500, 1000) == pytest.approx(0.03)
+    assert learning_rate(config, 256, 1000, 1000) == pytest.approx(0, abs=1e-12)
+
+
+def test_weight_decay_is_on_every_trained_parameter(tmp_path):
+    trainer = tiny_trainer(tiny_config(tmp_path))
+    (group,) = trainer.optimizer.param_groups
+    assert group["weight_decay"] == 1e-4
+    trained = [parameter for parameter in trainer.method.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in trained}
+    assert len(trained) == len(list(trainer.method.query.parameters()))
+
+
+def golden_run(run_dir: pathlib.Path) -> list[float]:
+    """Five steps of the real method in float64 on noise, from weights that are the same to the bit on every CPU."""
+    config = tiny_config(
+        run_dir,
+        max_steps=5,
+        batch_size=4,
+        checkpoint_every=100,
+        model=ModelConfig(trunk="resnet18", view_size=64, group_size=2),
+        maskco=MaskCoConfig(mph_blocks=1, momentum=0.9),
+        optimizer=OptimizerConfig(learning_rate=1.0),
+    )
+    method = make_method(config).double()
+    random = np.random.default_rng(0)
+    with torch.no_grad():
+        for query, key in zip(method.query.parameters(), method.key.parameters()):
+            if query.dim() > 1:
+                scale = (2 / query[0].numel()) ** 0.5
+                query.copy_(torch.from_numpy(random.standard_normal(tuple(query.shape)) * scale))
+                key.copy_(query)
+    Trainer(config, method, NoiseLoader(size=64, batch=4, dtype=torch.float64)).fit()
+    return [line["loss"] for line in metrics(run_dir)]
+
+
+def test_golden_losses(tmp_path):
+    """A change of these numbers is a change of what is trained.
+
+    In float64, where another CPU or thread count moves them by less than 1e-9: in float32 a single unit at the kink of
+    a ReLU falls to either side, and moves a loss by 1e-3. Write them anew with `python test_trainer.py`.
+    """
+    assert golden_run(tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-6)
+
+
+def test_every_line_has_what_others_rely_on(tmp_path):
+    tiny_trainer(tiny_config(tmp_path, log_every=5)).fit()
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["epoch"] for line in lines] == [0] * 5 + [1] * 5 + [2] * 2
+    for line in lines:
+        assert line["images_per_s"] > 0
+        assert 0 <= line["data_wait"] <= 1
+        assert 0 <= line["accuracy"] <= 1
+    assert json.loads((tmp_path / "quarantine.json").read_text())["quarantined"] == 0
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[list, dict]:
+    """The losses and the last checkpoint's weights of twelve steps without a stop."""
+    torch.set_num_threads(1)
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    assert tiny_trainer(tiny_config(run_dir)).fit() is None
+    state = checkpoint.load_newest(run_dir / "checkpoints")
+    assert state is not None
+    return losses(run_dir), state["method"]
+
+
+def assert_same_run(run_dir: pathlib.Path, uninterrupted: tuple[list, dict]) -> None:
+    assert losses(run_dir) == uninterrupted[0]
+    state = checkpoint.load_newest(run_dir / "checkpoints")
+    assert state is not None
+    for name, value in uninterrupted[1].items():
+        assert torch.equal(state["method"][name], value), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_goes_on_to_the_last_bit(tmp_path, uninterrupted, number):
+    before = signal.getsignal(number)
+    config = tiny_config(tmp_path)
+    assert tiny_trainer(config, signal_at=7, number=number).fit() == signal.Signals(number).name
+    assert signal.getsignal(number) is before
+    assert metrics(tmp_path)[-1]["step"] == 6  # the batch that came with the signal is left for the next time
+    assert checkpoint.checkpoints(tmp_path / "checkpoints")[-1].name == "step-000000006.pt"
+    assert tiny_trainer(config).fit() is None
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    def interrupt_twice(*_):
+        if trainer.step == 1:  # while the second step runs
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    trainer = tiny_trainer(tiny_config(tmp_path))
+    trainer.method.register_forward_hook(interrupt_twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_trains_outside_the_main_thread_too(tmp_path):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(tiny_trainer(tiny_config(tmp_path, max_steps=2)).fit()))
+    thread.start()
+    thread.join()
+    assert result == [None]
+
+
+def test_killed_processes_leave_a_run_that_goes_on_to_the_last_bit(tmp_path, uninterrupted):
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        script = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
+        command = [sys.executable, script, "--run-dir", str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    killed = run("--kill-at", "8", "--kill", "SIGKILL")
+    assert killed.returncode == -signal.SIGKILL
+    assert metrics(tmp_path)[-1]["step"] == 7  # one more than the checkpoint at 6 knows of
+    ended = run("--kill-at", "11", "--kill", "SIGTERM")
+    assert ended.returncode == 0, ended.stderr
+    assert "SIGTERM" in ended.stdout
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 11))
+    assert tiny_trainer(tiny_config(tmp_path)).fit() is None
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_real_loader_resumes_in_mid_epoch_to_the_last_bit(tmp_path, make_shards):
+    shards = make_shards(shards=2, samples=14, bad=(5,), side=80)  # four batches of six an epoch
+
+    def run(name: str, stop_at: int | None = None) -> str | None:
+        config = tiny_config(tmp_path / name, max_steps=7)
+        method = TinyMaskCo(config).train()
+        with make_loader(shards, BATCH, views=method.views, backend="reference", threads=1) as loader:
+            trainer = Trainer(config, method, loader)
+            if stop_at is not None:
+                method.register_forward_hook(
+                    lambda *_: signal.raise_signal(signal.SIGTERM) if trainer.step + 1 == stop_at else None
+                )
+            return trainer.fit()
+
+    assert run("whole") is None
+    for stop_at in (2, 6):
+        assert run("parts", stop_at) == "SIGTERM"
+        assert metrics(tmp_path / "parts")[-1]["step"] == stop_at
+    assert run("parts") is None
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    assert [line["epoch"] for line in metrics(tmp_path / "whole")] == [0] * 4 + [1] * 3
+
+
+def test_a_damaged_checkpoint_costs_steps_not_the_run(tmp_path, uninterrupted):
+    config = tiny_config(tmp_path)
+    tiny_trainer(config, signal_at=8, number=signal.SIGTERM).fit()
+    newest = checkpoint.checkpoints(tmp_path / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(RuntimeWarning, match="step-000000007.pt is damaged"):
+        tiny_trainer(config).fit()
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_non_finite_loss_stops_and_names_the_batch(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="loss of step 5 is nan"):
+        tiny_trainer(tiny_config(tmp_path), nan_at=5).fit()
+    facts = json.loads((tmp_path / "non-finite-step-000000005.json").read_text())
+    assert facts["sample_ids"] == [400 + image for image in range(BATCH)]
+    assert facts["loss"] == "nan"
+    assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step-000000003.pt"]
+
+
+def test_losses_read_together_are_all_written_and_checked(tmp_path, uninterrupted):
+    """As on CUDA, where the losses are read every `log_every` steps: no line is lost and no bad checkpoint written."""
+    trainer = tiny_trainer(tiny_config(tmp_path / "good", log_every=5))
+    trainer._readings._every = 5
+    trainer.fit()
+    assert losses(tmp_path / "good") == uninterrupted[0]
+    trainer = tiny_trainer(tiny_config(tmp_path / "bad", log_every=50), nan_at=2)
+    trainer._readings._every = 50
+    with pytest.raises(NonFiniteLoss, match="step 2"):
+        trainer.fit()
+    assert [line["step"] for line in metrics(tmp_path / "bad")] == [1]
+    assert not checkpoint.checkpoints(tmp_path / "bad" / "checkpoints")
+
+
+def test_resume_refuses_another_configuration_and_no_resume_an_old_run(tmp_path):
+    config = tiny_config(tmp_path, max_steps=3)
+    tiny_trainer(config).fit()
+    with pytest.raises(ValueError, match=r"other settings: maskco.temperature: 0.2 -> 0.1; seed: 0 -> 4"):
+        tiny_trainer(tiny_config(tmp_path, seed=4, maskco=MaskCoConfig(temperature=0.1))).fit()
+    with pytest.raises(ValueError, match="holds a run already"):
+        tiny_trainer(tiny_config(tmp_path, resume=False)).fit()
+    assert len(metrics(tmp_path)) == 3
+
+
+def test_resume_with_other_arithmetic_warns(tmp_path):
+    tiny_trainer(tiny_config(tmp_path, max_steps=3)).fit()
+    torch.set_num_threads(2)
+    with pytest.warns(RuntimeWarning) as warned:
+        tiny_trainer(tiny_config(tmp_path, max_steps=4)).fit()
+    assert any("threads 2 after 1" in str(one.message) for one in warned)
+    assert any("max_steps 4 after 3" in str(one.message) for one in warned)
+    assert len(metrics(tmp_path)) == 4
+
+
+def test_groups_of_one_batch_equal_batches_of_one_group():
+    """BatchNorm and contrast of 6 images in groups of 3 are those of two batches of 3; so is the mean loss."""
+    config = tiny_config(pathlib.Path("unused"))
+    method = TinyMaskCo(config).train()
+    batch = next(iter(NoiseLoader()))
+    whole = method(batch)["loss"]
+    halves = [method(batch._map(lambda tensor, part=part: tensor[part])) for part in (slice(0, 3), slice(3, 6))]
+    assert whole.item() == pytest.approx(sum(half["loss"].item() for half in halves) / 2, rel=1e-6)
+
+
+def test_accumulated_micro_batches_train_as_the_whole_batch(tmp_path, uninterrupted):
+    tiny_trainer(tiny_config(tmp_path, accumulate=2)).fit()
+    for part, whole in zip(losses(tmp_path), uninterrupted[0], strict=True):
+        assert part == pytest.approx(whole, rel=1e-5)
+
+
+def test_bf16_autocast_on_the_cpu_trains(tmp_path):
+    tiny_trainer(tiny_config(tmp_path / "bf16", precision="bf16", max_steps=4)).fit()
+    tiny_trainer(tiny_config(tmp_path / "fp32", max_steps=4)).fit()
+    mixed, plain = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("bf16", "fp32"))
+    assert mixed != plain
+    assert mixed == pytest.approx(plain, rel=0.05)
+
+
+def test_cuda_graphs_want_cuda(tmp_path):
+    with pytest.raises(ValueError, match="--cuda-graphs wants CUDA"):
+        tiny_trainer(tiny_config(tmp_path, cuda_graphs=True))
+
+
+def test_device_and_precision():
+    cpu = torch.device("cpu")
+    assert choose_device("cpu") == cpu
+    assert choose_precision("auto", cpu) == ("bf16" if has_bf16_instructions() else "fp32")
+    assert choose_precision("auto", torch.device("cuda")) == "bf16"
+    with pytest.raises(ValueError, match="fp16 wants CUDA"):
+        choose_precision("fp16", cpu)
+    with pytest.raises(ValueError, match="device is 'gpu0'"):
+        choose_device("gpu0")
+
+
+def test_recipes_name_themselves_and_hold_the_papers_values():
+    for name, recipe in RECIPES.items():
+        assert recipe().recipe == name
+        assert recipe().batch_size % recipe().model.group_size == 0
+    paper = RECIPES["paper"]()
+    assert (paper.model.trunk, paper.model.view_size, paper.batch_size, paper.max_steps) == (
+        "resnet50",
+        224,
+        256,
+        500_000,
+    )
+    assert (paper.optimizer.weight_decay, paper.optimizer.learning_rate, paper.maskco.mph_blocks) == (1e-3, 0.03, 3)
+
+
+def small_run(shards: list[str], run_dir: pathlib.Path, **fields: object) -> TrainConfig:
+    model = ModelConfig(trunk="resnet18", view_size=32, group_size=4)
+    settings: dict = {"max_steps": 3, "batch_size": 4, "model": model, "device": "cpu", "loader_threads": 1}
+    return TrainConfig(**{**settings, "shards": tuple(shards), "run_dir": run_dir, "loader": "reference", **fields})
+
+
+def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, capsys):
+    run_dir = tmp_path / "run"
+    shards = make_shards(shards=1, samples=8, bad=(3,), side=64)
+    assert named_errors(lambda: train(small_run(shards, run_dir, max_steps=2))) == 0
+    names = {path.name for path in run_dir.iterdir()}
+    assert names >= {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "quarantine.json", "tensorboard"}
+    assert json.loads((run_dir / "quarantine.json").read_text())["samples"][0]["key"] == "000003"
+    told = capsys.readouterr().err
+    assert "quarantined: 1" in told
+    assert "done: 2 steps" in told
+
+
+def test_the_command_names_what_is_wrong_in_one_line(tmp_path, make_shards, capsys):
+    def error_of(config: TrainConfig) -> str:
+        assert named_errors(lambda: train(config)) == 1
+        *_, last = capsys.readouterr().err.strip().splitlines()
+        assert last.startswith("maskco-fast: error: ")
+        return last
+
+    assert "nothing-*.tar" in error_of(small_run([str(tmp_path / "nothing-*.tar")], tmp_path / "a"))
+    good = make_shards(shards=1, samples=3, side=64)
+    assert "lower" in error_of(small_run(good, tmp_path / "b"))
+    assert "no loader 'warp'" in error_of(small_run(good, tmp_path / "c", loader="warp"))
+    garbage = tmp_path / "garbage.tar"
+    garbage.write_bytes(b"\0" * 512 + b"no tar" * 100)
+    assert "garbage.tar" in error_of(small_run([str(garbage)], tmp_path / "d"))
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps({"losses": golden_run(pathlib.Path(folder))}, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""What tests share: generated images and shards, remote servers, a tiny training run."""

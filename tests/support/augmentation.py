@@ -1,0 +1,43 @@
+"""What the tests of the device half share: odd views, plan rows with chosen columns, torchvision's levels."""
+
+import itertools
+
+import numpy as np
+import torch
+
+from maskco_fast.kernels.augment.reference import augment_reference
+from maskco_fast.kernels.plan import FACTORS, FLIP, ORDER, VIEW_FLOATS
+from maskco_fast.kernels.views import plan_dtype
+
+VIEW_DTYPE = plan_dtype(1, 0)["views"].base
+ORDERS = list(itertools.permutations(range(4)))
+HALF_UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 0.0}
+"""Half a unit in the last place, as a part of the value: what rounding to the dtype may add."""
+
+
+def make_views(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """(count, size, size, 3) uint8: noise, waves, flat colours, gray and saturated views in turn."""
+    random = np.random.default_rng(seed)
+    views = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    y, x = np.mgrid[:size, :size]
+    views[1::5] = (127 + 127 * np.sin(x / 5 + y / 9))[..., None].astype(np.uint8) // np.array([1, 2, 3], np.uint8)
+    views[2::5] = random.integers(0, 256, (len(views[2::5]), 1, 1, 3), dtype=np.uint8)
+    views[3::5] = views[3::5, :, :, :1]
+    views[4::5] = np.where(views[4::5] < 128, 0, 255)
+    return views
+
+
+def make_rows(count: int, **columns: object) -> np.ndarray:
+    """(count, 17) float32 plan rows of one view that change nothing but what `columns` says."""
+    rows = np.zeros((count, VIEW_FLOATS), np.float32)
+    rows[:, ORDER : ORDER + 4] = range(4)
+    rows[:, FACTORS : FACTORS + 3] = 1.0
+    for name, value in columns.items():
+        rows.view(VIEW_DTYPE)[:, 0][name] = np.asarray(value, np.float32)
+    return rows
+
+
+def expected_levels(views: np.ndarray, rows: np.ndarray, flip: bool = False) -> np.ndarray:
+    """(count, size, size, 3) uint8 by torchvision, a view at a time."""
+    flipped = [view[:, ::-1] if flip and row[FLIP] else view for view, row in zip(views, rows)]
+    return np.stack([augment_reference(view, row.view(VIEW_DTYPE)[0]) for view, row in zip(flipped, rows)])

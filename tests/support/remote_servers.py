@@ -1,0 +1,51 @@
+"""What the tests of remote shards share: a server that fails on demand, an S3 API, and configurations in a hurry."""
+
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from maskco_fast.loaders import Batch, RemoteConfig, ViewConfig, make_loader
+
+VIEWS = ViewConfig.maskco(48)
+
+
+def hurried(folder: pathlib.Path, **changes: Any) -> RemoteConfig:
+    """Small requests and short waits, so that one shard takes several requests and a fault costs little."""
+    options = {"cache_gb": 1e-3, "request_mb": 0.02, "timeout": 0.5, "backoff": 0.02, "patience": 20.0, **changes}
+    return RemoteConfig(cache_folder=str(folder / "cache"), **options)
+
+
+def batches(shards: Any, folder: pathlib.Path, config: RemoteConfig | None = None, **options: Any) -> list[Batch]:
+    """An epoch, with an index folder of its own."""
+    options = {"views": VIEWS, "index_folder": folder / "index", **options}
+    with make_loader(shards, 8, remote=config or hurried(folder), **options) as loader:
+        return list(loader)
+
+
+def assert_same(mine: list[Batch], theirs: list[Batch]) -> None:
+    """Equal samples in equal order, to the last bit."""
+    for one, other in zip(mine, theirs, strict=True):
+        for name in ("sample_id", "target", "index", "masked_box", "key_boxes", "query", "key"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.fixture
+def s3_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of moto's S3 server, with credentials that it takes."""
+    server_module = pytest.importorskip("moto.server", reason="pip install 'moto[server,s3]' brings an S3 API")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "aws_endpoint_url")]:
+        monkeypatch.delenv(name)
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
