@@ -1,1 +1,2 @@
-"""Pure functions on arrays: the plan, resize and augmentation, each fast kernel beside a slow, obvious reference."""
+"""Pure functions on arrays: the plan, resize and augmentation, each fast kernel beside a slow,
+obvious reference."""

@@ -1,11 +1,14 @@
-"""A residual block's BatchNorm in training, with the sum and ReLU that follow it, in as few passes as it takes.
+"""A residual block's BatchNorm in training, with the sum and ReLU that follow it, in as few passes
+as it takes.
 
-On a CPU a ResNet's step spends more time on these than on its convolutions, since each passes over a tensor that no
-cache holds. Forward: one pass for the statistics, one for the output. Backward: one for the sums, one for the gradient.
+On a CPU a ResNet's step spends more time on these than on its convolutions, since each passes over
+a tensor that no cache holds. Forward: one pass for the statistics, one for the output. Backward:
+one for the sums, one for the gradient.
 
-Shapes: G groups, each with statistics of its own, of R rows (pixels) of C channels, flat: (G · R · C,), float32, or
-bfloat16 as uint16; C a multiple of `LANES`. Vectors of C float32 hold what is one for each channel. Sums are in
-float64, over `STRIP` rows' sums in float32. `entry` and `parts`: see `parallel.in_parts`.
+Shapes: G groups, each with statistics of its own, of R rows (pixels) of C channels, flat: (G · R ·
+C,), float32, or bfloat16 as uint16; C a multiple of `LANES`. Vectors of C float32 hold what is one
+for each channel. Sums are in float64, over `STRIP` rows' sums in float32. `entry` and `parts`: see
+`parallel.in_parts`.
 """
 
 import numpy as np
@@ -14,7 +17,7 @@ from numba.core.errors import TypingError
 from numba.extending import overload
 
 from .compiler.half_precision import bfloat16_bits, from_bfloat16
-from .compiler.jit import jit, leaf
+from .compiler.jit import inline_jit, jit
 from .compiler.threads import in_parts
 from .compiler.vector import broadcast, load, multiply_add, prefetch, select, store
 
@@ -23,9 +26,11 @@ LANES = 16
 STRIP = 64
 """Rows summed in float32."""
 AHEAD = 2048
-"""Elements that are asked of memory before their turn: a core alone does not ask for enough at a time."""
+"""Elements that are asked of memory before their turn: a core alone does not ask for enough at a
+time."""
 NO_MASK, MASK_BY_INPUT, MASK_BY_OUTPUT = range(3)
-"""Where ReLU let gradients through: everywhere; where the normalised input, or the output, was not below 0."""
+"""Where ReLU let gradients through: everywhere; where the normalised input, or the output, was not
+below 0."""
 
 
 def _values(array, at):
@@ -54,9 +59,10 @@ def _choose_put(array, at, values):
     return lambda array, at, values: store(array, at, bfloat16_bits(values))
 
 
-@leaf(allocates=True)
+@inline_jit(allocates=True)
 def _moments(part, parts, x, shift, sums):
-    """To the part's row of `sums` (parts · 2 · C,) float64: each channel's sum of x - shift, and of (x - shift)²."""
+    """To the part's row of `sums` (parts · 2 · C,) float64: each channel's sum of x - shift, and of
+    (x - shift)²."""
     channels = len(shift)
     partial = np.zeros(2 * channels, np.float32)
     total = sums[part * 2 * channels : (part + 1) * 2 * channels]
@@ -68,13 +74,18 @@ def _moments(part, parts, x, shift, sums):
                 prefetch(x, at + AHEAD)
                 value = _values(x, at) - load(shift, c, LANES)
                 store(partial, c, load(partial, c, LANES) + value)
-                store(partial, channels + c, multiply_add(value, value, load(partial, channels + c, LANES)))
+                store(
+                    partial,
+                    channels + c,
+                    multiply_add(value, value, load(partial, channels + c, LANES)),
+                )
         _flush(partial, total)
 
 
-@leaf()
+@inline_jit()
 def _normalise(part, parts, x, mean, scale, bias, residual, relu, out):
-    """out = (x - mean) · scale + bias, plus `residual` unless that is empty; then, if `relu`, no less than 0."""
+    """out = (x - mean) · scale + bias, plus `residual` unless that is empty; then, if `relu`, no
+    less than 0."""
     channels = len(mean)
     zero = broadcast(np.float32(0), LANES)
     begin, end = _rows(part, parts, x, channels)
@@ -82,7 +93,9 @@ def _normalise(part, parts, x, mean, scale, bias, residual, relu, out):
         for c in range(0, channels, LANES):
             at = row * channels + c
             prefetch(x, at + AHEAD)
-            value = multiply_add(_values(x, at) - load(mean, c, LANES), load(scale, c, LANES), load(bias, c, LANES))
+            value = multiply_add(
+                _values(x, at) - load(mean, c, LANES), load(scale, c, LANES), load(bias, c, LANES)
+            )
             if len(residual):
                 prefetch(residual, at + AHEAD)
                 value = value + _values(residual, at)
@@ -91,11 +104,13 @@ def _normalise(part, parts, x, mean, scale, bias, residual, relu, out):
             _put(out, at, value)
 
 
-@leaf(allocates=True)
+@inline_jit(allocates=True)
 def _gradient_sums(part, parts, gradient, x, mean, scale, bias, mask, output, masked, sums):
-    """To the part's row of `sums`: each channel's sum of the gradient, and of the gradient times (x - mean).
+    """To the part's row of `sums`: each channel's sum of the gradient, and of the gradient times (x
+    - mean).
 
-    `mask` says which gradients ReLU lets through. With MASK_BY_OUTPUT these are also written to `masked`.
+    `mask` says which gradients ReLU lets through. With MASK_BY_OUTPUT these are also written to
+    `masked`.
     """
     channels = len(mean)
     partial = np.zeros(2 * channels, np.float32)
@@ -117,13 +132,18 @@ def _gradient_sums(part, parts, gradient, x, mean, scale, bias, mask, output, ma
                     grad = select(_values(output, at) <= np.float32(0), zero, grad)
                     _put(masked, at, grad)
                 store(partial, c, load(partial, c, LANES) + grad)
-                store(partial, channels + c, multiply_add(value, grad, load(partial, channels + c, LANES)))
+                store(
+                    partial,
+                    channels + c,
+                    multiply_add(value, grad, load(partial, channels + c, LANES)),
+                )
         _flush(partial, total)
 
 
-@leaf()
+@inline_jit()
 def _input_gradient(part, parts, gradient, x, mean, scale, bias, mask, shift, slope, out):
-    """out = scale · (gradient - shift - slope · (x - mean)), the gradient masked if by the input, else as given."""
+    """out = scale · (gradient - shift - slope · (x - mean)), the gradient masked if by the input,
+    else as given."""
     channels = len(mean)
     zero = broadcast(np.float32(0), LANES)
     begin, end = _rows(part, parts, x, channels)
@@ -135,11 +155,13 @@ def _input_gradient(part, parts, gradient, x, mean, scale, bias, mask, shift, sl
             by = load(scale, c, LANES)
             value, grad = _values(x, at) - load(mean, c, LANES), _values(gradient, at)
             if mask == MASK_BY_INPUT:
-                grad = select(multiply_add(value, by, load(bias, c, LANES)) <= np.float32(0), zero, grad)
+                grad = select(
+                    multiply_add(value, by, load(bias, c, LANES)) <= np.float32(0), zero, grad
+                )
             _put(out, at, (grad - load(shift, c, LANES) - load(slope, c, LANES) * value) * by)
 
 
-@leaf()
+@inline_jit()
 def _add(part, parts, a, b, out):
     begin, end = _rows(part, parts, a, LANES)
     for at in range(begin * LANES, end * LANES, LANES):
@@ -148,14 +170,14 @@ def _add(part, parts, a, b, out):
         _put(out, at, _values(a, at) + _values(b, at))
 
 
-@leaf()
+@inline_jit()
 def _rows(part, parts, x, channels):
     """Where a part's rows begin and end."""
     rows = len(x) // channels
     return rows * part // parts, rows * (part + 1) // parts
 
 
-@leaf()
+@inline_jit()
 def _flush(partial, total):
     """Move a strip's sums to those in float64."""
     for i in range(len(partial)):
@@ -165,7 +187,8 @@ def _flush(partial, total):
 
 @jit(allocates=True)
 def normalise(entry, parts, x, weight, bias, eps, residual, relu, mean, variance, out):
-    """BatchNorm, plus `residual` unless that is empty; then, if `relu`, no less than 0. Writes `out`, of x's shape.
+    """BatchNorm, plus `residual` unless that is empty; then, if `relu`, no less than 0. Writes
+    `out`, of x's shape.
 
     Writes `mean` and the biased `variance` of each group, (G · C,) float32, as well.
     """
@@ -192,17 +215,36 @@ def normalise(entry, parts, x, weight, bias, eps, residual, relu, mean, variance
 
 @jit(allocates=True)
 def gradients(
-    entry, parts, gradient, x, weight, bias, eps, mean, variance, mask, output, masked, of_weight, of_bias, out
+    entry,
+    parts,
+    gradient,
+    x,
+    weight,
+    bias,
+    eps,
+    mean,
+    variance,
+    mask,
+    output,
+    masked,
+    of_weight,
+    of_bias,
+    out,
 ):
-    """From the gradient of what `normalise` wrote to that of its input, to `out`, both of x's shape.
+    """From the gradient of what `normalise` wrote to that of its input, to `out`, both of x's
+    shape.
 
-    `mask`: which gradients ReLU let through, by `output` where that needs it: then the gradients let through, which
-    are the residual's, go to `masked`. `mean`, `variance`: as written. The sums over all groups of weight's and bias's
-    gradients are added to `of_weight` and `of_bias`.
+    `mask`: which gradients ReLU let through, by `output` where that needs it: then the gradients
+    let through, which are the residual's, go to `masked`. `mean`, `variance`: as written. The sums
+    over all groups of weight's and bias's gradients are added to `of_weight` and `of_bias`.
     """
     channels, groups = len(weight), len(mean) // len(weight)
     size = len(x) // groups
-    scale, shift, slope = np.empty(channels, np.float32), np.empty(channels, np.float32), np.empty(channels, np.float32)
+    scale, shift, slope = (
+        np.empty(channels, np.float32),
+        np.empty(channels, np.float32),
+        np.empty(channels, np.float32),
+    )
     sums = np.empty(parts * 2 * channels)
     for group in range(groups):
         own = slice(group * channels, (group + 1) * channels)
@@ -211,7 +253,12 @@ def gradients(
             scale[c] = weight[c] / np.sqrt(variance[own][c] + eps)
         sums[:] = 0
         known = (x[pixels], mean[own], scale, bias, mask)
-        in_parts(entry, parts, _gradient_sums, (gradient[pixels], *known, output[pixels], masked[pixels], sums))
+        in_parts(
+            entry,
+            parts,
+            _gradient_sums,
+            (gradient[pixels], *known, output[pixels], masked[pixels], sums),
+        )
         for c in range(channels):
             first, second = _both_sums(sums, parts, channels, c, size // channels)
             inverse = 1 / np.sqrt(variance[own][c] + eps)
@@ -228,7 +275,7 @@ def add(entry, parts, a, b, out):
     in_parts(entry, parts, _add, (a, b, out))
 
 
-@leaf()
+@inline_jit()
 def _both_sums(sums, parts, channels, c, rows):
     """A channel's two sums over all parts, over the number of rows."""
     first = second = 0.0

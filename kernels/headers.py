@@ -1,31 +1,32 @@
-"""What an encoded image says of itself: format, size and whether it looks whole, without decoding it."""
+"""What an encoded image says of itself: format, size and whether it looks whole, without decoding
+it."""
 
 import numpy as np
 
-from .compiler.jit import jit, leaf
+from .compiler.jit import inline_jit, jit
 from .compiler.vector import first_lane, load
 
 UNKNOWN, JPEG, JPEG_CMYK, PNG, WEBP, OTHER = range(6)
-"""Formats. JPEG has one or three components; CMYK ones have four, which not every decoder converts. OTHER is what the
-slow path (Pillow) recognised and this scan does not: GIF, BMP, TIFF."""
+"""Formats. JPEG has one or three components; CMYK ones have four, which not every decoder converts.
+OTHER is what the slow path (Pillow) recognised and this scan does not: GIF, BMP, TIFF."""
 FORMAT_NAMES = ("unknown", "jpeg", "jpeg-cmyk", "png", "webp", "other")
 
 OK, EMPTY, NOT_AN_IMAGE, BAD_HEADER, TRUNCATED = range(5)
 """Verdicts."""
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def u16(data, i):
     """The big-endian number of two bytes."""
     return (np.int64(data[i]) << 8) | np.int64(data[i + 1])
 
 
-@leaf()
+@inline_jit()
 def _u32(data, i):
     return (u16(data, i) << 16) | u16(data, i + 2)
 
 
-@leaf()
+@inline_jit()
 def _ends_with_marker(data, start, stop):
     """Whether an end-of-image marker stands at the end, or anywhere before trailing bytes."""
     for i in range(stop - 2, start + 1, -1):
@@ -34,7 +35,7 @@ def _ends_with_marker(data, start, stop):
     return False
 
 
-@leaf()
+@inline_jit()
 def _scan_jpeg(data, start, stop):
     """Walk the markers to the frame header: (format, height, width, verdict)."""
     i = start + 2
@@ -57,7 +58,11 @@ def _scan_jpeg(data, start, stop):
             if i + 10 > stop:
                 return JPEG, 0, 0, TRUNCATED
             height, width, components = u16(data, i + 5), u16(data, i + 7), data[i + 9]
-            if height == 0 or width == 0 or not (components == 1 or components == 3 or components == 4):
+            if (
+                height == 0
+                or width == 0
+                or not (components == 1 or components == 3 or components == 4)
+            ):
                 return JPEG, 0, 0, BAD_HEADER
             kind = JPEG_CMYK if components == 4 else JPEG
             return kind, height, width, OK if _ends_with_marker(data, start, stop) else TRUNCATED
@@ -65,7 +70,7 @@ def _scan_jpeg(data, start, stop):
     return JPEG, 0, 0, TRUNCATED
 
 
-@leaf()
+@inline_jit()
 def _scan_png(data, start, stop):
     if stop - start < 33:
         return PNG, 0, 0, TRUNCATED
@@ -80,7 +85,7 @@ def _scan_png(data, start, stop):
     return PNG, height, width, OK if whole else TRUNCATED
 
 
-@leaf()
+@inline_jit()
 def _scan_webp(data, start, stop):
     if stop - start < 30:
         return WEBP, 0, 0, TRUNCATED
@@ -96,14 +101,18 @@ def _scan_webp(data, start, stop):
         bits |= np.int64(data[i + 3]) << 16 | np.int64(data[i + 4]) << 24
         width, height = (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
     else:  # 'VP8X': extended, the canvas
-        width = (np.int64(data[i + 4]) | np.int64(data[i + 5]) << 8 | np.int64(data[i + 6]) << 16) + 1
-        height = (np.int64(data[i + 7]) | np.int64(data[i + 8]) << 8 | np.int64(data[i + 9]) << 16) + 1
+        width = (
+            np.int64(data[i + 4]) | np.int64(data[i + 5]) << 8 | np.int64(data[i + 6]) << 16
+        ) + 1
+        height = (
+            np.int64(data[i + 7]) | np.int64(data[i + 8]) << 8 | np.int64(data[i + 9]) << 16
+        ) + 1
     if height == 0 or width == 0:
         return WEBP, 0, 0, BAD_HEADER
     return WEBP, height, width, OK if 8 + length <= stop - start else TRUNCATED
 
 
-@leaf()
+@inline_jit()
 def _scan(data, start, stop):
     size = stop - start
     if size == 0:
@@ -119,10 +128,12 @@ def _scan(data, start, stop):
 
 @jit()
 def scan_headers(data, offsets, sizes, formats, heights, widths, verdicts):
-    """Judge the images at `offsets` (n,) of `data` (bytes,) uint8, each `sizes` (n,) long, by their headers.
+    """Judge the images at `offsets` (n,) of `data` (bytes,) uint8, each `sizes` (n,) long, by their
+    headers.
 
-    Writes `formats` and `verdicts` (n,) uint8, `heights` and `widths` (n,) int32, pixels before any EXIF turn. What the
-    scan does not know is UNKNOWN and NOT_AN_IMAGE: ask a library before believing it.
+    Writes `formats` and `verdicts` (n,) uint8, `heights` and `widths` (n,) int32, pixels before any
+    EXIF turn. What the scan does not know is UNKNOWN and NOT_AN_IMAGE: ask a library before
+    believing it.
     """
     for n in range(len(offsets)):
         stop = offsets[n] + sizes[n]
@@ -134,14 +145,17 @@ def scan_headers(data, offsets, sizes, formats, heights, widths, verdicts):
 
 @jit()
 def is_one_whole_scan(data):
-    """Whether the JPEG `data` (bytes,) uint8 is baseline, and its one scan runs to the end marker undisturbed.
+    """Whether the JPEG `data` (bytes,) uint8 is baseline, and its one scan runs to the end marker
+    undisturbed.
 
-    Elsewhere libraries disagree: at a marker in the midst of a scan one fills up the image with gray and another gives
-    up, and one that stops below the rows wanted never sees it.
+    Elsewhere libraries disagree: at a marker in the midst of a scan one fills up the image with
+    gray and another gives up, and one that stops below the rows wanted never sees it.
     """
     size, i = len(data), 2
     while i + 4 <= size and data[i] == 0xFF and data[i + 1] != 0xDA:
-        if 0xC2 <= data[i + 1] <= 0xCF and data[i + 1] != 0xC4:  # a frame of another kind: progressive, arithmetic, …
+        if (
+            0xC2 <= data[i + 1] <= 0xCF and data[i + 1] != 0xC4
+        ):  # a frame of another kind: progressive, arithmetic, …
             return False
         i += 1 if data[i + 1] == 0xFF else 2 + u16(data, i + 2)
     if i + 4 > size or data[i] != 0xFF:

@@ -1,16 +1,17 @@
 """The plan: everything random about a sample, decided before a pixel is touched.
 
-`plan(config, seed, epoch, sample_ids, heights, widths)` is a pure function. Its random stream is counter-based
-(splitmix64) on (seed, epoch, sample_id, purpose), so that neither the batch, the thread, the rank nor the loader that
-asks can change what a sample gets. Crops, each view's colour and the boxes have streams of their own: configuring one
-leaves the others as they were.
+`plan(config, seed, epoch, sample_ids, heights, widths)` is a pure function. Its random stream is
+counter-based (splitmix64) on (seed, epoch, sample_id, purpose), so that neither the batch, the
+thread, the rank nor the loader that asks can change what a sample gets. Crops, each view's colour
+and the boxes have streams of their own: configuring one leaves the others as they were.
 """
 
 import math
 
 import numpy as np
 
-from .compiler.jit import jit, leaf
+from .compiler.jit import inline_jit, jit
+from .errors import InvalidInput
 from .views import ViewConfig, plan_columns, plan_dtype
 
 CROP_TRIES = 10
@@ -22,9 +23,22 @@ BOX_TRIES = 64
 
 VIEW_FLOATS = plan_columns(plan_dtype(1, 0)) - plan_columns(plan_dtype(0, 0))
 MASKED_BOX, DRAWS, KEY_BOXES = 0, 4, 5  # columns after the views
-CROP, FLIP, JITTER, ORDER, FACTORS, GRAY, BLUR_SIGMA, SOLARIZE = 0, 4, 5, 6, 10, 14, 15, 16  # columns of a view
+CROP, FLIP, JITTER, ORDER, FACTORS, GRAY, BLUR_SIGMA, SOLARIZE = (
+    0,
+    4,
+    5,
+    6,
+    10,
+    14,
+    15,
+    16,
+)  # columns of a view
 
-_CROPS, _BOXES, _COLOUR = np.uint64(0), np.uint64(1), np.uint64(2)  # purposes; views count up from _COLOUR
+_CROPS, _BOXES, _COLOUR = (
+    np.uint64(0),
+    np.uint64(1),
+    np.uint64(2),
+)  # purposes; views count up from _COLOUR
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
@@ -32,21 +46,30 @@ _ULP = 2.0**-53
 
 
 def plan(
-    config: ViewConfig, seed: int, epoch: int, sample_ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    config: ViewConfig,
+    seed: int,
+    epoch: int,
+    sample_ids: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
 ) -> np.ndarray:
-    """Plan rows of a batch, (N, columns) float32; `rows.view(config.plan_dtype)[:, 0]` names their fields.
+    """Plan rows of a batch, (N, columns) float32; `rows.view(config.plan_dtype)[:, 0]` names their
+    fields.
 
-    `sample_ids` (N,) int64; `heights` and `widths` (N,) integers, image pixels, at least 1 (ValueError otherwise).
+    `sample_ids` (N,) int64; `heights` and `widths` (N,) integers, image pixels, at least 1
+    (ValueError otherwise).
     """
     sample_ids = np.ascontiguousarray(sample_ids, np.int64)
     heights = np.ascontiguousarray(heights, np.int64)
     widths = np.ascontiguousarray(widths, np.int64)
     if not len(sample_ids) == len(heights) == len(widths):
-        raise ValueError(
+        raise InvalidInput(
             f"{len(sample_ids)} sample ids, {len(heights)} heights and {len(widths)} widths differ in number"
         )
     if len(heights) and min(heights.min(), widths.min()) < 1:
-        raise ValueError("an image side below 1 pixel; the index lets only images with pixels through")
+        raise InvalidInput(
+            "an image side below 1 pixel; the index lets only images with pixels through"
+        )
     rows = np.empty((len(sample_ids), plan_columns(config.plan_dtype)), np.float32)
     mask64 = (1 << 64) - 1
     plan_rows(
@@ -63,32 +86,34 @@ def plan(
     return rows
 
 
-@leaf()
+@inline_jit()
 def _mix(z):
     z = (z ^ (z >> _S30)) * _MIX_1
     z = (z ^ (z >> _S27)) * _MIX_2
     return z ^ (z >> _S31)
 
 
-@leaf()
+@inline_jit()
 def _start(stream, seed, epoch, sample_id, purpose):
-    stream[0] = _mix(_mix(_mix(_mix(seed + _GOLDEN) + epoch + _GOLDEN) + np.uint64(sample_id)) + purpose)
+    stream[0] = _mix(
+        _mix(_mix(_mix(seed + _GOLDEN) + epoch + _GOLDEN) + np.uint64(sample_id)) + purpose
+    )
 
 
-@leaf()
+@inline_jit()
 def _uniform(stream, low, high):
     """A float64 in [low, high), by the next 53 bits of the stream."""
     stream[0] += _GOLDEN
     return low + (high - low) * (np.float64(_mix(stream[0]) >> _S11) * _ULP)
 
 
-@leaf()
+@inline_jit()
 def _below(stream, n):
     """A whole number in 0..n-1."""
     return min(int(_uniform(stream, 0.0, 1.0) * n), n - 1)
 
 
-@leaf()
+@inline_jit()
 def _draw_crop(stream, height, width, area_low, area_high, ratio_low, ratio_high):
     """torchvision's RandomResizedCrop.get_params: (y, x, h, w)."""
     for _ in range(CROP_TRIES):
@@ -106,7 +131,7 @@ def _draw_crop(stream, height, width, area_low, area_high, ratio_low, ratio_high
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@leaf()
+@inline_jit()
 def _draw_colour(stream, parameters, out):
     """Flip, jitter, gray, blur and solarisation of one view, into the view's columns."""
     out[FLIP] = _uniform(stream, 0.0, 1.0) < parameters[14]
@@ -117,7 +142,9 @@ def _draw_colour(stream, parameters, out):
         j = i + _below(stream, 4 - i)
         out[ORDER + i], out[ORDER + j] = out[ORDER + j], out[ORDER + i]
     for i in range(3):
-        out[FACTORS + i] = _uniform(stream, max(0.0, 1.0 - parameters[4 + i]), 1.0 + parameters[4 + i])
+        out[FACTORS + i] = _uniform(
+            stream, max(0.0, 1.0 - parameters[4 + i]), 1.0 + parameters[4 + i]
+        )
     out[FACTORS + 3] = _uniform(stream, -parameters[7], parameters[7])
     out[GRAY] = _uniform(stream, 0.0, 1.0) < parameters[9]
     blurred = _uniform(stream, 0.0, 1.0) < parameters[10]
@@ -126,9 +153,10 @@ def _draw_colour(stream, parameters, out):
     out[SOLARIZE] = _uniform(stream, 0.0, 1.0) < parameters[13]
 
 
-@leaf()
+@inline_jit()
 def _overlap_in_key(query, key, size):
-    """The crops' intersection (x1, y1, x2, y2) in pixels of the unflipped key view; empty where x2 <= x1, y2 <= y1."""
+    """The crops' intersection (x1, y1, x2, y2) in pixels of the unflipped key view; empty where x2
+    <= x1, y2 <= y1."""
     scale_y, scale_x = size / key[2], size / key[3]
     y1 = (max(query[0], key[0]) - key[0]) * scale_y
     x1 = (max(query[1], key[1]) - key[1]) * scale_x
@@ -137,9 +165,10 @@ def _overlap_in_key(query, key, size):
     return x1, y1, x2, y2
 
 
-@leaf()
+@inline_jit()
 def project_box(x1, y1, x2, y2, key, key_flip, query, query_flip, size):
-    """A box of the key view as it lies in the query view, (x1, y1, x2, y2), both views as flipped (SPEC 1, masked box).
+    """A box of the key view as it lies in the query view, (x1, y1, x2, y2), both views as flipped
+    (SPEC 1, masked box).
 
     `key` and `query` are crops (y, x, h, w) in image pixels.
     """
@@ -154,23 +183,24 @@ def project_box(x1, y1, x2, y2, key, key_flip, query, query_flip, size):
     return x1, y1, x2, y2
 
 
-@leaf()
+@inline_jit()
 def box_iou(a1, b1, a2, b2, c1, d1, c2, d2):
     """Intersection over union of the boxes (a1, b1, a2, b2) and (c1, d1, c2, d2), both xyxy."""
     inter = max(0.0, min(a2, c2) - max(a1, c1)) * max(0.0, min(b2, d2) - max(b1, d1))
     return inter / ((a2 - a1) * (b2 - b1) + (c2 - c1) * (d2 - d1) - inter)
 
 
-@leaf()
+@inline_jit()
 def _draw_boxes(stream, boxes, parameters, query, key, query_flip, key_flip, tail):
-    """Box 0 inside the overlap, the negatives anywhere, and the masked box, into the columns after the views."""
+    """Box 0 inside the overlap, the negatives anywhere, and the masked box, into the columns after
+    the views."""
     size, low, high = parameters[0], parameters[2], parameters[3]
     left, top, right, bottom = _overlap_in_key(query, key, size)
     if key_flip:
         left, right = size - right, size - left
     for attempt in range(BOX_TRIES + 1):
-        # The smallest box always passes the cap: the overlap spans at least the longest side, so that the query crop is
-        # at least that part of the key crop on each axis.
+        # The smallest box always passes the cap: the overlap spans at least the longest side, so
+        # that the query crop is at least that part of the key crop on each axis.
         w = _uniform(stream, low, high) if attempt < BOX_TRIES else low
         h = _uniform(stream, low, high) if attempt < BOX_TRIES else low
         x1 = np.float32(_uniform(stream, left, right - w))
@@ -179,7 +209,12 @@ def _draw_boxes(stream, boxes, parameters, query, key, query_flip, key_flip, tai
         mx1, my1, mx2, my2 = project_box(x1, y1, x2, y2, key, key_flip, query, query_flip, size)
         if (mx2 - mx1) * (my2 - my1) <= parameters[5] * size * size:
             break
-    tail[MASKED_BOX], tail[MASKED_BOX + 1], tail[MASKED_BOX + 2], tail[MASKED_BOX + 3] = mx1, my1, mx2, my2
+    tail[MASKED_BOX], tail[MASKED_BOX + 1], tail[MASKED_BOX + 2], tail[MASKED_BOX + 3] = (
+        mx1,
+        my1,
+        mx2,
+        my2,
+    )
     tail[KEY_BOXES], tail[KEY_BOXES + 1], tail[KEY_BOXES + 2], tail[KEY_BOXES + 3] = x1, y1, x2, y2
 
     for box in range(1, boxes):
@@ -200,8 +235,11 @@ def _draw_boxes(stream, boxes, parameters, query, key, query_flip, key_flip, tai
 
 
 @jit(allocates=True)
-def plan_rows(view_parameters, box_parameters, boxes, seed, epoch, sample_ids, heights, widths, rows):
-    """Write the plan of every sample into `rows` (N, columns) float32, without the GIL. Arguments as in `plan`.
+def plan_rows(
+    view_parameters, box_parameters, boxes, seed, epoch, sample_ids, heights, widths, rows
+):
+    """Write the plan of every sample into `rows` (N, columns) float32, without the GIL. Arguments
+    as in `plan`.
 
     `view_parameters` and `box_parameters` are the arrays that `ViewConfig` makes of itself.
     """
@@ -242,4 +280,13 @@ def plan_rows(view_parameters, box_parameters, boxes, seed, epoch, sample_ids, h
         if boxes > 0:
             _start(stream, seed, epoch, sample_ids[n], _BOXES)
             key = row[VIEW_FLOATS:]
-            _draw_boxes(stream, boxes, box_parameters, row[:4], key[:4], row[FLIP] != 0, key[FLIP] != 0, tail)
+            _draw_boxes(
+                stream,
+                boxes,
+                box_parameters,
+                row[:4],
+                key[:4],
+                row[FLIP] != 0,
+                key[FLIP] != 0,
+                tail,
+            )

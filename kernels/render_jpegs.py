@@ -1,7 +1,9 @@
-"""From a JPEG's bytes and its plan row to finished views in a batch: several images a call, without the GIL.
+"""From a JPEG's bytes and its plan row to finished views in a batch: several images a call, without
+the GIL.
 
-The part of each image that its crops need is decoded by `jpeg.decode_region` into memory that stays in the cache, and
-rendered from there. What that decoder does not take is left undone, for a library to decode and `Renderer` to render.
+The part of each image that its crops need is decoded by `jpeg.decode_region` into memory that stays
+in the cache, and rendered from there. What that decoder does not take is left undone, for a library
+to decode and `Renderer` to render.
 """
 
 from collections.abc import Sequence
@@ -13,13 +15,15 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from .compiler.jit import jit
+from .errors import InvalidInput
 from .jpeg.decode import DECODED, decode_region, make_jpeg_scratch
 from .jpeg.pixels import LANES
 from .plan import CROP, VIEW_FLOATS
 from .render import Renderer, render_views, resize_views
 
 MAX_FILE, MAX_PIXELS, MAX_WIDTH = 32 << 20, 22 << 20, 1 << 16
-"""What is larger is left undone, so that a thread keeps no more memory than images of this size take."""
+"""What is larger is left undone, so that a thread keeps no more memory than images of this size
+take."""
 
 
 @intrinsic
@@ -44,7 +48,8 @@ def _bytes_at(typing_context, address, size):
 
 @jit()
 def decode_crops(file, height, width, row, views, whole, scratch, pixels):
-    """The region of a JPEG that its crops need into `pixels`: (whether it is there, y, x, rows, columns).
+    """The region of a JPEG that its crops need into `pixels`: (whether it is there, y, x, rows,
+    columns).
 
     `file` (2,) int64: address and length; the rest as in `render_jpegs`.
     """
@@ -60,19 +65,36 @@ def decode_crops(file, height, width, row, views, whole, scratch, pixels):
     if 3 * (rows * columns + LANES) > len(pixels):
         return False, 0, 0, 0, 0
     data = _bytes_at(file[0], file[1])
-    decoded = decode_region(data, file[1], height, width, y, x, rows, columns, whole, scratch, pixels) == DECODED
+    decoded = (
+        decode_region(data, file[1], height, width, y, x, rows, columns, whole, scratch, pixels)
+        == DECODED
+    )
     return decoded, y, x, rows, columns
 
 
 @jit()
 def render_jpegs(
-    files, sides, plans, numbers, views, mask, form, normalisation, whole, jpeg_scratch, pixels, scratch, out, done
+    files,
+    sides,
+    plans,
+    numbers,
+    views,
+    mask,
+    form,
+    normalisation,
+    whole,
+    jpeg_scratch,
+    pixels,
+    scratch,
+    out,
+    done,
 ):
-    """Render the views of JPEGs into `out[:, numbers]`, and note in `done` (n,) bool which are there.
+    """Render the views of JPEGs into `out[:, numbers]`, and note in `done` (n,) bool which are
+    there.
 
-    `files` (n, 2) int64: address and length of each; `sides` (n, 2) int64: height and width; `plans` (n, columns)
-    float32. `whole`: see `jpeg.decode_region`; `pixels` uint8, flat, with room for any of the images and its
-    region's last vector. The rest as in `render.render_views`.
+    `files` (n, 2) int64: address and length of each; `sides` (n, 2) int64: height and width;
+    `plans` (n, columns) float32. `whole`: see `jpeg.decode_region`; `pixels` uint8, flat, with room
+    for any of the images and its region's last vector. The rest as in `render.render_views`.
     """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
@@ -80,12 +102,17 @@ def render_jpegs(
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
-            render_views(image, y, x, plans[i], views, mask, form, normalisation, scratch, out, numbers[i])
+            render_views(
+                image, y, x, plans[i], views, mask, form, normalisation, scratch, out, numbers[i]
+            )
 
 
 @jit()
-def resize_jpegs(files, sides, plans, numbers, views, whole, jpeg_scratch, pixels, scratch, out, done):
-    """`render_jpegs` up to the seam: crop, resize and flip into `out[:, numbers]`, (V, N, S, S, 3) uint8."""
+def resize_jpegs(
+    files, sides, plans, numbers, views, whole, jpeg_scratch, pixels, scratch, out, done
+):
+    """`render_jpegs` up to the seam: crop, resize and flip into `out[:, numbers]`, (V, N, S, S, 3)
+    uint8."""
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
             files[i], sides[i, 0], sides[i, 1], plans[i], views, whole, jpeg_scratch, pixels
@@ -103,12 +130,19 @@ class JpegRenderer(Renderer):
     _file_bytes, _pixels = 0, np.empty(0, np.uint8)
 
     def render_jpegs(
-        self, files: Sequence[bytes], sides: np.ndarray, plans: np.ndarray, numbers: np.ndarray, out: np.ndarray
+        self,
+        files: Sequence[bytes],
+        sides: np.ndarray,
+        plans: np.ndarray,
+        numbers: np.ndarray,
+        out: np.ndarray,
     ) -> np.ndarray:
-        """Render `files` into `out[:, numbers]`; (n,) bool: which of them are there, the others' places untouched.
+        """Render `files` into `out[:, numbers]`; (n,) bool: which of them are there, the others'
+        places untouched.
 
-        Any bytes are safe. `sides` (n, 2) int64, heights and widths; `plans` (n, columns) float32; `numbers` (n,)
-        int64; `out` (V, N, S, S, 3) `buffer_dtype`, C-contiguous. ValueError where a shape does not fit.
+        Any bytes are safe. `sides` (n, 2) int64, heights and widths; `plans` (n, columns) float32;
+        `numbers` (n,) int64; `out` (V, N, S, S, 3) `buffer_dtype`, C-contiguous. ValueError where a
+        shape does not fit.
         """
         where, done = self._prepare(files, sides, plans, numbers, out, self.buffer_dtype)
         render_jpegs(
@@ -130,7 +164,12 @@ class JpegRenderer(Renderer):
         return done
 
     def resize_jpegs(
-        self, files: Sequence[bytes], sides: np.ndarray, plans: np.ndarray, numbers: np.ndarray, out: np.ndarray
+        self,
+        files: Sequence[bytes],
+        sides: np.ndarray,
+        plans: np.ndarray,
+        numbers: np.ndarray,
+        out: np.ndarray,
     ) -> np.ndarray:
         """The seam: as `render_jpegs`, but crop, resize and flip only, into (V, N, S, S, 3) uint8."""
         where, done = self._prepare(files, sides, plans, numbers, out, np.dtype(np.uint8))
@@ -149,8 +188,11 @@ class JpegRenderer(Renderer):
         )
         return done
 
-    def decode(self, file: bytes, height: int, width: int, row: np.ndarray) -> tuple[np.ndarray, int, int] | None:
-        """What the crops of a plan row need of a JPEG: (region (h, w, 3) uint8, its y, its x); None where it is left.
+    def decode(
+        self, file: bytes, height: int, width: int, row: np.ndarray
+    ) -> tuple[np.ndarray, int, int] | None:
+        """What the crops of a plan row need of a JPEG: (region (h, w, 3) uint8, its y, its x); None
+        where it is left.
 
         Valid until the next call. For those who want to look at the parts of `render_jpegs`.
         """
@@ -158,7 +200,11 @@ class JpegRenderer(Renderer):
         decoded, y, x, rows, columns = decode_crops(
             where[0], height, width, row, self._views, self.whole, self._jpeg_scratch, self._pixels
         )
-        return (self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x) if decoded else None
+        return (
+            (self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x)
+            if decoded
+            else None
+        )
 
     def _prepare(
         self,
@@ -169,10 +215,13 @@ class JpegRenderer(Renderer):
         out: np.ndarray,
         dtype: np.dtype,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(where the files lie, room for the verdicts on them), with arguments checked and enough working memory."""
+        """(where the files lie, room for the verdicts on them), with arguments checked and enough
+        working memory."""
         count = len(files)
         if sides.shape != (count, 2) or plans.shape[:1] != (count,) or numbers.shape != (count,):
-            raise ValueError(f"{count} files with sides {sides.shape}, plans {plans.shape}, numbers {numbers.shape}")
+            raise InvalidInput(
+                f"{count} files with sides {sides.shape}, plans {plans.shape}, numbers {numbers.shape}"
+            )
         for plan, number in zip(plans, numbers.tolist()):
             self._check_out(out, plan, number, dtype)
         return self._locate(files, sides), np.empty(count, np.bool_)

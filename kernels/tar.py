@@ -1,26 +1,28 @@
 """Where the members of a tar archive lie, read from its bytes without a Python step a member.
 
-`tarfile` gets every name right but costs tens of microseconds a member. This walk covers the plain case and says which
-members need `tarfile` for their name; an archive whose sizes it cannot trust is refused as a whole.
+`tarfile` gets every name right but costs tens of microseconds a member. This walk covers the plain
+case and says which members need `tarfile` for their name; an archive whose sizes it cannot trust is
+refused as a whole.
 """
 
 import numpy as np
 
-from .compiler.jit import jit, leaf
+from .compiler.jit import inline_jit, jit
 
 BLOCK = 512
 HEADER, DATA, SIZE, EXTENDED = range(4)
-"""Columns of `walk_tar`'s table: offset of the member's header; of its data; bytes of data; and the offset of the
-extended header (PAX, GNU long name) that `tarfile` must read for the name, or -1."""
+"""Columns of `walk_tar`'s table: offset of the member's header; of its data; bytes of data; and the
+offset of the extended header (PAX, GNU long name) that `tarfile` must read for the name, or -1."""
 
 COMPLETE, CUT, BAD_HEADER, WANTS_TARFILE = range(4)
-"""How the walk ended: at the end-of-archive block; at the last byte or beyond it without one; at a block whose checksum
-is wrong; or at a PAX header that overrides a size, where the offsets so far are right and the rest needs `tarfile`."""
+"""How the walk ended: at the end-of-archive block; at the last byte or beyond it without one; at a
+block whose checksum is wrong; or at a PAX header that overrides a size, where the offsets so far
+are right and the rest needs `tarfile`."""
 
 _SUM, _TYPE, _SIZE_FIELD = 148, 156, 124
 
 
-@leaf()
+@inline_jit()
 def _number(data, start, length):
     """An octal field, or GNU's base-256 form for large numbers; -1 where it is neither."""
     value = np.int64(0)
@@ -40,7 +42,7 @@ def _number(data, start, length):
     return value
 
 
-@leaf()
+@inline_jit()
 def _checksum_fits(data, header):
     total = np.int64(0)
     for i in range(header, header + BLOCK):
@@ -50,7 +52,7 @@ def _checksum_fits(data, header):
     return total == _number(data, header + _SUM, 8)
 
 
-@leaf()
+@inline_jit()
 def _contains(data, start, stop, word):
     for i in range(start, stop - len(word) + 1):
         found = True
@@ -69,16 +71,22 @@ _OVERRIDES_SIZE = np.frombuffer(b" size=", np.uint8)
 
 @jit(allocates=True)
 def walk_tar(data):
-    """Regular members of the archive `data` (bytes,) uint8: a table (members, 4) int64 and how the walk ended.
+    """Regular members of the archive `data` (bytes,) uint8: a table (members, 4) int64 and how the
+    walk ended.
 
-    The last member of a cut archive is in the table with its full size, which then ends beyond `len(data)`.
+    The last member of a cut archive is in the table with its full size, which then ends beyond
+    `len(data)`.
     """
     table = np.empty((1024, 4), np.int64)
     count, offset, extended = 0, np.int64(0), np.int64(-1)
     while True:
         if offset + BLOCK > len(data):
             return table[:count], CUT
-        if data[offset] == 0 and data[offset + _TYPE] == 0 and not data[offset : offset + BLOCK].any():
+        if (
+            data[offset] == 0
+            and data[offset + _TYPE] == 0
+            and not data[offset : offset + BLOCK].any()
+        ):
             return table[:count], COMPLETE
         size = _number(data, offset + _SIZE_FIELD, 12)
         if size < 0 or not _checksum_fits(data, offset):

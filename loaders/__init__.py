@@ -1,4 +1,5 @@
-"""Data loaders for self-supervised vision: shards in, augmented views out, on the CPU and in exact order.
+"""Data loaders for self-supervised vision: shards in, augmented views out, on the CPU and in exact
+order.
 
 from maskco_fast.loaders import ViewConfig, make_loader
 

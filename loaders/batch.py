@@ -10,21 +10,25 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch of N samples with V views. Its tensors belong to whoever holds it; no loader writes to them again.
+    """One batch of N samples with V views. Its tensors belong to whoever holds it; no loader writes
+    to them again.
 
-    Unpacks as a tuple: for MaskCo `query, key, masked_box, key_boxes, sample_id`; for plain views the views, then
-    `sample_id`.
+    Unpacks as a tuple: for MaskCo `query, key, masked_box, key_boxes, sample_id`; for plain views
+    the views, then `sample_id`.
     """
 
     views: tuple[torch.Tensor, ...]
-    """V tensors (N, 3, size, size), channels-last. float32, float16 or bfloat16: normalised by ImageNet's mean and
-    standard deviation, the query's masked box at zero. uint8: augmented levels, neither normalised nor masked."""
+    """V tensors (N, 3, size, size), channels-last. float32, float16 or bfloat16: normalised by
+    ImageNet's mean and standard deviation, the query's masked box at zero. uint8: augmented levels,
+    neither normalised nor masked."""
     sample_id: torch.Tensor
     """(N,) int64: the hash of the sample's key that its plan was drawn from."""
     target: torch.Tensor
-    """(N,) int64: the label in the shard (`.cls`, or the folder's number), -1 where there is none."""
+    """(N,) int64: the label in the shard (`.cls`, or the folder's number), -1 where there is none.
+    """
     index: torch.Tensor
-    """(N,) int64: the sample's place among the usable samples of the shards, 0..dataset size - 1."""
+    """(N,) int64: the sample's place among the usable samples of the shards, 0..dataset size - 1.
+    """
     masked_box: torch.Tensor | None = None
     """(N, 4) float32 xyxy, query-view pixels."""
     key_boxes: torch.Tensor | None = None
@@ -66,7 +70,10 @@ class Batch:
 
     def split(self, size: int) -> list["Batch"]:
         """The batch in runs of `size` samples, the last perhaps shorter, in the same memory."""
-        return [self._map(lambda tensor, at=at: tensor[at : at + size]) for at in range(0, len(self), size)]
+        return [
+            self._map(lambda tensor, at=at: tensor[at : at + size])
+            for at in range(0, len(self), size)
+        ]
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (needs CUDA)."""

@@ -1,7 +1,9 @@
-"""From the host's seam to finished views on the device: the copy of one batch beside the step of the one before.
+"""From the host's seam to finished views on the device: the copy of one batch beside the step of
+the one before.
 
-Two slots take turns. A batch is copied into its slot on a side stream while the batch before it is augmented and
-trained on; events order the two. The logic is the same on a CPU, where every copy is done when it returns.
+Two slots take turns. A batch is copied into its slot on a side stream while the batch before it is
+augmented and trained on; events order the two. The logic is the same on a CPU, where every copy is
+done when it returns.
 """
 
 import collections
@@ -23,7 +25,8 @@ SLOTS = 2
 
 
 class Streams(Protocol):
-    """The order of work on a device, as `DeviceStage` needs it. An event is whatever `copied` and `done` return."""
+    """The order of work on a device, as `DeviceStage` needs it. An event is whatever `copied` and
+    `done` return."""
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Queue a copy on the side stream."""
@@ -68,7 +71,8 @@ class InOrder:
 
 
 class CudaStreams:
-    """A side stream for copies, beside whatever stream the caller computes on. Never run: its authors have no GPU."""
+    """A side stream for copies, beside whatever stream the caller computes on. Never run: its
+    authors have no GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._side = torch.cuda.Stream(device)
@@ -95,38 +99,49 @@ class CudaStreams:
         torch.cuda.current_stream(self._side.device).wait_event(event)
 
     def host_waits(self, event: torch.cuda.Event) -> None:
-        """The only place where the host waits: for a copy queued two batches ago, and at the end of an epoch."""
+        """The only place where the host waits: for a copy queued two batches ago, and at the end of
+        an epoch."""
         event.synchronize()
 
 
 class _Slot:
     """The memory that one batch at a time occupies on its way through.
 
-    Who may touch it when: `pixels`, `plan` and `numbers` are written by the side stream once `free` has passed, and
-    read by the current stream once `copied` has; `source`, the host's page-locked memory, goes back to its pool when
-    the host has seen `copied` pass, which is why the slot holds on to it until then.
+    Who may touch it when: `pixels`, `plan` and `numbers` are written by the side stream once `free`
+    has passed, and read by the current stream once `copied` has; `source`, the host's page-locked
+    memory, goes back to its pool when the host has seen `copied` pass, which is why the slot holds
+    on to it until then.
     """
 
-    def __init__(self, source: tuple[torch.Tensor, ...], device: torch.device, streams: Streams) -> None:
+    def __init__(
+        self, source: tuple[torch.Tensor, ...], device: torch.device, streams: Streams
+    ) -> None:
         """Memory for tensors like `source`: pixels, plan rows, and the identifying numbers."""
         self.source: tuple[torch.Tensor, ...] = ()
-        self.pixels, self.plan, self.numbers = (torch.empty_like(tensor, device=device) for tensor in source)
+        self.pixels, self.plan, self.numbers = (
+            torch.empty_like(tensor, device=device) for tensor in source
+        )
         self.copied: Any = None
-        # The allocator hands out memory that work queued on the current stream may yet have to read.
+        # The allocator hands out memory that work queued on the current stream may yet have to
+        # read.
         self.free = streams.done()
 
 
 class DeviceStage:
     """Turns what the host rendered to the seam into batches on the device."""
 
-    def __init__(self, dataset: Dataset, config: LoaderConfig, streams: Streams, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, config: LoaderConfig, streams: Streams, device: torch.device
+    ) -> None:
         """`streams` order the work on `device`; `make_streams` chooses them."""
         self._dataset = dataset
         self._config = config
         self._streams = streams
         self._device = device
         self._slots: list[_Slot] = []
-        self._augment = augmenter(config.views.size, device, max_blur_sigma=config.views.max_blur_sigma)
+        self._augment = augmenter(
+            config.views.size, device, max_blur_sigma=config.views.max_blur_sigma
+        )
 
     def batches(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
         """Each rendered batch, one behind the copies. Closing this closes `rendered`."""
@@ -141,18 +156,26 @@ class DeviceStage:
                 while ahead:
                     yield self._finish(ahead.popleft())
             finally:
-                # Both ends of a copy are let go of here, and whoever gets that memory next knows nothing of the copy.
+                # Both ends of a copy are let go of here, and whoever gets that memory next knows
+                # nothing of the copy.
                 for slot in self._slots:
                     self._streams.host_waits(slot.copied)
 
     def _upload(self, rendered: Rendered) -> _Slot:
-        """Queue the copies of one batch into the slot whose turn it is, behind the augmentation of its former batch."""
+        """Queue the copies of one batch into the slot whose turn it is, behind the augmentation of
+        its former batch."""
         streams, request = self._streams, rendered.request
         samples = self._dataset.samples[request.indices]
         numbers = np.stack([samples["sample_id"], samples["target"], request.indices])
-        pixels = rendered.pixels if isinstance(rendered.pixels, torch.Tensor) else torch.stack(rendered.pixels)
+        pixels = (
+            rendered.pixels
+            if isinstance(rendered.pixels, torch.Tensor)
+            else torch.stack(rendered.pixels)
+        )
         if pixels.device.type != "cpu":
-            streams.side_waits(streams.done())  # a loader that renders on the device does so on the current stream
+            streams.side_waits(
+                streams.done()
+            )  # a loader that renders on the device does so on the current stream
         pageable = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
         source = tuple(self._page_locked(tensor) for tensor in pageable)
         if len(self._slots) < SLOTS:
@@ -168,14 +191,20 @@ class DeviceStage:
         return slot
 
     def _page_locked(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor where a copy to the device does not hold up the host; pixels come so from their pool already."""
-        return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
+        """The tensor where a copy to the device does not hold up the host; pixels come so from
+        their pool already."""
+        return (
+            tensor.pin_memory()
+            if self._device.type == "cuda" and tensor.device.type == "cpu"
+            else tensor
+        )
 
     def _finish(self, slot: _Slot) -> Batch:
-        """Augment a slot's batch on the current stream, into memory that is the caller's, and free the slot.
+        """Augment a slot's batch on the current stream, into memory that is the caller's, and free
+        the slot.
 
-        That memory is torch's allocator's to give: once the caller drops a batch, a later one gets it, without a call
-        of the CUDA runtime.
+        That memory is torch's allocator's to give: once the caller drops a batch, a later one gets
+        it, without a call of the CUDA runtime.
         """
         streams, views = self._streams, self._config.views
         streams.current_waits(slot.copied)
@@ -196,7 +225,9 @@ class DeviceStage:
             target=target,
             index=index,
             masked_box=masked_box,
-            key_boxes=tail[:, KEY_BOXES:].unflatten(1, (views.boxes, 4)).clone() if views.boxes else None,
+            key_boxes=tail[:, KEY_BOXES:].unflatten(1, (views.boxes, 4)).clone()
+            if views.boxes
+            else None,
         )
         slot.free = streams.done()
         return batch

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed
 
+from ..kernels.errors import InvalidInput
 from ..kernels.plan import plan
 from .batch import Batch
 from .buffers import BufferPool
@@ -28,28 +29,42 @@ STATE_VERSION = 1
 
 
 class Loader(ABC):
-    """An iterable over `Batch`. Exact `len()`; the state counts batches delivered; see `make_loader`.
+    """An iterable over `Batch`. Exact `len()`; the state counts batches delivered; see
+    `make_loader`.
 
-    `iter()` does nothing; the epoch, the rank and the position are bound at the first `next()`. The epoch advances with
-    its last batch. A newer iterator ends the older one; an iterator that is dropped releases its threads.
+    `iter()` does nothing; the epoch, the rank and the position are bound at the first `next()`. The
+    epoch advances with its last batch. A newer iterator ends the older one; an iterator that is
+    dropped releases its threads.
     """
 
-    def __init__(self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1) -> None:
+    def __init__(
+        self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1
+    ) -> None:
         self.dataset = dataset
         self.config = config
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
         dataset.report_to(self.quarantine)
-        shape = (len(config.views.views), config.batch_size, config.views.size, config.views.size, 3)
-        self._pool = BufferPool(shape, config.pixel_dtype, page_locked=config.device.startswith("cuda"))
+        shape = (
+            len(config.views.views),
+            config.batch_size,
+            config.views.size,
+            config.views.size,
+            3,
+        )
+        self._pool = BufferPool(
+            shape, config.pixel_dtype, page_locked=config.device.startswith("cuda")
+        )
         self._epoch = 0
         self._consumed = 0
         self._current: weakref.ref[_EpochIterator] | None = None
 
     @abstractmethod
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
-        """Carry out the requests in their order. Closing the generator releases every thread and buffer.
+        """Carry out the requests in their order. Closing the generator releases every thread and
+        buffer.
 
-        Before it waits for threads that read, it calls the dataset's `leave`, or they would wait for a server.
+        Before it waits for threads that read, it calls the dataset's `leave`, or they would wait
+        for a server.
         """
 
     @property
@@ -68,7 +83,8 @@ class Loader(ABC):
         return self._epoch
 
     def _ranks(self) -> tuple[int, int]:
-        """(rank, world size): as given, else torch.distributed's, else torchrun's environment, else one process."""
+        """(rank, world size): as given, else torch.distributed's, else torchrun's environment, else
+        one process."""
         if self.config.rank is not None and self.config.world_size is not None:
             return self.config.rank, self.config.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -83,12 +99,14 @@ class Loader(ABC):
         return _EpochIterator(self)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `next()` of a new iterator starts this epoch; naming the present one keeps the position in it."""
+        """The next `next()` of a new iterator starts this epoch; naming the present one keeps the
+        position in it."""
         if epoch != self._epoch:
             self._epoch, self._consumed = int(epoch), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch comes from, as a few integers: valid for any backend, thread count and world size."""
+        """Where the next batch comes from, as a few integers: valid for any backend, thread count
+        and world size."""
         return {
             "version": STATE_VERSION,
             "epoch": self._epoch,
@@ -102,20 +120,24 @@ class Loader(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. ValueError names what differs, where it would not be the same run.
+        """Go on where `state` was taken. ValueError names what differs, where it would not be the
+        same run.
 
         Another world size is welcome as long as the batch a rank or the global batch stays.
         """
         mine = self.state_dict()
         for name in ("version", "seed", "shuffle", "block", "dataset"):
             if state.get(name) != mine[name]:
-                raise ValueError(
+                raise InvalidInput(
                     f"the loader's state has {name} {state.get(name)!r} and this loader {mine[name]!r}: "
                     "positions in one are not positions in the other. Give the same shards and settings, or start anew"
                 )
         same_rank_batch = state["batch_size"] == mine["batch_size"]
-        if not same_rank_batch and state["batch_size"] * state["world_size"] != mine["batch_size"] * mine["world_size"]:
-            raise ValueError(
+        if (
+            not same_rank_batch
+            and state["batch_size"] * state["world_size"] != mine["batch_size"] * mine["world_size"]
+        ):
+            raise InvalidInput(
                 f"the loader's state has batch_size {state['batch_size']} on {state['world_size']} ranks and this one "
                 f"{mine['batch_size']} on {mine['world_size']}: keep the batch a rank or the global batch"
             )
@@ -123,7 +145,8 @@ class Loader(ABC):
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
 
     def interrupt(self) -> None:
-        """End the waiting for servers, from any thread: until `close`, a batch that is not here raises ReadEnded.
+        """End the waiting for servers, from any thread: until `close`, a batch that is not here
+        raises ReadEnded.
 
         The position stays, before that batch.
         """
@@ -160,14 +183,25 @@ class Loader(ABC):
 
     def _request(self, indices: np.ndarray, epoch: int) -> Request:
         samples, config = self.dataset.samples[indices], self.config
-        rows = plan(config.views, config.seed, epoch, samples["sample_id"], samples["height"], samples["width"])
+        rows = plan(
+            config.views,
+            config.seed,
+            epoch,
+            samples["sample_id"],
+            samples["height"],
+            samples["width"],
+        )
         return Request.make(config, epoch, indices, rows)
 
-    def _fetch(self, request: Request, n: int, decode: Callable[[bytes, np.void, int], Decoded]) -> Decoded:
-        """Sample `n` of a request by `decode(data, record, shrink)`, which may raise BadImage; any thread's.
+    def _fetch(
+        self, request: Request, n: int, decode: Callable[[bytes, np.void, int], Decoded]
+    ) -> Decoded:
+        """Sample `n` of a request by `decode(data, record, shrink)`, which may raise BadImage; any
+        thread's.
 
-        A sample that does not decode is quarantined, and the next in the shards' order that does takes its place, with
-        its own plan: a function of the data alone, so that every loader and every thread count replaces alike.
+        A sample that does not decode is quarantined, and the next in the shards' order that does
+        takes its place, with its own plan: a function of the data alone, so that every loader and
+        every thread count replaces alike.
         """
         for index in self.dataset.substitutes(int(request.indices[n])):
             if index in self.quarantine:
@@ -187,7 +221,8 @@ class Loader(ABC):
         self.quarantine.add(index, bad, len(self.dataset))
 
     def _deliver(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
-        """The batches that the user gets: as rendered, or finished on the device where the host stops at the seam."""
+        """The batches that the user gets: as rendered, or finished on the device where the host
+        stops at the seam."""
         if self.config.seam:
             device = torch.device(self.config.device)
             stage = DeviceStage(self.dataset, self.config, make_streams(device), device)
@@ -196,7 +231,9 @@ class Loader(ABC):
         with contextlib.closing(rendered):
             for one in rendered:
                 batch = self._batch(one)
-                del one  # the batch alone holds its buffer, so that dropping it frees that for reuse
+                del (
+                    one
+                )  # the batch alone holds its buffer, so that dropping it frees that for reuse
                 yield batch
                 del batch
 
@@ -228,9 +265,11 @@ class _EpochIterator:
         loader = self._loader
         loader._end_current()
         rank, world_size = loader._ranks()
-        self._left = batch_count(len(loader.dataset) - loader._consumed, loader.config.batch_size, world_size)
+        self._left = batch_count(
+            len(loader.dataset) - loader._consumed, loader.config.batch_size, world_size
+        )
         if self._left == 0 and loader._consumed == 0:
-            raise ValueError(
+            raise InvalidInput(
                 f"{len(loader.dataset)} usable samples make no batch of {loader.config.batch_size} on each of "
                 f"{world_size} ranks; lower the batch size, or give more shards"
             )
@@ -243,7 +282,9 @@ class _EpochIterator:
         if self._left is not None:
             return self._left
         loader = self._loader
-        return batch_count(len(loader.dataset) - loader._consumed, loader.config.batch_size, loader._ranks()[1])
+        return batch_count(
+            len(loader.dataset) - loader._consumed, loader.config.batch_size, loader._ranks()[1]
+        )
 
     def __iter__(self) -> "_EpochIterator":
         return self
@@ -253,8 +294,15 @@ class _EpochIterator:
             self._start()
         loader = self._loader
         if not self._left or self._batches is None:
-            if self._batches is not None and loader._current is not None and loader._current() is self:
-                loader._epoch, loader._consumed = loader._epoch + 1, 0  # a position with no whole batch left
+            if (
+                self._batches is not None
+                and loader._current is not None
+                and loader._current() is self
+            ):
+                loader._epoch, loader._consumed = (
+                    loader._epoch + 1,
+                    0,
+                )  # a position with no whole batch left
             self.close()
             raise StopIteration
         try:

@@ -1,16 +1,19 @@
 """In which order an epoch visits the samples: pure functions of numbers.
 
-The order is global: it depends on the shards, the seed and the epoch, not on the ranks. A rank reads its slice of every
-global batch, so that all ranks get exactly the same number of batches, and a run that resumes with another world size
-goes on in the same order.
+The order is global: it depends on the shards, the seed and the epoch, not on the ranks. A rank
+reads its slice of every global batch, so that all ranks get exactly the same number of batches, and
+a run that resumes with another world size goes on in the same order.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..kernels.errors import InvalidInput
+
 SHARDS_PER_BLOCK = 16
-"""How many shards are shuffled together: at Conceptual Captions' 10 000 images a shard, 160 000 images."""
+"""How many shards are shuffled together: at Conceptual Captions' 10 000 images a shard, 160 000
+images."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -32,16 +35,22 @@ def _keys(n: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
 
 
 def order(
-    shard_sizes: Sequence[int], *, seed: int, epoch: int, shuffle: bool = True, block: int = SHARDS_PER_BLOCK
+    shard_sizes: Sequence[int],
+    *,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    block: int = SHARDS_PER_BLOCK,
 ) -> np.ndarray:
-    """The epoch's global order: a permutation (n,) int64 of the samples, which are numbered shard after shard.
+    """The epoch's global order: a permutation (n,) int64 of the samples, which are numbered shard
+    after shard.
 
-    Shards are shuffled, taken `block` at a time, and the samples of each such block shuffled among each other: a reader
-    needs only `block` shards at hand at a time. With at most `block` shards the order is uniform. ValueError for a
-    `block` below 1.
+    Shards are shuffled, taken `block` at a time, and the samples of each such block shuffled among
+    each other: a reader needs only `block` shards at hand at a time. With at most `block` shards
+    the order is uniform. ValueError for a `block` below 1.
     """
     if block < 1:
-        raise ValueError(f"block is {block}; at least one shard must be read at a time")
+        raise InvalidInput(f"block is {block}; at least one shard must be read at a time")
     sizes = np.asarray(shard_sizes, np.int64)
     if not shuffle:
         return np.arange(sizes.sum(), dtype=np.int64)
@@ -57,18 +66,23 @@ def order(
 
 
 def batch_count(samples: int, batch_size: int, world_size: int) -> int:
-    """Batches that every rank gets of `samples`; what does not fill a global batch waits for another epoch's order."""
+    """Batches that every rank gets of `samples`; what does not fill a global batch waits for
+    another epoch's order."""
     return samples // (batch_size * world_size)
 
 
-def batch_positions(batch: int, consumed: int, batch_size: int, rank: int, world_size: int) -> slice:
-    """Where in the global order a rank's batch lies: number `batch` after the `consumed` samples of the epoch."""
+def batch_positions(
+    batch: int, consumed: int, batch_size: int, rank: int, world_size: int
+) -> slice:
+    """Where in the global order a rank's batch lies: number `batch` after the `consumed` samples of
+    the epoch."""
     start = consumed + (batch * world_size + rank) * batch_size
     return slice(start, start + batch_size)
 
 
 def mixing(positions: np.ndarray, shard_sizes: Sequence[int], batch_size: int) -> float:
-    """How well an order mixes shards: distinct shards a batch over what a uniform shuffle gives, so about 1 at best.
+    """How well an order mixes shards: distinct shards a batch over what a uniform shuffle gives, so
+    about 1 at best.
 
     `positions` (n,) is an order; whole batches of it are counted.
     """
@@ -76,8 +90,10 @@ def mixing(positions: np.ndarray, shard_sizes: Sequence[int], batch_size: int) -
     total = sizes.sum()
     batches = len(positions) // batch_size
     if not batches:
-        raise ValueError(f"an order of {len(positions)} samples holds no batch of {batch_size}")
-    shard_of = np.repeat(np.arange(len(sizes)), sizes.astype(np.int64))[positions[: batches * batch_size]]
+        raise InvalidInput(f"an order of {len(positions)} samples holds no batch of {batch_size}")
+    shard_of = np.repeat(np.arange(len(sizes)), sizes.astype(np.int64))[
+        positions[: batches * batch_size]
+    ]
     seen = np.mean([len(np.unique(batch)) for batch in shard_of.reshape(batches, batch_size)])
     uniform = np.sum(1 - (1 - sizes / total) ** batch_size)
     return float(seen / uniform)

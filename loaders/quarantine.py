@@ -2,15 +2,16 @@
 
 import collections
 import dataclasses
-import json
 import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+
+from ..kernels.errors import InvalidInput, MaskCoError
+from .system.files import write_json
 
 
-class TooManyBadSamples(RuntimeError):
+class TooManyBadSamples(MaskCoError, RuntimeError):
     """More samples failed to decode than the run tolerates."""
 
 
@@ -30,15 +31,18 @@ class BadSample:
 class Quarantine:
     """Collects bad samples from any thread. A loader replaces them, so that no batch is short.
 
-    `max_share` bounds the samples that fail in decoding, as a share of those asked for: a healthy crawl has few, and a
-    loader that replaced most of a shard would train on copies. The bound applies from the 50th failure on.
+    `max_share` bounds the samples that fail in decoding, as a share of those asked for: a healthy
+    crawl has few, and a loader that replaced most of a shard would train on copies. The bound
+    applies from the 50th failure on.
     """
 
     PATIENCE = 50
 
     def __init__(self, found_at_index: Iterable[BadSample] = (), *, max_share: float = 0.1) -> None:
         if not 0 < max_share <= 1:
-            raise ValueError(f"max_bad_share is {max_share}; it wants 0 < share <= 1 of the samples")
+            raise InvalidInput(
+                f"max_bad_share is {max_share}; it wants 0 < share <= 1 of the samples"
+            )
         self.max_share = max_share
         self.entries = list(found_at_index)
         self._failed: dict[int, str] = {}
@@ -47,7 +51,8 @@ class Quarantine:
         self._asked = 0
 
     def add(self, index: int, sample: BadSample, usable: int) -> None:
-        """Record that sample `index` of `usable` failed to decode; TooManyBadSamples beyond `max_share` of those."""
+        """Record that sample `index` of `usable` failed to decode; TooManyBadSamples beyond
+        `max_share` of those."""
         with self._lock:
             if index in self._failed:
                 return
@@ -86,7 +91,8 @@ class Quarantine:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def report(self) -> dict:
-        """What `write` writes: the total, the counts by reason, and every sample with its shard, key and reason."""
+        """What `write` writes: the total, the counts by reason, and every sample with its shard,
+        key and reason."""
         with self._lock:
             entries = sorted(self.entries, key=lambda entry: (entry.shard, entry.key))
         return {
@@ -96,9 +102,5 @@ class Quarantine:
         }
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON, under a temporary name first."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.report(), indent=1) + "\n")
-        os.replace(temporary, path)
+        """Write the report as JSON."""
+        write_json(path, self.report())

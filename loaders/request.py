@@ -1,17 +1,18 @@
 """What a loader is told to yield, and what it hands to a backend and gets back."""
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..kernels.errors import InvalidInput
+from ..kernels.formats import FORMAT_NAMES, FORMATS
 from ..kernels.views import ViewConfig
 from .order import SHARDS_PER_BLOCK
-from .regions import regions_of, shrinks_of
+from .regions import crop_regions, shrink_factors
+from .system.cpus import usable_cpus
 
 DECODING = ("exact", "fast")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +38,35 @@ class LoaderConfig:
     """One of `DECODING`."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.prefetch < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError(
+        if (
+            self.batch_size < 1
+            or self.prefetch < 1
+            or (self.threads is not None and self.threads < 1)
+        ):
+            raise InvalidInput(
                 f"batch_size {self.batch_size}, prefetch {self.prefetch} and threads {self.threads} want at least 1"
             )
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype}; views come as {', '.join(map(str, DTYPES))}")
+        if self.dtype not in FORMATS:
+            raise InvalidInput(f"dtype is {self.dtype}; views come as {', '.join(FORMAT_NAMES)}")
         if self.decode not in DECODING:
-            raise ValueError(f"decode is {self.decode!r}; it wants to be {' or '.join(DECODING)}")
+            raise InvalidInput(f"decode is {self.decode!r}; it wants to be {' or '.join(DECODING)}")
         if (self.rank is None) != (self.world_size is None):
-            raise ValueError(f"rank is {self.rank} and world_size {self.world_size}; give both or neither")
-        if self.rank is not None and self.world_size is not None and not 0 <= self.rank < self.world_size:
-            raise ValueError(
+            raise InvalidInput(
+                f"rank is {self.rank} and world_size {self.world_size}; give both or neither"
+            )
+        if (
+            self.rank is not None
+            and self.world_size is not None
+            and not 0 <= self.rank < self.world_size
+        ):
+            raise InvalidInput(
                 f"rank is {self.rank}; with world_size {self.world_size} it wants 0..{self.world_size - 1}"
             )
 
     @property
     def seam(self) -> bool:
-        """Whether the host stops at the seam, two uint8 views, since the rest happens on the device."""
+        """Whether the host stops at the seam, two uint8 views, since the rest happens on the
+        device."""
         return torch.device(self.device).type != "cpu"
 
     @property
@@ -65,12 +77,13 @@ class LoaderConfig:
     @property
     def thread_count(self) -> int:
         """`threads`, or the CPUs that this process may use."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or usable_cpus()
 
 
 @dataclass
 class Request:
-    """One batch to be made: which samples, and their plans. `Loader._fetch` puts others where samples are replaced."""
+    """One batch to be made: which samples, and their plans. `Loader._fetch` puts others where
+    samples are replaced."""
 
     epoch: int
     indices: np.ndarray
@@ -83,12 +96,16 @@ class Request:
     """(N,) int64: how many times smaller each image may be decoded; 1 but for fast decoding."""
 
     @classmethod
-    def make(cls, config: LoaderConfig, epoch: int, indices: np.ndarray, rows: np.ndarray) -> "Request":
+    def make(
+        cls, config: LoaderConfig, epoch: int, indices: np.ndarray, rows: np.ndarray
+    ) -> "Request":
         """With what follows from the rows."""
         views = len(config.views.views)
         fast = config.decode == "fast"
-        shrinks = shrinks_of(rows, views, config.views.size) if fast else np.ones(len(rows), np.int64)
-        return cls(epoch, indices, rows, regions_of(rows, views), shrinks)
+        shrinks = (
+            shrink_factors(rows, views, config.views.size) if fast else np.ones(len(rows), np.int64)
+        )
+        return cls(epoch, indices, rows, crop_regions(rows, views), shrinks)
 
     def put(self, n: int, other: "Request") -> None:
         """Sample n becomes the first of another request."""
@@ -107,4 +124,5 @@ class Rendered:
 
     request: Request
     pixels: torch.Tensor | tuple[torch.Tensor, ...]
-    """(V, N, size, size, 3), or V of (N, size, size, 3), of `LoaderConfig.pixel_dtype`: finished, or at the seam."""
+    """(V, N, size, size, 3), or V of (N, size, size, 3), of `LoaderConfig.pixel_dtype`: finished,
+    or at the seam."""

@@ -1,4 +1,5 @@
-"""The command line: each command is a configuration dataclass, from which tyro makes the options, and a function."""
+"""The command line: each command is a configuration dataclass, from which tyro makes the options,
+and a function."""
 
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -36,7 +37,7 @@ def _parse(config: type[C], command: str, arguments: Sequence[str], default: C |
 
 def _train(arguments: Sequence[str]) -> int:
     from maskco_fast.commands.train import train
-    from maskco_fast.errors import named_errors
+    from maskco_fast.errors import report_user_errors
     from maskco_fast.methods.registry import METHODS
     from maskco_fast.training.config import TrainConfig
     from maskco_fast.training.recipes import RECIPES
@@ -44,7 +45,7 @@ def _train(arguments: Sequence[str]) -> int:
     name = _early(arguments, "--recipe", "paper", RECIPES)
     recipe = RECIPES[name](_early(arguments, "--method", "maskco", METHODS))
     config = _parse(TrainConfig, "train", arguments, recipe)
-    return named_errors(lambda: train(config))
+    return report_user_errors(lambda: train(config))
 
 
 def _early(arguments: Sequence[str], option: str, default: str, choices: Collection[str]) -> str:
@@ -56,41 +57,44 @@ def _early(arguments: Sequence[str], option: str, default: str, choices: Collect
         elif argument.startswith(f"{option}="):
             name = argument.partition("=")[2]
     if name not in choices:
-        print(f"maskco-fast: there is no {option[2:]} {name!r}; choose one of {', '.join(choices)}", file=sys.stderr)
+        print(
+            f"maskco-fast: there is no {option[2:]} {name!r}; choose one of {', '.join(choices)}",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     return name
 
 
 def _index(arguments: Sequence[str]) -> int:
     from maskco_fast.commands.inspect import IndexConfig, index
-    from maskco_fast.errors import named_errors
+    from maskco_fast.errors import report_user_errors
 
     config = _parse(IndexConfig, "index", arguments)
-    return named_errors(lambda: index(config))
+    return report_user_errors(lambda: index(config))
 
 
 def _views(arguments: Sequence[str]) -> int:
     from maskco_fast.commands.inspect import ViewsConfig, views
-    from maskco_fast.errors import named_errors
+    from maskco_fast.errors import report_user_errors
 
     config = _parse(ViewsConfig, "views", arguments)
-    return named_errors(lambda: views(config))
+    return report_user_errors(lambda: views(config))
 
 
 def _beton(arguments: Sequence[str]) -> int:
     from maskco_fast.commands.beton import BetonConfig, beton
-    from maskco_fast.errors import named_errors
+    from maskco_fast.errors import report_user_errors
 
     config = _parse(BetonConfig, "beton", arguments)
-    return named_errors(lambda: beton(config))
+    return report_user_errors(lambda: beton(config))
 
 
 def _bench(arguments: Sequence[str]) -> int:
     from maskco_fast.bench.harness import BenchConfig, bench
-    from maskco_fast.errors import named_errors
+    from maskco_fast.errors import report_user_errors
 
     config = _parse(BenchConfig, "bench", arguments)
-    return named_errors(lambda: bench(config))
+    return report_user_errors(lambda: bench(config))
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -112,7 +116,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0 done, 1 an error that is named, 2 options that do not fit."""
+    """Run the command line and return the exit code: 0 done, 1 an error that is named, 2 options
+    that do not fit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help", "help"):
         print(USAGE, end="")

@@ -1,4 +1,5 @@
-"""Where the tests find data: small shards that they make, and the shared real images where those are present."""
+"""Where the tests find data: small shards that they make, and the shared real images where those
+are present."""
 
 import os
 import pathlib
@@ -13,7 +14,8 @@ from tests.support.images import encode, picture, skip_without_packages, write_t
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests' shard indexes and demo data out of the user's cache; machine code stays where it is."""
+    """Keep the tests' shard indexes and demo data out of the user's cache; machine code stays where
+    it is."""
     from maskco_fast.kernels.compiler.cache import cache_folder
 
     numba = cache_folder("numba")
@@ -25,7 +27,8 @@ def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C as at a terminal: a shell starts background jobs, and some CI its whole run, with it ignored."""
+    """Ctrl-C as at a terminal: a shell starts background jobs, and some CI its whole run, with it
+    ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -37,15 +40,20 @@ def shared_data() -> pathlib.Path:
     root = pathlib.Path(__file__).resolve().parents[1]
     folder = pathlib.Path(os.environ.get("MASKCO_FAST_SHARED", root.parent / "shared")) / "data"
     if not (folder / "in1k-sample-0000.tar").exists():
-        pytest.skip("the shared shards (in1k-sample-*, hostile-*) are absent; MASKCO_FAST_SHARED names their folder")
+        pytest.skip(
+            "the shared shards (in1k-sample-*, hostile-*) are absent; MASKCO_FAST_SHARED names their folder"
+        )
     return folder
 
 
 @pytest.fixture
 def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
-    """A function that writes tar shards of generated JPEGs: `make_shards(shards=2, samples=20, bad=())`."""
+    """A function that writes tar shards of generated JPEGs: `make_shards(shards=2, samples=20,
+    bad=())`."""
 
-    def make(shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 64) -> list[str]:
+    def make(
+        shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 64
+    ) -> list[str]:
         paths = []
         for shard in range(shards):
             members = {}
@@ -53,7 +61,9 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
                 key = f"{shard * samples + number:06d}"
                 shape = (side + number % 5 * 7, side + number % 3 * 11)
                 data = encode(picture(*shape, seed=shard * samples + number), quality=90)
-                if shard * samples + number in bad:  # a frame header that reads well before damaged Huffman tables
+                if (
+                    shard * samples + number in bad
+                ):  # a frame header that reads well before damaged Huffman tables
                     table = data.index(b"\xff\xc4") + 5
                     data = data[:table] + b"\xff" * 16 + data[table + 16 :]
                 members[f"{key}.jpg"] = data
@@ -79,4 +89,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; `make gpu-check` runs these"))
+            item.add_marker(
+                pytest.mark.skip(reason="needs a CUDA device; `make gpu-check` runs these")
+            )

@@ -1,4 +1,5 @@
-"""What the package promises as a whole: quiet imports, one direction between the folders, a complete wheel."""
+"""What the package promises as a whole: quiet imports, one direction between the folders, a
+complete wheel."""
 
 import ast
 import importlib.metadata
@@ -13,7 +14,11 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FOLDERS = {"maskco_fast": "maskco_fast", "loaders": "maskco_fast/loaders", "kernels": "maskco_fast/kernels"}
+FOLDERS = {
+    "maskco_fast": "maskco_fast",
+    "loaders": "maskco_fast/loaders",
+    "kernels": "maskco_fast/kernels",
+}
 """Folder in the repository to folder in the wheel."""
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
@@ -59,7 +64,9 @@ def module_name(path):
 
 
 def run(*arguments, **options):
-    result = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True, **options)
+    result = subprocess.run(
+        [sys.executable, *arguments], check=False, capture_output=True, text=True, **options
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -71,7 +78,8 @@ def test_import_changes_nothing_and_needs_no_extra(name, tmp_path):
 
 
 def imported(source, name):
-    """The absolute names of all modules that `source`, the text of module `name`, imports anywhere in it."""
+    """The absolute names of all modules that `source`, the text of module `name`, imports anywhere
+    in it."""
     package = name if source.startswith("#package") else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -112,11 +120,23 @@ def test_imports_go_down_only(path):
         ("maskco_fast.kernels.x", "from ..loaders.batch import Batch", True),
         ("maskco_fast.kernels.x", "def f():\n    import maskco_fast.trainer", True),
         ("maskco_fast.kernels.x", "from .. import loaders", True),
-        ("maskco_fast.kernels.x", "from . import plan\nfrom .views import ViewConfig\nimport numpy", False),
+        (
+            "maskco_fast.kernels.x",
+            "from . import plan\nfrom .views import ViewConfig\nimport numpy",
+            False,
+        ),
         ("maskco_fast.loaders.x", "from maskco_fast import trainer", True),
         ("maskco_fast.loaders.x", "from ..trainer import train", True),
-        ("maskco_fast.loaders.x", "from ..kernels.plan import plan\nfrom .batch import Batch", False),
-        ("maskco_fast.loaders", "#package\nfrom ..kernels.views import View\nfrom .batch import Batch", False),
+        (
+            "maskco_fast.loaders.x",
+            "from ..kernels.plan import plan\nfrom .batch import Batch",
+            False,
+        ),
+        (
+            "maskco_fast.loaders",
+            "#package\nfrom ..kernels.views import View\nfrom .batch import Batch",
+            False,
+        ),
         ("maskco_fast.loaders", "#package\nfrom ..trainer import train", True),
         ("maskco_fast.x", "from maskco_fast.loaders import Batch", False),
     ],
@@ -137,9 +157,14 @@ PYPI_NAMES = {
 
 def test_every_import_is_a_declared_dependency():
     declared = {
-        re.split(r"[^A-Za-z0-9._-]", one)[0].lower() for one in importlib.metadata.requires("maskco-fast") or ()
+        re.split(r"[^A-Za-z0-9._-]", one)[0].lower()
+        for one in importlib.metadata.requires("maskco-fast") or ()
     }
-    used = {module.split(".")[0] for path in SOURCES for module in imported(source_of(path), module_name(path))}
+    used = {
+        module.split(".")[0]
+        for path in SOURCES
+        for module in imported(source_of(path), module_name(path))
+    }
     foreign = used - set(sys.stdlib_module_names) - {"maskco_fast"}
     assert {PYPI_NAMES.get(name, name).lower() for name in foreign} <= declared
 
@@ -152,13 +177,23 @@ def test_sources_are_python_3_10(path):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The wheel's path, built from a copy, so that no build folder is left in the repository."""
-    pytest.importorskip("setuptools", minversion="77", reason="setuptools>=77 builds the wheel without a download")
+    pytest.importorskip(
+        "setuptools", minversion="77", reason="setuptools>=77 builds the wheel without a download"
+    )
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     for name in FOLDERS:
         shutil.copytree(ROOT / name, folder / name)
-    build = ("wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder))
+    build = (
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        str(folder),
+    )
     run("-m", "pip", *build, str(folder))
     (path,) = folder.glob("maskco_fast-*.whl")
     return path
@@ -167,7 +202,11 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_every_source_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         code = {name for name in archive.namelist() if ".dist-info/" not in name}
-        info = {name.split(".dist-info/")[1]: name for name in archive.namelist() if ".dist-info/" in name}
+        info = {
+            name.split(".dist-info/")[1]: name
+            for name in archive.namelist()
+            if ".dist-info/" in name
+        }
         assert code == {installed(path) for path in SOURCES}
         assert archive.read(info["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
         assert b"maskco-fast = maskco_fast.cli:main" in archive.read(info["entry_points.txt"])
@@ -175,19 +214,24 @@ def test_wheel_holds_every_source_and_nothing_else(wheel):
 
 
 def test_wheel_imports_from_itself(wheel, tmp_path):
-    """The assembled layout works without the repository: relative imports between the folders resolve."""
+    """The assembled layout works without the repository: relative imports between the folders
+    resolve."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = "import maskco_fast.kernels.plan as a, maskco_fast.loaders as b; print(a.__file__); print(b.__file__)"
     out = run("-c", code, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert out.split() == [str(tmp_path / "maskco_fast" / name) for name in ("kernels/plan.py", "loaders/__init__.py")]
+    assert out.split() == [
+        str(tmp_path / "maskco_fast" / name) for name in ("kernels/plan.py", "loaders/__init__.py")
+    ]
 
 
 def test_readme_names_commands_that_exist():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    named = set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE)) | set(re.findall(r"`make ([a-z-]+)`", readme))
+    named = set(re.findall(r"^make ([a-z-]+)", readme, re.MULTILINE)) | set(
+        re.findall(r"`make ([a-z-]+)`", readme)
+    )
     assert {"train", "test"} <= named <= targets
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", readme)

@@ -1,11 +1,13 @@
-"""What each fault of a server does to an epoch: the matrix, over HTTP and over an S3 API, cached and streamed.
+"""What each fault of a server does to an epoch: the matrix, over HTTP and over an S3 API, cached
+and streamed.
 
     python benchmarks/faults.py [--shards 'in1k-sample-0000.tar' …] [--every 3]
 
-Every row is one epoch from an empty cache and an empty index folder, in which every so many-th request of a method
-for a shard meets the fault. Printed: how many did, how long the epoch took (the first row, without faults, for
-comparison), whether the ids and the pixels are those of the local shards, and what the reader took the faults for. Then
-the faults that do not end, with the error that ends the run.
+Every row is one epoch from an empty cache and an empty index folder, in which every so many-th
+request of a method for a shard meets the fault. Printed: how many did, how long the epoch took (the
+first row, without faults, for comparison), whether the ids and the pixels are those of the local
+shards, and what the reader took the faults for. Then the faults that do not end, with the error
+that ends the run.
 """
 
 import contextlib
@@ -70,7 +72,13 @@ class Source:
         self.server.plan = plan
         self.server.injected.clear()
         with tempfile.TemporaryDirectory() as folder:
-            settings = {"request_mb": 0.2, "timeout": 1.0, "backoff": 0.05, "patience": 30.0, **changes}
+            settings = {
+                "request_mb": 0.2,
+                "timeout": 1.0,
+                "backoff": 0.05,
+                "patience": 30.0,
+                **changes,
+            }
             config = RemoteConfig(
                 mode="stream" if self.mode == "stream" else "cache",
                 cache_folder=f"{folder}/cache",
@@ -89,14 +97,17 @@ class Source:
                 batches = list(loader)
                 dataset = loader.dataset
                 store = dataset.store if self.mode == "stream" else dataset.cache.store  # type: ignore[attr-defined]
-                met = ", ".join(f"{count} {reason}" for reason, count in sorted(store.faults.items()))
+                met = ", ".join(
+                    f"{count} {reason}" for reason, count in sorted(store.faults.items())
+                )
             return batches, met, time.monotonic() - began
 
 
 def same(mine: list[Batch], theirs: list[Batch]) -> bool:
     """Whether ids and pixels agree, batch for batch."""
     return len(mine) == len(theirs) and all(
-        torch.equal(one.sample_id, other.sample_id) and all(map(torch.equal, one.views, other.views))
+        torch.equal(one.sample_id, other.sample_id)
+        and all(map(torch.equal, one.views, other.views))
         for one, other in zip(mine, theirs)
     )
 
@@ -107,7 +118,9 @@ def sources(paths: list[str]) -> Iterator[dict[str, Source]]:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1"
+    )
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
@@ -130,7 +143,9 @@ def sources(paths: list[str]) -> Iterator[dict[str, Source]]:
 def local_epoch(paths: list[str], options: Options, mode: str, samples: int) -> list[Batch]:
     """The truth: the same epoch from the files."""
     config = RemoteConfig(mode="stream", epoch_samples=samples) if mode == "stream" else None
-    with make_loader(paths, options.batch_size, views=ViewConfig.maskco(options.size), remote=config) as loader:
+    with make_loader(
+        paths, options.batch_size, views=ViewConfig.maskco(options.size), remote=config
+    ) as loader:
         return list(loader)
 
 
@@ -140,7 +155,11 @@ def endless(name: str) -> list[tuple[str, Callable[[], FaultPlan], dict[str, flo
         ("missing shard (404)", lambda: always("missing", name), {}),
         ("refused (403)", lambda: always("refused", name), {}),
         ("503, for ever", lambda: always("503", name, method="GET"), {"patience": 2.0}),
-        ("stall, for ever", lambda: always("stall", name, method="GET"), {"patience": 2.0, "timeout": 0.5}),
+        (
+            "stall, for ever",
+            lambda: always("stall", name, method="GET"),
+            {"patience": 2.0, "timeout": 0.5},
+        ),
         ("truncated, for ever", lambda: always("truncated", name, method="GET"), {"patience": 2.0}),
         ("short, for ever", lambda: always("short", name, method="GET"), {"patience": 2.0}),
     ]
@@ -157,8 +176,12 @@ def matrix(paths: list[str], options: Options) -> None:
     """Print it for these shards, which lie in one folder."""
     samples = len(Dataset.open(paths))
     print(machine())
-    print(f"{samples} images in {len(paths)} shards; one in {options.every} requests of the method for a shard fails\n")
-    print(f"{'source':<14}{'method':<7}{'fault':<22}{'injected':>9}{'seconds':>9}  same as local  met by the reader as")
+    print(
+        f"{samples} images in {len(paths)} shards; one in {options.every} requests of the method for a shard fails\n"
+    )
+    print(
+        f"{'source':<14}{'method':<7}{'fault':<22}{'injected':>9}{'seconds':>9}  same as local  met by the reader as"
+    )
     warnings.simplefilter("ignore", UserWarning)  # of long trouble: the matrix tells of it
     with sources(paths) as served:
         for name, source in served.items():
@@ -170,7 +193,10 @@ def matrix(paths: list[str], options: Options) -> None:
                 mine, met, seconds = source.epoch(plan, options, samples)
                 agree = "yes" if same(mine, truth) else "NO"
                 count = sum(source.server.injected.values())
-                print(f"{name:<14}{method:<7}{fault:<22}{count:9}{seconds:9.1f}  {agree:<14} {met or '-'}", flush=True)
+                print(
+                    f"{name:<14}{method:<7}{fault:<22}{count:9}{seconds:9.1f}  {agree:<14} {met or '-'}",
+                    flush=True,
+                )
         print()
         for name, source in served.items():
             for fault, make_plan, changes in endless(os.path.basename(paths[-1])):

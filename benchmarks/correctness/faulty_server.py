@@ -1,6 +1,8 @@
-"""An HTTP server on the loopback that fails on demand: of a folder of shards, or in front of another server (an S3's).
+"""An HTTP server on the loopback that fails on demand: of a folder of shards, or in front of
+another server (an S3's).
 
-Shards, tests and benchmarks see real sockets: a reset is a TCP reset, a stall is a connection on which nothing comes.
+Shards, tests and benchmarks see real sockets: a reset is a TCP reset, a stall is a connection on
+which nothing comes.
 """
 
 import collections
@@ -21,8 +23,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BODY_FAULTS = ("reset", "503", "stall", "truncated", "short", "long")
-"""What can go wrong with a body: a TCP reset half-way; status 503 in its place; half of it and then nothing; half of it
-and then an orderly end; half of it, announced as the whole; seven bytes too many, announced."""
+"""What can go wrong with a body: a TCP reset half-way; status 503 in its place; half of it and then
+nothing; half of it and then an orderly end; half of it, announced as the whole; seven bytes too
+many, announced."""
 HEAD_FAULTS = ("reset", "503", "stall", "short", "long")
 """What can go wrong with a HEAD; short and long: the length that it tells."""
 REFUSALS = {"503": 503, "missing": 404, "refused": 403}
@@ -39,8 +42,8 @@ class Exchange:
 
 
 FaultPlan = Callable[[Exchange], str | None]
-"""Which fault a request meets: one of the names above, "garbled" (a byte of the body is another), "missing" (404),
-"refused" (403), or none."""
+"""Which fault a request meets: one of the names above, "garbled" (a byte of the body is another),
+"missing" (404), "refused" (403), or none."""
 
 
 def no_faults(exchange: Exchange) -> str | None:
@@ -50,7 +53,9 @@ def no_faults(exchange: Exchange) -> str | None:
 
 def always(fault: str, name: str = "", *, method: str | None = None) -> FaultPlan:
     """Every request whose path holds `name` fails."""
-    return lambda exchange: fault if name in exchange.path and method in (None, exchange.method) else None
+    return lambda exchange: (
+        fault if name in exchange.path and method in (None, exchange.method) else None
+    )
 
 
 def every(number: int, method: str, fault: str) -> FaultPlan:
@@ -103,13 +108,17 @@ class FaultyServer:
     """Requests that `requests` keeps, the newest; None for all."""
 
     def __post_init__(self) -> None:
-        self.requests: collections.deque[tuple[str, str, str]] = collections.deque(maxlen=self.remembered)
+        self.requests: collections.deque[tuple[str, str, str]] = collections.deque(
+            maxlen=self.remembered
+        )
         """(method, path, Range) of the requests."""
         self._count = 0
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), daemon=True
+        )
 
     def __enter__(self) -> "FaultyServer":
         self._thread.start()
@@ -138,7 +147,11 @@ class FaultyServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> Answer:
         """The answer without faults."""
-        return _forward(str(self.source), handler) if isinstance(self.source, str) else _file(self.source, handler)
+        return (
+            _forward(str(self.source), handler)
+            if isinstance(self.source, str)
+            else _file(self.source, handler)
+        )
 
 
 class _Server(ThreadingHTTPServer):
@@ -170,7 +183,11 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.status >= 300:
             fault = None
         if fault == "garbled" and body:
-            body = body[: len(body) // 2] + bytes([body[len(body) // 2] ^ 255]) + body[len(body) // 2 + 1 :]
+            body = (
+                body[: len(body) // 2]
+                + bytes([body[len(body) // 2] ^ 255])
+                + body[len(body) // 2 + 1 :]
+            )
         elif fault == "short":
             body = body[: len(body) // 2]
             answer.length = None if answer.length is None else answer.length // 2
@@ -179,7 +196,11 @@ class _Handler(BaseHTTPRequestHandler):
             answer.length = None if answer.length is None else answer.length + 7
         broken = fault in ("reset", "stall", "truncated")
         announced = len(body) if answer.length is None else answer.length
-        self._send(Answer(answer.status, answer.headers, body[: len(body) // 2] if broken else body, announced))
+        self._send(
+            Answer(
+                answer.status, answer.headers, body[: len(body) // 2] if broken else body, announced
+            )
+        )
         if fault == "stall":
             faulty.closing.wait(faulty.stall)
         if fault == "reset":  # discard what is unsent and answer with RST
@@ -194,9 +215,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers:
-            if name.lower() not in ("content-length", "connection", "transfer-encoding", "date", "server"):
+            if name.lower() not in (
+                "content-length",
+                "connection",
+                "transfer-encoding",
+                "date",
+                "server",
+            ):
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
+        self.send_header(
+            "Content-Length", str(len(answer.body) if answer.length is None else answer.length)
+        )
         self.end_headers()
         if self.command != "HEAD":
             with contextlib.suppress(ConnectionError):
@@ -210,7 +239,9 @@ def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
     if not path.is_file():
         return Answer(404, [("Content-Type", "text/plain")], b"missing")
     facts = path.stat()
-    tag = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns} {path.name}".encode()).hexdigest()[:16]
+    tag = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns} {path.name}".encode()).hexdigest()[
+        :16
+    ]
     headers = [
         ("ETag", f'"{tag}"'),
         ("Last-Modified", email.utils.formatdate(facts.st_mtime, usegmt=True)),
@@ -237,7 +268,9 @@ def _forward(upstream: str, handler: BaseHTTPRequestHandler) -> Answer:
     body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
     connection = http.client.HTTPConnection(target.hostname or "127.0.0.1", target.port, timeout=60)
     try:
-        headers = {name: value for name, value in handler.headers.items() if name.lower() != "connection"}
+        headers = {
+            name: value for name, value in handler.headers.items() if name.lower() != "connection"
+        }
         connection.request(handler.command, handler.path, body, headers)
         response = connection.getresponse()
         data = response.read()
@@ -249,7 +282,8 @@ def _forward(upstream: str, handler: BaseHTTPRequestHandler) -> Answer:
 
 
 def put_into_s3(paths: list[str], endpoint: str, bucket: str) -> list[str]:
-    """Upload shards to an S3 API on this machine, with credentials made up; returns their s3:// URLs."""
+    """Upload shards to an S3 API on this machine, with credentials made up; returns their s3://
+    URLs."""
     import s3fs
 
     system = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)

@@ -1,11 +1,13 @@
-"""A run that is killed again and again, and goes on each time with another number of processes and threads.
+"""A run that is killed again and again, and goes on each time with another number of processes and
+threads.
 
     python benchmarks/kill_and_resume.py [--kills 24] [--seed 0]
 
-Every launch is the real command, on two processes (torchrun) and one by turns. At a random moment a random process of
-it gets SIGKILL, or all do, or one gets SIGTERM or SIGUSR1; some of the times the newest checkpoint is damaged as well.
-After each, every line of samples.jsonl is compared with the order computed from the shards and the seed: steps without
-gap, the images of each step, each image of an epoch once. One line a kill; exits 1 where anything differs.
+Every launch is the real command, on two processes (torchrun) and one by turns. At a random moment a
+random process of it gets SIGKILL, or all do, or one gets SIGTERM or SIGUSR1; some of the times the
+newest checkpoint is damaged as well. After each, every line of samples.jsonl is compared with the
+order computed from the shards and the seed: steps without gap, the images of each step, each image
+of an epoch once. One line a kill; exits 1 where anything differs.
 """
 
 import contextlib
@@ -76,10 +78,26 @@ class Run:
     @contextlib.contextmanager
     def launch(self, processes: int, threads: int) -> Iterator[subprocess.Popen]:
         """The command on `processes`, none of which outlives the context."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
         options = {
-            **{"recipe": "demo", "run-dir": self.folder, "max-steps": self.max_steps, "batch-size": BATCH},
-            **{"model.view-size": 32, "model.group-size": BATCH // 2, "precision": "fp32", "log-every": 1},
+            **{
+                "recipe": "demo",
+                "run-dir": self.folder,
+                "max-steps": self.max_steps,
+                "batch-size": BATCH,
+            },
+            **{
+                "model.view-size": 32,
+                "model.group-size": BATCH // 2,
+                "precision": "fp32",
+                "log-every": 1,
+            },
             **{"checkpoint-every": CHECKPOINT_EVERY, "loader": "native", "loader-threads": threads},
         }
         command = [
@@ -113,22 +131,29 @@ class Run:
         deadline = time.monotonic() + PATIENCE
         while self.step() < step:
             if job.poll() is not None or time.monotonic() > deadline:
-                raise Failed(f"ended or hung at step {self.step()}, before step {step}:\n{self.told()}")
+                raise Failed(
+                    f"ended or hung at step {self.step()}, before step {step}:\n{self.told()}"
+                )
             time.sleep(0.005)
 
     def expected(self, place: int) -> list[int]:
         """The sample ids of the run's step number `place`, from 0."""
         epoch, number = divmod(place, self.steps_an_epoch)
-        positions = order(self._dataset.shard_sizes, seed=0, epoch=epoch)[number * BATCH : (number + 1) * BATCH]
+        positions = order(self._dataset.shard_sizes, seed=0, epoch=epoch)[
+            number * BATCH : (number + 1) * BATCH
+        ]
         return self._dataset.samples["sample_id"][positions].tolist()
 
     def check(self) -> int:
-        """Compare samples.jsonl with the order; returns its number of steps. Failed where they differ."""
+        """Compare samples.jsonl with the order; returns its number of steps. Failed where they
+        differ."""
         lines = self._lines("samples.jsonl")
         for place, line in enumerate(lines):
             epoch, expected = place // self.steps_an_epoch, self.expected(place)
             if (line["step"], line["epoch"], line["sample_ids"]) != (place + 1, epoch, expected):
-                raise Failed(f"step {place + 1} should be {expected} of epoch {epoch}; samples.jsonl has {line}")
+                raise Failed(
+                    f"step {place + 1} should be {expected} of epoch {epoch}; samples.jsonl has {line}"
+                )
         for epoch in range(len(lines) // self.steps_an_epoch):
             seen = [one for line in lines if line["epoch"] == epoch for one in line["sample_ids"]]
             if len(set(seen)) != self.steps_an_epoch * BATCH:
@@ -200,15 +225,20 @@ def main(options: Options) -> int:
         try:
             for kill in range(options.kills):
                 print(
-                    f"{kill + 1:3}: {one_kill(run, 2 - kill % 2, chance.choice(options.signals), chance)}", flush=True
+                    f"{kill + 1:3}: {one_kill(run, 2 - kill % 2, chance.choice(options.signals), chance)}",
+                    flush=True,
                 )
             with run.launch(2 - options.kills % 2, 1) as job:
                 if run.wait(job) != 0 or run.check() != run.max_steps:
-                    raise Failed(f"the last launch did not reach step {run.max_steps}:\n{run.told()}")
+                    raise Failed(
+                        f"the last launch did not reach step {run.max_steps}:\n{run.told()}"
+                    )
         except Failed as error:
             print(f"FAILED: {error}")
             return 1
-        print(f"{run.max_steps} steps in epochs of {run.steps_an_epoch}: the images of every step are the order's")
+        print(
+            f"{run.max_steps} steps in epochs of {run.steps_an_epoch}: the images of every step are the order's"
+        )
     return 0
 
 

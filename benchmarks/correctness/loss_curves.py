@@ -1,11 +1,13 @@
-"""Whether it matters to a run which loader feeds it: the losses of all four, on the same samples in the same order.
+"""Whether it matters to a run which loader feeds it: the losses of all four, on the same samples in
+the same order.
 
     python benchmarks/loss_curves.py --shards 'shards/in1k-sample-{0000..0003}.tar' --out runs/loaders
 
-Trains MaskCo's `cpu_small` network from the same weights with each loader (FFCV's reads a .beton of the shards). The
-noise is what becomes of the reference loader's run when its initial weights are changed by a thousandth, thrice: about
-what the loaders' eighth of a level is to a view. Writes a run folder for each, loss-curves.png and loss-curves.json,
-and prints how far each run is from the reference loader's.
+Trains MaskCo's `cpu_small` network from the same weights with each loader (FFCV's reads a .beton of
+the shards). The noise is what becomes of the reference loader's run when its initial weights are
+changed by a thousandth, thrice: about what the loaders' eighth of a level is to a view. Writes a
+run folder for each, loss-curves.png and loss-curves.json, and prints how far each run is from the
+reference loader's.
 """
 
 import dataclasses
@@ -30,7 +32,8 @@ from maskco_fast.training.trainer import Trainer
 CHANGE = 1e-3
 """Relative change of the weights, the standard deviation."""
 NOISE = tuple(f"changed-{draw}" for draw in (1, 2, 3))
-"""Runs with the reference loader from weights that are changed a little, by which the other loaders' are judged."""
+"""Runs with the reference loader from weights that are changed a little, by which the other
+loaders' are judged."""
 RUNS = ("reference", *NOISE, "native", "dali", "ffcv")
 """By the name of their folder."""
 
@@ -98,7 +101,8 @@ def difference(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
 
 
 def picture(curves: dict[str, np.ndarray], out: pathlib.Path, title: str) -> None:
-    """The losses as they are, and below them their running means' distance from the reference loader's."""
+    """The losses as they are, and below them their running means' distance from the reference
+    loader's."""
     figure = Figure(figsize=(8, 7), dpi=100, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     truth = curves["reference"]
@@ -122,18 +126,28 @@ def main(options: Options) -> None:
     """Train, write the picture and the numbers, print the table."""
     curves = compare(options)
     picture(
-        curves, options.out / "loss-curves.png", f"{options.steps} steps of {options.batch_size} images; {machine()}"
+        curves,
+        options.out / "loss-curves.png",
+        f"{options.steps} steps of {options.batch_size} images; {machine()}",
     )
     text = json.dumps({name: curve.tolist() for name, curve in curves.items()}, indent=1)
     (options.out / "loss-curves.json").write_text(text + "\n")
-    print(f"{machine()}; {options.steps} steps of {options.batch_size} images, {options.size} pixels, float32")
-    print("| run | mean difference a step | largest, of means over a tenth of the run | last tenth's mean loss |")
+    print(
+        f"{machine()}; {options.steps} steps of {options.batch_size} images, {options.size} pixels, float32"
+    )
+    print(
+        "| run | mean difference a step | largest, of means over a tenth of the run | last tenth's mean loss |"
+    )
     print("|---|---|---|---|")
     apart = {name: difference(curve, curves["reference"]) for name, curve in curves.items()}
     for name, (mean, largest) in apart.items():
-        print(f"| {name} | {mean:.4f} | {largest:.4f} | {curves[name][-max(options.steps // 10, 1) :].mean():.3f} |")
+        print(
+            f"| {name} | {mean:.4f} | {largest:.4f} | {curves[name][-max(options.steps // 10, 1) :].mean():.3f} |"
+        )
     noise = [max(apart[name][figure] for name in NOISE) for figure in range(2)]
-    print(f"the noise, as the largest of {len(NOISE)} changed runs: {noise[0]:.4f} and {noise[1]:.4f}")
+    print(
+        f"the noise, as the largest of {len(NOISE)} changed runs: {noise[0]:.4f} and {noise[1]:.4f}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""The losses of one run on one process with two groups, on one with two micro-batches, and on two processes.
+"""The losses of one run on one process with two groups, on one with two micro-batches, and on two
+processes.
 
     python benchmarks/processes.py [--shards 'in1k-sample-{0000..0003}.tar'] [--steps 20] [--batch 32]
 
-The three compute the same sums in different orders. In float64 that shows far behind the point. In float32 it grows
-from step to step: where a unit stands at the kink of a ReLU, rounding decides to which side it falls.
+The three compute the same sums in different orders. In float64 that shows far behind the point. In
+float32 it grows from step to step: where a unit stands at the kink of a ReLU, rounding decides to
+which side it falls.
 
-The exchange by which the processes agree before each step whether to stop is timed by itself, as often as `EXCHANGES`.
+The exchange by which the processes agree before each step whether to stop is timed by itself, as
+often as `EXCHANGES`.
 """
 
 import dataclasses
@@ -48,7 +51,8 @@ class Options:
     """For a batch of 256, scaled to `batch`."""
     dtypes: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
     as_rank: tuple[str, str, int] | None = None
-    """Run folder, dtype and micro-batches, where this is a process that the command itself starts."""
+    """Run folder, dtype and micro-batches, where this is a process that the command itself starts.
+    """
 
 
 class Cast:
@@ -60,7 +64,9 @@ class Cast:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
-            yield dataclasses.replace(batch, views=tuple(view.to(self._dtype) for view in batch.views))
+            yield dataclasses.replace(
+                batch, views=tuple(view.to(self._dtype) for view in batch.views)
+            )
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -77,7 +83,9 @@ def train(options: Options, run_dir: str, dtype_name: str, accumulate: int) -> N
         max_steps=options.steps,
         batch_size=options.batch,
         accumulate=accumulate,
-        model=ModelConfig(trunk="resnet18", view_size=options.view_size, group_size=options.batch // 2),
+        model=ModelConfig(
+            trunk="resnet18", view_size=options.view_size, group_size=options.batch // 2
+        ),
         optimizer=OptimizerConfig(learning_rate=options.learning_rate),
         device="cpu",
         precision="fp32",
@@ -88,22 +96,34 @@ def train(options: Options, run_dir: str, dtype_name: str, accumulate: int) -> N
     with join(torch.device("cpu")) as world:
         method = make_method(config).to(dtype)
         size = config.images_a_process(world.size)
-        with make_loader(shards, size, views=method.views, rank=world.rank, world_size=world.size) as loader:
+        with make_loader(
+            shards, size, views=method.views, rank=world.rank, world_size=world.size
+        ) as loader:
             Trainer(config, method, Cast(loader, dtype), world).fit()
         began = time.perf_counter()
         for _ in range(EXCHANGES):
             world.agree_to_stop(None)
-        if world.leads:
+        if world.is_rank_zero:
             microseconds = (time.perf_counter() - began) / EXCHANGES * 1e6
             pathlib.Path(run_dir, "exchange").write_text(str(microseconds))
 
 
-def losses(options: Options, dtype: str, *, processes: int, accumulate: int = 1) -> tuple[list[float], float]:
-    """A run by torchrun, one thread a process, and the microseconds of an exchange; SystemExit where it fails."""
+def losses(
+    options: Options, dtype: str, *, processes: int, accumulate: int = 1
+) -> tuple[list[float], float]:
+    """A run by torchrun, one thread a process, and the microseconds of an exchange; SystemExit
+    where it fails."""
     fields = {"steps": options.steps, "batch": options.batch, "view-size": options.view_size}
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
+            *(
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+            ),
             *(
                 "-m",
                 "benchmarks.correctness.processes",
@@ -118,7 +138,9 @@ def losses(options: Options, dtype: str, *, processes: int, accumulate: int = 1)
             *(["--shards", *options.shards] if options.shards else []),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
         if ended.returncode:
             raise SystemExit(ended.stderr)
         lines = pathlib.Path(folder, "metrics.jsonl").read_text().splitlines()
@@ -136,7 +158,9 @@ def main(options: Options) -> None:
         groups, _ = losses(options, dtype, processes=1)
         micro, _ = losses(options, dtype, processes=1, accumulate=2)
         ranks, exchange = losses(options, dtype, processes=2)
-        print(f"\n{dtype}\n{'step':>6}{'1 process, 2 groups':>24}{'1, 2 micro-batches':>24}{'2 processes':>24}")
+        print(
+            f"\n{dtype}\n{'step':>6}{'1 process, 2 groups':>24}{'1, 2 micro-batches':>24}{'2 processes':>24}"
+        )
         for step, row in enumerate(zip(groups, micro, ranks), 1):
             print(f"{step:6}" + "".join(f"{loss:24.15f}" for loss in row))
         for name, one in (("1 process, 2 groups", groups), ("1, 2 micro-batches", micro)):

@@ -1,11 +1,13 @@
-"""Many epochs of remote shards from servers that fail, in two processes that share a cache: what grows?
+"""Many epochs of remote shards from servers that fail, in two processes that share a cache: what
+grows?
 
     python benchmarks/soak.py --shards 'in1k-sample-{0000..0003}.tar' [--minutes 20] [--faults 0.05] [--json soak.json]
 
-The shards are cut into smaller ones, served by an HTTP server and by an S3 API (moto's) behind another, and read by two
-ranks through one cache that holds about half of them, so that every epoch downloads and evicts. A share of all requests
-fails, in every way that `faulty_server` knows. Each epoch's ids are held against those of the local shards. A line is
-printed for each interval: memory and what the process has open, the larger of both ranks; images/s of both together.
+The shards are cut into smaller ones, served by an HTTP server and by an S3 API (moto's) behind
+another, and read by two ranks through one cache that holds about half of them, so that every epoch
+downloads and evicts. A share of all requests fails, in every way that `faulty_server` knows. Each
+epoch's ids are held against those of the local shards. A line is printed for each interval: memory
+and what the process has open, the larger of both ranks; images/s of both together.
 """
 
 import ctypes
@@ -50,7 +52,8 @@ class Options:
     faults: float = 0.05
     """Share of the requests that fail."""
     samples: int = 5
-    """Samples a shard, after cutting: few, so that the 16 shards that are shuffled together are few of all."""
+    """Samples a shard, after cutting: few, so that the 16 shards that are shuffled together are few
+    of all."""
     size: int = 224
     """Side of the views, pixels."""
     batch_size: int = 16
@@ -67,7 +70,8 @@ class Reading:
     epochs: int
     resident_mb: float
     allocated_mb: float
-    """What the program holds of it by malloc; the rest is libraries, mapped shards and what malloc keeps free."""
+    """What the program holds of it by malloc; the rest is libraries, mapped shards and what malloc
+    keeps free."""
     threads: int
     files: int
     """Open descriptors: files, sockets, pipes."""
@@ -83,7 +87,10 @@ def cut(dataset: Dataset, folder: pathlib.Path, samples: int) -> list[str]:
         with tarfile.open(path, "w") as archive:
             for index in range(first, min(first + samples, len(dataset))):
                 shard, number = dataset.locate(index)
-                start, size = int(dataset.samples["offset"][index]), int(dataset.samples["size"][index])
+                start, size = (
+                    int(dataset.samples["offset"][index]),
+                    int(dataset.samples["size"][index]),
+                )
                 member = tarfile.TarInfo(f"{shard.key(number)}.jpg")
                 member.size = size
                 with open(shard.file(number), "rb") as file:
@@ -94,10 +101,13 @@ def cut(dataset: Dataset, folder: pathlib.Path, samples: int) -> list[str]:
 
 
 def serve(folder: str, share: float, connection: Connection) -> None:
-    """The servers, in a process of their own: half of the shards by HTTP, half by S3, until the parent hangs up."""
+    """The servers, in a process of their own: half of the shards by HTTP, half by S3, until the
+    parent hangs up."""
     from moto.server import ThreadedMotoServer
 
-    os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1")
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1"
+    )
     paths = sorted(str(path) for path in pathlib.Path(folder).glob("part-*.tar"))
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -118,8 +128,20 @@ def serve(folder: str, share: float, connection: Connection) -> None:
 
 
 def allocated() -> int:
-    """Bytes that malloc has given out and not got back; 0 where the C library is not glibc (2.33 or newer)."""
-    names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    """Bytes that malloc has given out and not got back; 0 where the C library is not glibc (2.33 or
+    newer)."""
+    names = (
+        "arena",
+        "ordblks",
+        "smblks",
+        "hblks",
+        "hblkhd",
+        "usmblks",
+        "fsmblks",
+        "uordblks",
+        "fordblks",
+        "keepcost",
+    )
 
     class Mallinfo2(ctypes.Structure):
         _fields_ = tuple((name, ctypes.c_size_t) for name in names)
@@ -133,11 +155,27 @@ def allocated() -> int:
     return found.uordblks + found.hblkhd  # of the arenas, and mapped one by one
 
 
-def read(rank: int, names: list[str], folder: str, endpoint: str, cache_gb: float, options: Options, line: Connection):
-    """One rank: epochs until the parent says so, a `Reading` whenever it asks; then what it read of each epoch."""
-    os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1")
+def read(
+    rank: int,
+    names: list[str],
+    folder: str,
+    endpoint: str,
+    cache_gb: float,
+    options: Options,
+    line: Connection,
+):
+    """One rank: epochs until the parent says so, a `Reading` whenever it asks; then what it read of
+    each epoch."""
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1"
+    )
     config = RemoteConfig(
-        cache_folder=f"{folder}/cache", cache_gb=cache_gb, s3_endpoint=endpoint, request_mb=0.5, timeout=5, backoff=0.1
+        cache_folder=f"{folder}/cache",
+        cache_gb=cache_gb,
+        s3_endpoint=endpoint,
+        request_mb=0.5,
+        timeout=5,
+        backoff=0.1,
     )
     process, images, epochs, ended = psutil.Process(), 0, [], threading.Event()
     store = None
@@ -159,12 +197,21 @@ def read(rank: int, names: list[str], folder: str, endpoint: str, cache_gb: floa
         ended.set()
 
     threading.Thread(target=answer, daemon=True).start()
-    options_of_loader = {"views": ViewConfig.maskco(options.size), "rank": rank, "world_size": RANKS, "threads": 1}
+    options_of_loader = {
+        "views": ViewConfig.maskco(options.size),
+        "rank": rank,
+        "world_size": RANKS,
+        "threads": 1,
+    }
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         with make_loader(
-            names, options.batch_size, remote=config, index_folder=f"{folder}/index", **options_of_loader
+            names,
+            options.batch_size,
+            remote=config,
+            index_folder=f"{folder}/index",
+            **options_of_loader,
         ) as loader:
             if isinstance(loader.dataset, RemoteDataset):
                 store = loader.dataset.cache.store
@@ -177,18 +224,31 @@ def read(rank: int, names: list[str], folder: str, endpoint: str, cache_gb: floa
                         break
                 else:
                     epochs.append(np.concatenate(ids))
-    line.send((epochs, [str(warning.message) for warning in told][:5], dict(store.faults) if store else {}))
+    line.send(
+        (
+            epochs,
+            [str(warning.message) for warning in told][:5],
+            dict(store.faults) if store else {},
+        )
+    )
 
 
 def check(dataset: Dataset, epochs: list[list[np.ndarray]], options: Options) -> int:
-    """Whole epochs that were read, every one in the order of the local shards; AssertionError where one was not."""
+    """Whole epochs that were read, every one in the order of the local shards; AssertionError where
+    one was not."""
     whole = min(map(len, epochs))
-    with make_loader(dataset, options.batch_size * RANKS, views=ViewConfig.maskco(options.size)) as loader:
+    with make_loader(
+        dataset, options.batch_size * RANKS, views=ViewConfig.maskco(options.size)
+    ) as loader:
         for epoch in range(whole):
             loader.set_epoch(epoch)
-            truth = np.concatenate([request.indices for request in loader._requests(0, 1, len(loader))])
+            truth = np.concatenate(
+                [request.indices for request in loader._requests(0, 1, len(loader))]
+            )
             parts = [ids[epoch].reshape(-1, options.batch_size) for ids in epochs]
-            assert (np.stack(parts, 1).ravel() == truth).all(), f"epoch {epoch} is not the local one"
+            assert (np.stack(parts, 1).ravel() == truth).all(), (
+                f"epoch {epoch} is not the local one"
+            )
     return whole
 
 
@@ -201,7 +261,9 @@ def main(options: Options) -> None:
         size = sum(os.path.getsize(path) for path in paths)
         cache_gb = size / 2 / 1e9
         servers, server_line = context.Pipe()
-        serving = context.Process(target=serve, args=(folder, options.faults, server_line), daemon=True)
+        serving = context.Process(
+            target=serve, args=(folder, options.faults, server_line), daemon=True
+        )
         serving.start()
         names, endpoint = servers.recv()
         lines, ranks = [], []
@@ -228,7 +290,10 @@ def main(options: Options) -> None:
     print(f"\n{whole} whole epochs, each in the order of the local shards, every sample once")
     print("injected: " + ", ".join(f"{count} {name}" for name, count in sorted(injected.items())))
     for _, told, faults in ends:
-        print("met by a rank: " + ", ".join(f"{count} {name}" for name, count in sorted(faults.items())))
+        print(
+            "met by a rank: "
+            + ", ".join(f"{count} {name}" for name, count in sorted(faults.items()))
+        )
         print("".join(f"  warned: {text}\n" for text in told), end="")
     print(growth(table))
     if options.json is not None:
@@ -271,7 +336,12 @@ def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> lis
         )
         last, before = now, images
         table.append(dict(zip(titles, values)))
-        print("".join(f"{value:13.1f}" if isinstance(value, float) else f"{value:13}" for value in values), flush=True)
+        print(
+            "".join(
+                f"{value:13.1f}" if isinstance(value, float) else f"{value:13}" for value in values
+            ),
+            flush=True,
+        )
     return table
 
 

@@ -2,14 +2,13 @@
 
     python benchmarks/gpu_budget.py --shards 'in1k-sample-{0000..0003}.tar' [--bench bench.json]
 
-Counted: bytes and floating point operations, from the shapes, the view configuration's probabilities and torch's own
-counters. Measured: the CPU-milliseconds that each loader spends here on an image up to the seam, and what
-`maskco-fast bench --json` has measured. Datasheet: NVIDIA's figures for the H100 SXM. Assumed: everything that only a
-GPU could tell, each a flag.
+Counted: bytes and floating point operations, from the shapes, the view configuration's
+probabilities and torch's own counters. Measured: the CPU-milliseconds that each loader spends here
+on an image up to the seam, and what `maskco-fast bench --json` has measured. Datasheet: NVIDIA's
+figures for the H100 SXM. Assumed: everything that only a GPU could tell, each a flag.
 """
 
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -33,6 +32,7 @@ from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader
 from maskco_fast.loaders.device_stage import SLOTS
+from maskco_fast.loaders.system.files import write_json
 from maskco_fast.networks.encoders import RegionEncoder
 from maskco_fast.training.config import MaskCoConfig, ModelConfig
 
@@ -45,8 +45,8 @@ class Options:
     """Print the budget of one GPU."""
 
     shards: tuple[str, ...] = ()
-    """Photographs to time the loaders on, as `maskco-fast train` takes them; without, scenes drawn at 375-500 pixels,
-    which decode faster than photographs."""
+    """Photographs to time the loaders on, as `maskco-fast train` takes them; without, scenes drawn
+    at 375-500 pixels, which decode faster than photographs."""
     loaders: tuple[str, ...] = tuple(LOADERS)
     """Loaders to time; one whose packages are missing is left out, saying so."""
     rounds: int = 5
@@ -64,8 +64,8 @@ class Options:
     pcie_gb_per_s: float = 50.0
     """From pinned memory over PCIe 5 x16 (assumed; the bus itself does 63)."""
     usage: tuple[float, float] = (0.08, 0.20)
-    """Share of the peak that the step reaches: a plain channels-last autocast ResNet-50, and a fully tuned one
-    (assumed)."""
+    """Share of the peak that the step reaches: a plain channels-last autocast ResNet-50, and a
+    fully tuned one (assumed)."""
     json: pathlib.Path | None = None
     """Write the lines here too."""
 
@@ -98,7 +98,8 @@ class Host:
 
 
 class ByteCounter(TorchDispatchMode):
-    """Adds up the bytes of the tensors that every operator reads and writes; views of a tensor cost nothing."""
+    """Adds up the bytes of the tensors that every operator reads and writes; views of a tensor cost
+    nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +109,9 @@ class ByteCounter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         inputs, outputs = _tensors((args, kwargs)), _tensors(result)
         storages = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-        if func._schema.is_mutable or not all(out.untyped_storage().data_ptr() in storages for out in outputs):
+        if func._schema.is_mutable or not all(
+            out.untyped_storage().data_ptr() in storages for out in outputs
+        ):
             self.bytes += sum(map(_bytes, inputs + outputs))
         return result
 
@@ -118,7 +121,11 @@ def _tensors(value: Any) -> list[torch.Tensor]:
         return [value]
     if isinstance(value, dict):
         value = list(value.values())
-    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, list | tuple) else []
+    return (
+        [tensor for part in value for tensor in _tensors(part)]
+        if isinstance(value, list | tuple)
+        else []
+    )
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -134,8 +141,8 @@ def count_bytes(call: Callable[[], object]) -> int:
 
 
 def torchvision_bytes(config: ViewConfig) -> float:
-    """Of one view, the mean over the configuration's views: torchvision's functional operators, one after the other,
-    each only where the view has it."""
+    """Of one view, the mean over the configuration's views: torchvision's functional operators, one
+    after the other, each only where the view has it."""
     image = torch.randint(0, 256, (3, config.size, config.size), dtype=torch.uint8)
     jitter = (
         count_bytes(lambda: F.adjust_brightness(image, 1.2))
@@ -148,7 +155,9 @@ def torchvision_bytes(config: ViewConfig) -> float:
     solarize = count_bytes(lambda: F.solarize(image, 128))
 
     def finish() -> torch.Tensor:
-        values = F.normalize(F.convert_image_dtype(image, torch.float32), list(IMAGENET_MEAN), list(IMAGENET_STD))
+        values = F.normalize(
+            F.convert_image_dtype(image, torch.float32), list(IMAGENET_MEAN), list(IMAGENET_STD)
+        )
         return values[None].to(torch.float16, memory_format=torch.channels_last)
 
     total = sum(
@@ -167,7 +176,12 @@ def plain_torch_bytes(config: ViewConfig) -> float:
     rows[:, ORDER : ORDER + 4] = torch.arange(4.0)
     rows[:, FACTORS : FACTORS + 3] = 1.0
     views = torch.zeros(4, config.size, config.size, 3, dtype=torch.uint8)
-    return count_bytes(lambda: augment_torch.augment(views, rows, max_blur_sigma=config.max_blur_sigma)) / 4
+    return (
+        count_bytes(
+            lambda: augment_torch.augment(views, rows, max_blur_sigma=config.max_blur_sigma)
+        )
+        / 4
+    )
 
 
 def fused_bytes(config: ViewConfig) -> tuple[float, float]:
@@ -179,7 +193,8 @@ def fused_bytes(config: ViewConfig) -> tuple[float, float]:
 
 
 def step_gflops(batch: int = 4) -> float:
-    """Of one image: query forward and backward and key forward, of the paper's encoders; 1e9 operations."""
+    """Of one image: query forward and backward and key forward, of the paper's encoders; 1e9
+    operations."""
     method = MaskCoConfig()
     with FakeTensorMode():  # shapes alone: no weights, no arithmetic
         encoder = RegionEncoder(
@@ -197,7 +212,8 @@ def step_gflops(batch: int = 4) -> float:
 
 
 def seam_times(options: Options, dataset: Dataset) -> list[Host]:
-    """What each loader that is installed spends to the seam: interleaved epochs, of which the first is not counted."""
+    """What each loader that is installed spends to the seam: interleaved epochs, of which the first
+    is not counted."""
     times: dict[str, list[float]] = {name: [] for name in options.loaders}
     for _ in range(1 + options.rounds):
         for name in list(times):
@@ -206,14 +222,19 @@ def seam_times(options: Options, dataset: Dataset) -> list[Host]:
             except ImportError as error:
                 print(f"{name}: {error}", file=sys.stderr)
                 del times[name]
-    return [Host(f"{name}, to the seam", tuple(found[1:]), "measured") for name, found in times.items()]
+    return [
+        Host(f"{name}, to the seam", tuple(found[1:]), "measured") for name, found in times.items()
+    ]
 
 
 def seam_cpu_ms(dataset: Dataset, backend: str) -> float:
     """CPU-milliseconds of this process an image: one epoch to the seam."""
     batch_size = min(50, len(dataset))
-    with make_loader(dataset, batch_size, backend=backend, device=SEAM_DEVICE, rank=0, world_size=1) as loader:
-        # Not by its batches: on a device that computes nothing the stage behind the seam still costs the host time.
+    with make_loader(
+        dataset, batch_size, backend=backend, device=SEAM_DEVICE, rank=0, world_size=1
+    ) as loader:
+        # Not by its batches: on a device that computes nothing the stage behind the seam still
+        # costs the host time.
         rendered = loader._run(loader._requests(0, 1, len(loader)))
         began = time.process_time()
         images = sum(len(one.request.indices) for one in rendered)
@@ -246,7 +267,11 @@ def budget(options: Options) -> list[Line]:
     transfer = views * 3 * config.size**2 + 4 * plan_columns(config.plan_dtype)
     workspace = Workspace.allocate(config.size, "meta")
     output = 2 * views * 3 * config.size**2
-    held = (options.batch * (SLOTS * transfer + output) + workspace.sums.nbytes + workspace.levels.nbytes) / 1e6
+    held = (
+        options.batch * (SLOTS * transfer + output)
+        + workspace.sums.nbytes
+        + workspace.levels.nbytes
+    ) / 1e6
     gflops = step_gflops()
     slow, fast = (options.peak_tflops * 1000 * usage / gflops for usage in options.usage)
     memory = options.memory_tb_per_s * 1e12
@@ -258,7 +283,9 @@ def budget(options: Options) -> list[Line]:
         return Line(name=name, value=value, unit=unit, origin=origin)
 
     return [
-        line("host to device, an image: two uint8 views and the plan", transfer, "bytes", "counted"),
+        line(
+            "host to device, an image: two uint8 views and the plan", transfer, "bytes", "counted"
+        ),
         line(
             "augmentation: torchvision's operators one by one, an image",
             views * torchvision_bytes(config),
@@ -266,12 +293,20 @@ def budget(options: Options) -> list[Line]:
             "counted",
         ),
         line(
-            "augmentation: plain torch, batched, eager, an image", views * plain_torch_bytes(config), "bytes", "counted"
+            "augmentation: plain torch, batched, eager, an image",
+            views * plain_torch_bytes(config),
+            "bytes",
+            "counted",
         ),
         line("augmentation: the Triton passes, an image", passes, "bytes", "counted"),
         line("augmentation: views in, output out, an image", floor, "bytes", "counted"),
         line("device memory held: slots, workspace and one output", held, "MB", "counted"),
-        line("two encoders, query forward and backward, key forward, an image", gflops, "GFLOP", "counted"),
+        line(
+            "two encoders, query forward and backward, key forward, an image",
+            gflops,
+            "GFLOP",
+            "counted",
+        ),
         line("device memory", options.memory_tb_per_s, "TB/s", "datasheet"),
         line("dense bfloat16", options.peak_tflops, "TFLOP/s", "datasheet"),
         line("PCIe from pinned memory", options.pcie_gb_per_s, "GB/s", "assumed"),
@@ -309,7 +344,9 @@ def main(options: Options) -> int:
     for line in lines:
         value = f"{line.value:,.0f}" if line.value >= 1000 else f"{line.value:.3g}"
         print(f"{line.name:66}{value:>14} {line.unit:8} {line.origin}")
-    slow, fast = (line.value for line in lines if line.name.startswith("images that the GPU asks for"))
+    slow, fast = (
+        line.value for line in lines if line.name.startswith("images that the GPU asks for")
+    )
     dataset = open_dataset(options)
     samples = dataset.samples
     print(
@@ -318,9 +355,15 @@ def main(options: Options) -> int:
         f"bytes; medians of {options.rounds} epochs, fastest-slowest"
     )
     found = hosts(options, dataset)
-    print(f"\n{'cores that the GPU needs':26}{'CPU-ms/image':>14}{'spread':>14}{'plain step':>12}{'tuned step':>12}")
+    print(
+        f"\n{'cores that the GPU needs':26}{'CPU-ms/image':>14}{'spread':>14}{'plain step':>12}{'tuned step':>12}"
+    )
     for host in found:
-        spread = f"{min(host.cpu_ms):.2f}-{max(host.cpu_ms):.2f}" if len(host.cpu_ms) > 1 else host.origin
+        spread = (
+            f"{min(host.cpu_ms):.2f}-{max(host.cpu_ms):.2f}"
+            if len(host.cpu_ms) > 1
+            else host.origin
+        )
         cores = [f"{speed * host.median / 1000:.1f}" for speed in (slow, fast)]
         print(f"{host.name:26}{host.median:>14.2f}{spread:>14}{cores[0]:>12}{cores[1]:>12}")
     print(
@@ -333,9 +376,7 @@ def main(options: Options) -> int:
             "hosts": [vars(host) for host in found],
             "machine": machine(),
         }
-        temporary = options.json.with_name(f".{options.json.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(temporary, options.json)
+        write_json(options.json, record)
     return 0
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_check.py --report gpu-report
 
-Needs a CUDA device, which its authors did not have: nothing below has been run on one. It compiles the kernels for
-the present architectures, holds their values against torchvision's operators, runs the tests marked `gpu`, and times
-the Triton passes against the bytes that must move, the plain torch version, and other libraries on the same batch. No
-time of ours is printed unless its values agree.
+Needs a CUDA device, which its authors did not have: nothing below has been run on one. It compiles
+the kernels for the present architectures, holds their values against torchvision's operators, runs
+the tests marked `gpu`, and times the Triton passes against the bytes that must move, the plain
+torch version, and other libraries on the same batch. No time of ours is printed unless its values
+agree.
 """
 
 import dataclasses
@@ -30,11 +31,12 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
+from maskco_fast.kernels.formats import FORMATS
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FLOATS, plan
 from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig, plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
-HALF_UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 0.0}
+HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.dtype != torch.uint8}
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
 """After normalisation."""
 MAX_SHARE = 1e-3
@@ -98,7 +100,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Problem:
-    """The batch: views (2, N, S, S, 3), plan rows (2, N, 17) and the query's boxes (N, 4), on the device."""
+    """The batch: views (2, N, S, S, 3), plan rows (2, N, 17) and the query's boxes (N, 4), on the
+    device."""
 
     views: torch.Tensor
     rows: torch.Tensor
@@ -110,20 +113,30 @@ def make_problem(options: Options, device: str) -> Problem:
     config = ViewConfig.maskco(options.size)
     count = options.batch
     drawn = plan(config, 0, 0, np.arange(count), np.full(count, 375), np.full(count, 500))
-    rows = np.ascontiguousarray(drawn[:, : 2 * VIEW_FLOATS].reshape(count, 2, VIEW_FLOATS).swapaxes(0, 1))
+    rows = np.ascontiguousarray(
+        drawn[:, : 2 * VIEW_FLOATS].reshape(count, 2, VIEW_FLOATS).swapaxes(0, 1)
+    )
     boxes = np.ascontiguousarray(drawn.view(config.plan_dtype)[:, 0]["masked_box"])
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2 * count, 3, 9, 9, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, options.size, mode="bicubic", align_corners=True)
+    smooth = torch.nn.functional.interpolate(
+        coarse, options.size, mode="bicubic", align_corners=True
+    )
     noisy = 255 * smooth + 6 * torch.randn(smooth.shape, generator=generator)
     views = noisy.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
     views = views.view(2, count, options.size, options.size, 3)
-    return Problem(views.to(device), torch.from_numpy(rows).to(device), torch.from_numpy(boxes).to(device))
+    return Problem(
+        views.to(device), torch.from_numpy(rows).to(device), torch.from_numpy(boxes).to(device)
+    )
 
 
 def environment(device: str) -> dict[str, str]:
     """Machine, versions and, on CUDA, the device."""
-    found = {"machine": machine(), "torch": torch.__version__, "cuda of torch": str(torch.version.cuda)}
+    found = {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "cuda of torch": str(torch.version.cuda),
+    }
     if importlib.util.find_spec("triton") is not None:
         import triton
 
@@ -139,37 +152,67 @@ def environment(device: str) -> dict[str, str]:
             "--format=csv,noheader",
         ]
         try:
-            found["nvidia-smi"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+            found["nvidia-smi"] = subprocess.run(
+                query, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError) as error:
             found["nvidia-smi"] = f"failed: {error}"
     return found
 
 
-def check_values(options: Options, problem: Problem, augment: Callable[..., torch.Tensor]) -> dict[str, str]:
-    """What `augment` makes of the first images against torchvision's operators: "ok, …" or "RED, …" for each dtype."""
+def check_values(
+    options: Options, problem: Problem, augment: Callable[..., torch.Tensor]
+) -> dict[str, str]:
+    """What `augment` makes of the first images against torchvision's operators: "ok, …" or "RED, …"
+    for each dtype."""
     count = min(options.checked, options.batch)
-    part = Problem(problem.views[:, :count].contiguous(), problem.rows[:, :count], problem.boxes[:count])
+    part = Problem(
+        problem.views[:, :count].contiguous(), problem.rows[:, :count], problem.boxes[:count]
+    )
     views, rows, boxes = (tensor.cpu().numpy() for tensor in (part.views, part.rows, part.boxes))
     levels = np.stack(
         [
-            np.stack([augment_reference(view, row.view(VIEW_DTYPE)[0]) for view, row in zip(views[v], rows[v])])
+            np.stack(
+                [
+                    augment_reference(view, row.view(VIEW_DTYPE)[0])
+                    for view, row in zip(views[v], rows[v])
+                ]
+            )
             for v in range(2)
         ]
     )
     verdicts = {}
     out = augment(part.views, part.rows, dtype=torch.uint8).movedim(-3, -1).cpu().numpy()
     apart = np.abs(out.astype(int) - levels)
-    good = apart.max() <= AFTER_HUE and (apart > 0).mean() <= MAX_SHARE and (apart > 1).mean() <= MAX_GROWN_SHARE
-    verdicts["levels"] = f"{'ok' if good else 'RED'}, at most {apart.max()} apart, {(apart > 0).mean():.2e} of them"
+    good = (
+        apart.max() <= AFTER_HUE
+        and (apart > 0).mean() <= MAX_SHARE
+        and (apart > 1).mean() <= MAX_GROWN_SHARE
+    )
+    verdicts["levels"] = (
+        f"{'ok' if good else 'RED'}, at most {apart.max()} apart, {(apart > 0).mean():.2e} of them"
+    )
     boxed = [[finish_reference(level, box) for level, box in zip(levels[0], boxes)]]
     expected = np.stack([*boxed, [finish_reference(level) for level in levels[1]]])
     for dtype, half_unit in HALF_UNIT.items():
-        out = augment(part.views, part.rows, masked_box=part.boxes, dtype=dtype).movedim(-3, -1).float().cpu().numpy()
+        out = (
+            augment(part.views, part.rows, masked_box=part.boxes, dtype=dtype)
+            .movedim(-3, -1)
+            .float()
+            .cpu()
+            .numpy()
+        )
         apart, rounding = np.abs(out - expected), 1e-6 + 1.001 * half_unit * np.abs(expected)
         wrong = apart > rounding
-        good = wrong.mean() <= MAX_SHARE and (apart > rounding + ONE_LEVEL).mean() <= MAX_GROWN_SHARE
-        good &= (apart <= rounding + AFTER_HUE * ONE_LEVEL).all() and ((out == 0) == (expected == 0)).all()
-        verdicts[str(dtype)] = f"{'ok' if good else 'RED'}, {wrong.mean():.2e} of them beyond rounding"
+        good = (
+            wrong.mean() <= MAX_SHARE and (apart > rounding + ONE_LEVEL).mean() <= MAX_GROWN_SHARE
+        )
+        good &= (apart <= rounding + AFTER_HUE * ONE_LEVEL).all() and (
+            (out == 0) == (expected == 0)
+        ).all()
+        verdicts[str(dtype)] = (
+            f"{'ok' if good else 'RED'}, {wrong.mean():.2e} of them beyond rounding"
+        )
     return verdicts
 
 
@@ -179,7 +222,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measure(name: str, call: Callable[[], Any], options: Options, device: str, floor_bytes: int) -> Row:
+def measure(
+    name: str, call: Callable[[], Any], options: Options, device: str, floor_bytes: int
+) -> Row:
     """Time one row; what fails is noted in it."""
     try:
         for _ in range(3):  # compiles, fills caches
@@ -200,10 +245,15 @@ def measure(name: str, call: Callable[[], Any], options: Options, device: str, f
 
 
 def pinned_copy(options: Options, problem: Problem) -> Row:
-    """The batch's uint8 views from page-locked memory: what the next batch's copy takes beside a step."""
+    """The batch's uint8 views from page-locked memory: what the next batch's copy takes beside a
+    step."""
     source, target = problem.views.cpu().pin_memory(), torch.empty_like(problem.views)
     row = measure(
-        "copy from pinned memory", lambda: target.copy_(source, non_blocking=True), options, "cuda", source.nbytes
+        "copy from pinned memory",
+        lambda: target.copy_(source, non_blocking=True),
+        options,
+        "cuda",
+        source.nbytes,
     )
     row.of_floor = None  # the floor is of the device's memory
     return row
@@ -219,13 +269,17 @@ def graphed(call: Callable[[], Any]) -> Callable[[], None]:
     return graph.replay
 
 
-def triton_calls(options: Options, problem: Problem, device: str) -> dict[str, Callable[[], Callable[[], Any]]]:
+def triton_calls(
+    options: Options, problem: Problem, device: str
+) -> dict[str, Callable[[], Callable[[], Any]]]:
     """Our rows: what each is, and how to make it."""
     columns = torch.tensor([JITTER, GRAY, BLUR_SIGMA, SOLARIZE], device=device)
     nothing = problem.rows.index_fill(-1, columns, 0)
     everything = problem.rows.index_fill(-1, columns[:1], 1).index_fill(-1, columns[2:3], 1.0)
 
-    def ours(views: int, rows: torch.Tensor, dtype: torch.dtype = torch.float16) -> Callable[[], torch.Tensor]:
+    def ours(
+        views: int, rows: torch.Tensor, dtype: torch.dtype = torch.float16
+    ) -> Callable[[], torch.Tensor]:
         workspace = augment_triton.Workspace.allocate(options.size, device, views=views)
         out = augment_torch.empty_output(problem.views, dtype)
         return lambda: augment_triton.augment(
@@ -233,7 +287,11 @@ def triton_calls(options: Options, problem: Problem, device: str) -> dict[str, C
         )
 
     total = 2 * options.batch
-    rows = {f"triton, {views} views a launch": views for views in sorted({64, 128, 256, total}) if views <= total}
+    rows = {
+        f"triton, {views} views a launch": views
+        for views in sorted({64, 128, 256, total})
+        if views <= total
+    }
     return {
         **{name: (lambda views=views: ours(views, problem.rows)) for name, views in rows.items()},  # type: ignore[misc]
         "triton, CUDA graph": lambda: graphed(ours(min(128, total), problem.rows)),
@@ -251,7 +309,11 @@ def time_rows(options: Options, problem: Problem, device: str, green: bool) -> l
     source = torch.empty(floor // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     out = augment_torch.empty_output(problem.views, torch.float16)
-    options_of_plain: dict[str, Any] = {"masked_box": problem.boxes, "max_blur_sigma": 2.0, "out": out}
+    options_of_plain: dict[str, Any] = {
+        "masked_box": problem.boxes,
+        "max_blur_sigma": 2.0,
+        "out": out,
+    }
     rows = [measure("copy of as many bytes", lambda: target.copy_(source), options, device, floor)]
     if device == "cuda":
         rows.append(pinned_copy(options, problem))
@@ -265,15 +327,21 @@ def time_rows(options: Options, problem: Problem, device: str, green: bool) -> l
     def plain(call: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
         return lambda: call(problem.views, problem.rows, **options_of_plain)
 
-    rows.append(_made("plain torch, eager", lambda: plain(augment_torch.augment), options, device, floor))
+    rows.append(
+        _made("plain torch, eager", lambda: plain(augment_torch.augment), options, device, floor)
+    )
     compiled = torch.compile(augment_torch.augment, fullgraph=True)
-    rows.append(_made("plain torch, torch.compile", lambda: plain(compiled), options, device, floor))
+    rows.append(
+        _made("plain torch, torch.compile", lambda: plain(compiled), options, device, floor)
+    )
     for name, peer in PEERS.items():
         rows.append(_made(name, lambda peer=peer: peer(problem.views), options, device, floor))  # type: ignore[misc]
     return rows
 
 
-def _made(name: str, make: Callable[[], Callable[[], Any]], options: Options, device: str, floor: int) -> Row:
+def _made(
+    name: str, make: Callable[[], Callable[[], Any]], options: Options, device: str, floor: int
+) -> Row:
     """Make and time a row; one that cannot be made says why."""
     try:
         call = make()
@@ -288,11 +356,14 @@ def run_tests() -> str:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(root / "tests")]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     lines = (result.stdout + result.stderr).strip().splitlines() or ["no output"]
-    return f"exit code {result.returncode}: " + (lines[-1] if result.returncode == 0 else "\n".join(lines[-60:]))
+    return f"exit code {result.returncode}: " + (
+        lines[-1] if result.returncode == 0 else "\n".join(lines[-60:])
+    )
 
 
 def check(options: Options, device: str) -> Report:
-    """Values, compilation, tests and timings on `device`; the values of plain torch where Triton cannot run."""
+    """Values, compilation, tests and timings on `device`; the values of plain torch where Triton
+    cannot run."""
     report = Report(environment(device))
     problem = make_problem(options, device)
     augment = augment_triton.augmenter(options.size, device)
@@ -307,9 +378,32 @@ def check(options: Options, device: str) -> Report:
 
 def markdown(report: Report, options: Options) -> str:
     """The report for reading."""
-    lines = ["# Device check", "", *(f"- {name}: {value}" for name, value in report.environment.items())]
-    lines += ["", f"{options}", "", "## Values", "", *(f"- {name}: {text}" for name, text in report.values.items())]
-    lines += ["", "## Compiled", "", report.compiled, "", "## Tests", "", report.tests, "", "## Times", ""]
+    lines = [
+        "# Device check",
+        "",
+        *(f"- {name}: {value}" for name, value in report.environment.items()),
+    ]
+    lines += [
+        "",
+        f"{options}",
+        "",
+        "## Values",
+        "",
+        *(f"- {name}: {text}" for name, text in report.values.items()),
+    ]
+    lines += [
+        "",
+        "## Compiled",
+        "",
+        report.compiled,
+        "",
+        "## Tests",
+        "",
+        report.tests,
+        "",
+        "## Times",
+        "",
+    ]
     lines += [
         "| row | ms | fastest-slowest | GB/s of what must move | of the floor | note |",
         "|---|---|---|---|---|---|",
@@ -318,24 +412,43 @@ def markdown(report: Report, options: Options) -> str:
         numbers = ["", "", "", ""]
         if row.ms is not None and row.spread is not None:
             share = "" if row.of_floor is None else f"{row.of_floor:.3f}"
-            numbers = [f"{row.ms:.3f}", f"{row.spread[0]:.3f}-{row.spread[1]:.3f}", f"{row.gb_per_s:.0f}", share]
-        lines.append("| " + " | ".join([row.name, *numbers, row.note.replace("|", "/").replace("\n", " ")]) + " |")
+            numbers = [
+                f"{row.ms:.3f}",
+                f"{row.spread[0]:.3f}-{row.spread[1]:.3f}",
+                f"{row.gb_per_s:.0f}",
+                share,
+            ]
+        lines.append(
+            "| "
+            + " | ".join([row.name, *numbers, row.note.replace("|", "/").replace("\n", " ")])
+            + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main(options: Options) -> int:
-    """Check, print and write; 0 where values and tests are green, 1 where not, 2 without a CUDA device."""
+    """Check, print and write; 0 where values and tests are green, 1 where not, 2 without a CUDA
+    device."""
     if not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        print(f"gpu-check needs a CUDA device; torch {torch.__version__}, {built}, sees none here", file=sys.stderr)
+        built = (
+            f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        )
+        print(
+            f"gpu-check needs a CUDA device; torch {torch.__version__}, {built}, sees none here",
+            file=sys.stderr,
+        )
         return 2
     report = check(options, "cuda")
     text = markdown(report, options)
     options.report.with_suffix(".md").write_text(text)
-    options.report.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+    options.report.with_suffix(".json").write_text(
+        json.dumps(dataclasses.asdict(report), indent=1) + "\n"
+    )
     print(text)
     print(f"written to {options.report}.md and {options.report}.json")
-    return 0 if report.green and (report.tests.startswith("exit code 0") or not options.tests) else 1
+    return (
+        0 if report.green and (report.tests.startswith("exit code 0") or not options.tests) else 1
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Compiles the device kernels for NVIDIA architectures without a GPU, and reads registers, spills and accesses.
+"""Compiles the device kernels for NVIDIA architectures without a GPU, and reads registers, spills
+and accesses.
 
     python benchmarks/gpu_compile.py
 
-prints a table for sm_80 (A100), sm_90 (H100) and sm_100 (B200). Triton brings the compiler, the assembler and the tool
-that reads the machine code; `tests/kernels/test_augment_triton_compile.py` holds what is read.
+prints a table for sm_80 (A100), sm_90 (H100) and sm_100 (B200). Triton brings the compiler, the
+assembler and the tool that reads the machine code; `tests/kernels/test_augment_triton_compile.py`
+holds what is read.
 """
 
 import dataclasses
@@ -19,10 +21,10 @@ from typing import Any
 import torch
 
 from maskco_fast.kernels.augment import triton as augment_triton
+from maskco_fast.kernels.formats import FORMATS
 
 ARCHITECTURES = (80, 90, 100)
 KERNELS = ("gray_sums", "colour", "blur")
-TRITON_DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.uint8: "u8"}
 # Always a whole number of 16 bytes for dense views of a size that is a multiple of 16.
 ALIGNED_STRIDES = ("stride_v", "stride_n", "stride_y")
 
@@ -50,7 +52,8 @@ class Compiled:
     spilled: int
     """Bytes of stack and local memory of a thread."""
     shared: int
-    """Bytes of shared memory of a program, without the kilobyte that the system keeps from sm_90 on."""
+    """Bytes of shared memory of a program, without the kilobyte that the system keeps from sm_90
+    on."""
     warps: int
     accesses: Counter[str]
     """Loads and stores by PTX instruction, such as `ld.global.v4.b32`."""
@@ -58,7 +61,8 @@ class Compiled:
 
     @property
     def programs(self) -> int:
-        """Programs that fit a multiprocessor's 65 536 registers (allotted by 256 a warp) and 64 warps."""
+        """Programs that fit a multiprocessor's 65 536 registers (allotted by 256 a warp) and 64
+        warps."""
         of_a_warp = -(-self.registers * 32 // 256) * 256
         return min(65536 // (of_a_warp * self.warps), 64 // self.warps)
 
@@ -73,12 +77,27 @@ def compile_variant(variant: Variant) -> Compiled:
 
     function = getattr(kernels, variant.kernel)
     constants = _constants(variant, function.arg_names)
-    pointers = {"views": "*u8", "parameters": "*fp32", "box": "*fp32", "sums": "*i32", "levels": "*u8"}
-    pointers["out"] = "*" + TRITON_DTYPES[variant.dtype]
-    signature = {name: "constexpr" if name in constants else pointers.get(name, "i32") for name in function.arg_names}
-    aligned = [name for name in function.arg_names if name in pointers or (variant.dense and name in ALIGNED_STRIDES)]
+    pointers = {
+        "views": "*u8",
+        "parameters": "*fp32",
+        "box": "*fp32",
+        "sums": "*i32",
+        "levels": "*u8",
+    }
+    pointers["out"] = "*" + FORMATS[variant.dtype].triton
+    signature = {
+        name: "constexpr" if name in constants else pointers.get(name, "i32")
+        for name in function.arg_names
+    }
+    aligned = [
+        name
+        for name in function.arg_names
+        if name in pointers or (variant.dense and name in ALIGNED_STRIDES)
+    ]
     attributes = {(function.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    options_of = augment_triton.blur_options if variant.kernel == "blur" else augment_triton.colour_options
+    options_of = (
+        augment_triton.blur_options if variant.kernel == "blur" else augment_triton.colour_options
+    )
     compiled = triton.compile(
         ASTSource(function, signature, constexprs=constants, attrs=attributes),
         target=GPUTarget("cuda", variant.architecture, 32),
@@ -120,8 +139,12 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report.stdout + report.stderr)
+        report = subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
+    found = re.search(
+        r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report.stdout + report.stderr
+    )
     if found is None:
         raise RuntimeError(f"{tool} printed no resource usage:\n{report.stdout}{report.stderr}")
     registers, stack, local = map(int, found.groups())
@@ -147,11 +170,21 @@ def table() -> str:
 
 def _line(variant: Variant, compiled: Compiled) -> str:
     def count(kind: str) -> str:
-        found = {name.removeprefix(kind): n for name, n in compiled.accesses.items() if name.startswith(kind)}
+        found = {
+            name.removeprefix(kind): n
+            for name, n in compiled.accesses.items()
+            if name.startswith(kind)
+        }
         return ", ".join(f"{n} of {name}" for name, n in sorted(found.items()))
 
-    output = "sums" if variant.kernel == "gray_sums" else TRITON_DTYPES[variant.dtype]
-    cells = [variant.kernel, output, variant.architecture, *dataclasses.astuple(compiled)[:4], compiled.programs]
+    output = "sums" if variant.kernel == "gray_sums" else FORMATS[variant.dtype].triton
+    cells = [
+        variant.kernel,
+        output,
+        variant.architecture,
+        *dataclasses.astuple(compiled)[:4],
+        compiled.programs,
+    ]
     return "| " + " | ".join(map(str, [*cells, count("ld.global."), count("st.global.")])) + " |"
 
 
@@ -160,8 +193,15 @@ def main() -> int:
     import triton
 
     report = table()
-    print(f"Triton {triton.__version__}, torch {torch.__version__}, views of 224 pixels\n\n{report}")
-    return int(any(line.split("|")[5].strip() not in ("0", "spilled bytes", "---") for line in report.splitlines()))
+    print(
+        f"Triton {triton.__version__}, torch {torch.__version__}, views of 224 pixels\n\n{report}"
+    )
+    return int(
+        any(
+            line.split("|")[5].strip() not in ("0", "spilled bytes", "---")
+            for line in report.splitlines()
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Other libraries' augmentation of views that are on the device already, as their users would write it.
+"""Other libraries' augmentation of views that are on the device already, as their users would write
+it.
 
-Each takes the views (V, N, S, S, 3) uint8 on the device and returns a function of nothing that makes them augmented
-float16 views (or float32 where the library has no other). They draw their own random numbers, by MoCo v2's
-probabilities; cropping, resizing and flipping have been done. What a library needs is imported when it is called.
+Each takes the views (V, N, S, S, 3) uint8 on the device and returns a function of nothing that
+makes them augmented float16 views (or float32 where the library has no other). They draw their own
+random numbers, by MoCo v2's probabilities; cropping, resizing and flipping have been done. What a
+library needs is imported when it is called.
 """
 
 from collections.abc import Callable
@@ -19,7 +21,8 @@ BLUR_WINDOW = 23
 
 
 def torchvision_v2(views: torch.Tensor) -> Call:
-    """torchvision's v2 transforms, an image at a time, since a batch would share its random numbers."""
+    """torchvision's v2 transforms, an image at a time, since a batch would share its random
+    numbers."""
     transform = v2.Compose(
         [
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -34,7 +37,8 @@ def torchvision_v2(views: torch.Tensor) -> Call:
 
 
 def kornia(views: torch.Tensor) -> Call:
-    """kornia's batched augmentation in float32, the precision that its colour operators are written for."""
+    """kornia's batched augmentation in float32, the precision that its colour operators are written
+    for."""
     import kornia.augmentation as K
 
     augment = K.AugmentationSequential(
@@ -65,7 +69,9 @@ def dali(views: torch.Tensor) -> Call:
     def moco_v2() -> Any:
         made = []
         device = "gpu" if on_gpu else "cpu"
-        for images in fn.external_source(lambda: source, num_outputs=len(source), device=device, layout="HWC"):
+        for images in fn.external_source(
+            lambda: source, num_outputs=len(source), device=device, layout="HWC"
+        ):
             out = images
             if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
                 out = fn.color_twist(
@@ -78,7 +84,9 @@ def dali(views: torch.Tensor) -> Call:
             if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
                 out = fn.saturation(out, saturation=0.0)
             if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
-                out = fn.gaussian_blur(out, sigma=fn.random.uniform(range=(0.1, 2.0)), window_size=BLUR_WINDOW)
+                out = fn.gaussian_blur(
+                    out, sigma=fn.random.uniform(range=(0.1, 2.0)), window_size=BLUR_WINDOW
+                )
             made.append(
                 fn.crop_mirror_normalize(
                     out,
@@ -94,4 +102,8 @@ def dali(views: torch.Tensor) -> Call:
     return lambda: [torch.from_dlpack(output.as_tensor()) for output in pipeline.run()]
 
 
-PEERS: dict[str, Callable[[torch.Tensor], Call]] = {"torchvision_v2": torchvision_v2, "kornia": kornia, "dali": dali}
+PEERS: dict[str, Callable[[torch.Tensor], Call]] = {
+    "torchvision_v2": torchvision_v2,
+    "kornia": kornia,
+    "dali": dali,
+}

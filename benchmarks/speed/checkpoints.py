@@ -1,9 +1,11 @@
-"""What a checkpoint costs the steps: the wait for its copy, and how the steps go while a thread writes it.
+"""What a checkpoint costs the steps: the wait for its copy, and how the steps go while a thread
+writes it.
 
     python benchmarks/checkpoints.py [--trunk resnet50] [--view-size 32] [--batch 8]
 
-The network is whole, so that the checkpoint has its full size; small views keep the steps short beside it. "Copied" is
-what the loop waits for when it saves, "at once" how long it would wait if it wrote the file itself.
+The network is whole, so that the checkpoint has its full size; small views keep the steps short
+beside it. "Copied" is what the loop waits for when it saves, "at once" how long it would wait if it
+wrote the file itself.
 """
 
 import dataclasses

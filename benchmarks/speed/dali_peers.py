@@ -1,15 +1,16 @@
-"""Our DALI loader beside DALI's own operators: images/s of both views on a CPU, at the seam and augmented.
+"""Our DALI loader beside DALI's own operators: images/s of both views on a CPU, at the seam and
+augmented.
 
     python benchmarks/dali_peers.py --shards 'shards/in1k-sample-{0000..0003}.tar'
 
-Both pairs read the same shards with as many threads. At the seam (two uint8 views of 224 pixels) DALI decodes each
-image once and resizes the same crops by its ROI resize; augmented, it is the MoCo v2 pipeline of `maskco_fast.peers`. A
-round runs an epoch of each row in turn, so that what else the machine does falls on all alike; the first round, which
-compiles and fills caches, is not counted. A row of ours is timed only where its views are the reference loader's.
+Both pairs read the same shards with as many threads. At the seam (two uint8 views of 224 pixels)
+DALI decodes each image once and resizes the same crops by its ROI resize; augmented, it is the MoCo
+v2 pipeline of `maskco_fast.peers`. A round runs an epoch of each row in turn, so that what else the
+machine does falls on all alike; the first round, which compiles and fills caches, is not counted. A
+row of ours is timed only where its views are the reference loader's.
 """
 
 import dataclasses
-import os
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
 from maskco_fast.loaders.backends.dali import DaliLoader
 from maskco_fast.loaders.backends.reference import ReferenceLoader
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, order
+from maskco_fast.loaders.system.cpus import usable_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Options:
     """Epochs a row that are counted."""
     batch_size: int = 50
     """Images a batch."""
-    threads: int = len(os.sched_getaffinity(0))
+    threads: int = usable_cpus()
     """DALI's threads, ours and the peers' alike."""
     size: int = 224
     """Side of the views, pixels."""
@@ -63,15 +65,19 @@ def our_loader(options: Options, dataset: Dataset, kind: type[Loader], *, seam: 
 
 
 def check_views(options: Options, dataset: Dataset, *, seam: bool) -> str:
-    """Our first batch against the reference loader's; RuntimeError where it is not within tolerance."""
+    """Our first batch against the reference loader's; RuntimeError where it is not within
+    tolerance."""
     name = SEAM if seam else "finished, float32"
-    mine, truth = (our_loader(options, dataset, kind, seam=seam) for kind in (DaliLoader, ReferenceLoader))
+    mine, truth = (
+        our_loader(options, dataset, kind, seam=seam) for kind in (DaliLoader, ReferenceLoader)
+    )
     with mine, truth:
         return f"{name}: {gate(mine, truth, name)} levels from the reference, mean / largest"
 
 
 def dali_roi_resize(options: Options, dataset: Dataset) -> Iterator[int]:
-    """DALI's own graph for the same crops: decode, ROI resize, flip; two views (N, 224, 224, 3) uint8.
+    """DALI's own graph for the same crops: decode, ROI resize, flip; two views (N, 224, 224, 3)
+    uint8.
 
     The whole image is decoded, since the resize reads pixels outside the crop.
     """
@@ -91,16 +97,27 @@ def dali_roi_resize(options: Options, dataset: Dataset) -> Iterator[int]:
         crops, flips = named["crop"], named["flip"].astype(np.int32)
         encoded = [np.frombuffer(dataset.read(index), np.uint8) for index in indices]
         start, end = crops[..., :2], crops[..., :2] + crops[..., 2:]
-        return encoded, *(np.ascontiguousarray(part[:, v]) for v in range(2) for part in (start, end, flips))
+        return encoded, *(
+            np.ascontiguousarray(part[:, v]) for v in range(2) for part in (start, end, flips)
+        )
 
-    @pipeline_def(batch_size=options.batch_size, num_threads=options.threads, device_id=None, prefetch_queue_depth=3)
+    @pipeline_def(
+        batch_size=options.batch_size,
+        num_threads=options.threads,
+        device_id=None,
+        prefetch_queue_depth=3,
+    )
     def graph() -> tuple[Any, Any]:
         encoded, *inputs = fn.external_source(source, num_outputs=7, batch=True)
-        images = fn.decoders.image(encoded, device="cpu", output_type=types.RGB, adjust_orientation=False)
+        images = fn.decoders.image(
+            encoded, device="cpu", output_type=types.RGB, adjust_orientation=False
+        )
         made = []
         for v in range(2):
             start, end, flip = inputs[3 * v : 3 * v + 3]
-            view = fn.resize(images, size=[options.size] * 2, roi_start=start, roi_end=end, antialias=True)
+            view = fn.resize(
+                images, size=[options.size] * 2, roi_start=start, roi_end=end, antialias=True
+            )
             made.append(fn.flip(view, horizontal=flip))
         return made[0], made[1]
 
@@ -122,7 +139,8 @@ def epochs(loader: Any) -> Callable[[], Iterator[int]]:
 
 
 def settle() -> None:
-    """Return when this process is idle: a pipeline reads ahead beyond its epoch, at the cost of the row after it."""
+    """Return when this process is idle: a pipeline reads ahead beyond its epoch, at the cost of the
+    row after it."""
     while True:
         before = time.process_time()
         time.sleep(0.2)
@@ -143,7 +161,9 @@ def main(options: Options) -> None:
     import nvidia.dali
 
     dataset = Dataset.open(options.shards)
-    print(f"{machine()}, DALI {nvidia.dali.__version__}; {len(dataset)} images, {dataclasses.asdict(options)}")
+    print(
+        f"{machine()}, DALI {nvidia.dali.__version__}; {len(dataset)} images, {dataclasses.asdict(options)}"
+    )
     print(check_views(options, dataset, seam=True))
     print(check_views(options, dataset, seam=False))
     shards = tuple(options.shards)
@@ -167,7 +187,10 @@ def main(options: Options) -> None:
     for number in range(options.rounds + 1):
         for name, epoch in rows.items():
             rates[name].append(timed(epoch()))
-        print(f"round {number}: " + ", ".join(f"{name} {rates[name][-1][0]:.0f}" for name in rows), file=sys.stderr)
+        print(
+            f"round {number}: " + ", ".join(f"{name} {rates[name][-1][0]:.0f}" for name in rows),
+            file=sys.stderr,
+        )
     print(f"{'row':20}{'images/s':>10}{'slowest-fastest':>18}{'CPU ms':>9}{'ratio':>8}")
     names = list(rows)
     for place, name in enumerate(names):

@@ -1,10 +1,12 @@
-"""What decoding costs by kind and size of JPEG, by libjpeg-turbo and ours, and what `--decode fast` gains and changes.
+"""What decoding costs by kind and size of JPEG, by libjpeg-turbo and ours, and what `--decode fast`
+gains and changes.
 
     python benchmarks/decode.py --shards 'in1k-sample-{0000..0003}.tar' [--images 100] [--rounds 7]
 
-The shards' images as they are, then scaled to cover 800 x 600 and 1200 x 900 and encoded anew at quality 90, plain and
-progressive. On one thread; rounds are interleaved, times are medians of the rounds, the spread is their range.
-Differences are of the two 224-pixel views before their colours change, in levels; ours are equal to libjpeg's.
+The shards' images as they are, then scaled to cover 800 x 600 and 1200 x 900 and encoded anew at
+quality 90, plain and progressive. On one thread; rounds are interleaved, times are medians of the
+rounds, the spread is their range. Differences are of the two 224-pixel views before their colours
+change, in levels; ours are equal to libjpeg's.
 """
 
 import dataclasses
@@ -25,7 +27,7 @@ from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset
-from maskco_fast.loaders.regions import shrinks_of, shrunk
+from maskco_fast.loaders.regions import scale_crops, shrink_factors
 from maskco_fast.loaders.shards.decode import Decoder
 
 VIEWS = ViewConfig.maskco()
@@ -45,12 +47,16 @@ class Options:
     rounds: int = 7
 
 
-def encoded_anew(dataset: Dataset, images: int, size: tuple[int, int], *, progressive: bool) -> Iterator[bytes]:
+def encoded_anew(
+    dataset: Dataset, images: int, size: tuple[int, int], *, progressive: bool
+) -> Iterator[bytes]:
     """The first images, cut and scaled to `size` (width, height)."""
     for index in range(min(images, len(dataset))):
         with Image.open(io.BytesIO(dataset.read(index))) as image:
             buffer = io.BytesIO()
-            ImageOps.fit(image.convert("RGB"), size).save(buffer, "JPEG", quality=90, progressive=progressive)
+            ImageOps.fit(image.convert("RGB"), size).save(
+                buffer, "JPEG", quality=90, progressive=progressive
+            )
             yield buffer.getvalue()
 
 
@@ -65,7 +71,8 @@ def as_dataset(path: pathlib.Path, encoded: Iterator[bytes]) -> Dataset:
 
 
 class Ways:
-    """How an image is decoded: by libjpeg-turbo in whole, by the loaders' own decoder where it can, and fast."""
+    """How an image is decoded: by libjpeg-turbo in whole, by the loaders' own decoder where it can,
+    and fast."""
 
     def __init__(self) -> None:
         self.exact, self.quick = Decoder(), Decoder(fast=True)
@@ -86,7 +93,7 @@ class Ways:
         if shrink == 1:
             return self._by(self.hasty, data, sample, row)
         image, shrink = self.quick.decode_scaled(data, sample, shrink)
-        return image, 0, 0, shrunk(row, 2, shrink, *image.shape[:2])
+        return image, 0, 0, scale_crops(row, 2, shrink, *image.shape[:2])
 
 
 def measure(name: str, dataset: Dataset, options: Options) -> str:
@@ -94,7 +101,7 @@ def measure(name: str, dataset: Dataset, options: Options) -> str:
     count = min(options.images, len(dataset))
     samples, data = dataset.samples[:count], [dataset.read(index) for index in range(count)]
     rows = plan(VIEWS, 0, 0, samples["sample_id"], samples["height"], samples["width"])
-    shrinks = shrinks_of(rows, 2, VIEWS.size).tolist()
+    shrinks = shrink_factors(rows, 2, VIEWS.size).tolist()
     ways = Ways()
     seams = {name: np.empty((2, count, 224, 224, 3), np.uint8) for name in WAYS}
     decoding: dict[str, list[float]] = {name: [] for name in WAYS}
@@ -113,7 +120,8 @@ def measure(name: str, dataset: Dataset, options: Options) -> str:
             whole[way].append(1000 * (decoded + rendered) / count)
     times = "".join(_spread(decoding[way][1:]) for way in WAYS)
     gains = "".join(
-        f"{statistics.median(a / b for a, b in zip(whole['libjpeg'][1:], whole[way][1:])):6.2f}x" for way in WAYS[1:]
+        f"{statistics.median(a / b for a, b in zip(whole['libjpeg'][1:], whole[way][1:])):6.2f}x"
+        for way in WAYS[1:]
     )
     smaller = np.mean(np.array(shrinks) > 1)
     assert (seams["ours"] == seams["libjpeg"]).all(), "our decoder's pixels differ from libjpeg's"
@@ -141,7 +149,9 @@ def main(options: Options) -> None:
             for progressive in (False, True):
                 name = f"{width} x {height}{', progressive' if progressive else ''}"
                 path = pathlib.Path(folder, f"{width}{'p' * progressive}.tar")
-                images = encoded_anew(dataset, options.images, (width, height), progressive=progressive)
+                images = encoded_anew(
+                    dataset, options.images, (width, height), progressive=progressive
+                )
                 print(measure(name, as_dataset(path, images), options), flush=True)
 
 

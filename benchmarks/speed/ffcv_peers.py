@@ -1,17 +1,18 @@
-"""Our FFCV loader beside FFCV's own operators on the same .beton: CPU time and images/s, on this machine's CPU.
+"""Our FFCV loader beside FFCV's own operators on the same .beton: CPU time and images/s, on this
+machine's CPU.
 
     python benchmarks/ffcv_peers.py --beton in1k.beton --ffcv-ssl ../FFCV-SSL
 
-`maskco-fast beton` writes the file. FFCV and FFCV-SSL are both called `ffcv`, so every row has a process of its own; it
-compiles, runs one epoch that is not counted, and then an epoch whenever it is its turn, so that what else the machine
-does falls on all rows alike. Ours make both 224 views of each image; `ffcv_one_view` makes one, without colour;
-`ffcv_ssl` two, with colour jitter and grayscale and without blur, as `ours_without_blur` does. Ours are timed only
-where the first batch is the reference loader's.
+`maskco-fast beton` writes the file. FFCV and FFCV-SSL are both called `ffcv`, so every row has a
+process of its own; it compiles, runs one epoch that is not counted, and then an epoch whenever it
+is its turn, so that what else the machine does falls on all rows alike. Ours make both 224 views of
+each image; `ffcv_one_view` makes one, without colour; `ffcv_ssl` two, with colour jitter and
+grayscale and without blur, as `ours_without_blur` does. Ours are timed only where the first batch
+is the reference loader's.
 """
 
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -27,6 +28,7 @@ import tyro
 
 from benchmarks.correctness.parity import SEAM, at_seam, gate
 from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
+from maskco_fast.loaders.system.cpus import usable_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +43,23 @@ class Options:
     """Epochs a row that are counted."""
     batch_size: int = 50
     """Images a batch."""
-    threads: int = len(os.sched_getaffinity(0))
+    threads: int = usable_cpus()
     """Of every row."""
     row: str = ""
     """The row that this process is; set by the benchmark itself."""
 
 
 def our_loader(options: Options, kind: str) -> Loader:
-    """`kind`: "ours_seam" (two uint8 views, cropped and flipped), "ours" or "ours_without_blur" (float32)."""
+    """`kind`: "ours_seam" (two uint8 views, cropped and flipped), "ours" or "ours_without_blur"
+    (float32)."""
     from maskco_fast.loaders.backends.ffcv import FfcvLoader
     from maskco_fast.loaders.backends.reference import ReferenceLoader
 
     views, seam = ViewConfig.maskco(224), kind == "ours_seam"
     if kind == "ours_without_blur":
         views = dataclasses.replace(
-            views, views=tuple(dataclasses.replace(view, blur_probability=0.0) for view in views.views)
+            views,
+            views=tuple(dataclasses.replace(view, blur_probability=0.0) for view in views.views),
         )
     config = LoaderConfig(
         batch_size=options.batch_size,
@@ -91,7 +95,8 @@ def one_view(options: Options) -> Iterable:
 
 
 def two_views_ssl(options: Options) -> Iterable:
-    """FFCV-SSL's way to two views: a pipeline each, both decoding (its examples/test_ffcv_augmentations_ssl.py)."""
+    """FFCV-SSL's way to two views: a pipeline each, both decoding (its
+    examples/test_ffcv_augmentations_ssl.py)."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader as FfcvOwnLoader
     from ffcv.loader import OrderOption
@@ -101,7 +106,9 @@ def two_views_ssl(options: Options) -> Iterable:
         return [
             RandomResizedCropRGBImageDecoder((224, 224), scale=(0.2, 1.0)),
             RandomHorizontalFlip(),
-            RandomColorJitter(jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+            RandomColorJitter(
+                jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+            ),
             RandomGrayscale(gray_prob=0.2),
             ToTensor(),
         ]
@@ -126,7 +133,8 @@ ROWS: dict[str, Callable[[Options], Iterable]] = {
 
 
 def serve(options: Options) -> None:
-    """One row's process: an epoch for every line on stdin, answered by images/s and CPU-ms an image."""
+    """One row's process: an epoch for every line on stdin, answered by images/s and CPU-ms an
+    image."""
     warnings.filterwarnings("ignore")
     if options.row == "ffcv_ssl":
         sys.path.insert(0, str(options.ffcv_ssl))
@@ -136,7 +144,10 @@ def serve(options: Options) -> None:
         for batch in loader:
             images += len(batch) if options.row.startswith("ours") else len(batch[0])
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-        print(json.dumps({"images_per_s": images / seconds, "cpu_ms": 1000 * cpu / images}), flush=True)
+        print(
+            json.dumps({"images_per_s": images / seconds, "cpu_ms": 1000 * cpu / images}),
+            flush=True,
+        )
 
 
 def epoch(process: subprocess.Popen) -> dict[str, float]:
@@ -147,7 +158,9 @@ def epoch(process: subprocess.Popen) -> dict[str, float]:
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        raise RuntimeError(f"{process.args} ended with {process.wait()}; what it wrote stands above")
+        raise RuntimeError(
+            f"{process.args} ended with {process.wait()}; what it wrote stands above"
+        )
     return json.loads(line)
 
 
@@ -161,7 +174,14 @@ def main() -> None:
     processes = {}
     try:
         for name in names:
-            command = [sys.executable, "-m", "benchmarks.speed.ffcv_peers", *sys.argv[1:], "--row", name]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed.ffcv_peers",
+                *sys.argv[1:],
+                "--row",
+                name,
+            ]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             processes[name] = subprocess.Popen(command, text=True, **pipes)
             epoch(processes[name])

@@ -2,8 +2,8 @@
 
     python benchmarks/first_batch.py --shards 'in1k-sample-{0000..0003}.tar' [--runs 7]
 
-Each run is a process of its own, timed by its parent from before its start; the first run, which may compile and index,
-is told apart. Medians and ranges of the others.
+Each run is a process of its own, timed by its parent from before its start; the first run, which
+may compile and index, is told apart. Medians and ranges of the others.
 """
 
 import dataclasses
@@ -53,7 +53,9 @@ def one_run(options: Options) -> list[float]:
 def main(options: Options) -> None:
     """Print the table."""
     print(machine())
-    print(f"the run that warmed the caches: {one_run(options)[-1]:.1f} s\n{'':20}{'seconds':>9}  range")
+    print(
+        f"the run that warmed the caches: {one_run(options)[-1]:.1f} s\n{'':20}{'seconds':>9}  range"
+    )
     runs = [one_run(options) for _ in range(options.runs)]
     for name, times in zip(PARTS, zip(*runs)):
         print(f"{name:20}{statistics.median(times):9.2f}  {min(times):.2f} to {max(times):.2f}")

@@ -1,11 +1,12 @@
-"""What the CPU kernels cost: milliseconds a view by stage and by dtype, beside PIL and torchvision on the same inputs.
+"""What the CPU kernels cost: milliseconds a view by stage and by dtype, beside PIL and torchvision
+on the same inputs.
 
     python benchmarks/kernels.py [--views 40] [--rounds 15] [--size 224] [--height 375] [--width 500]
 
-On one thread, on a picture with photographic statistics and MaskCo's own plans. Rounds are interleaved: in each, every
-view is made once by either side. A time is the median over the views of each view's fastest round, which another
-process on the machine disturbs least; the spread is the quartiles over the views. Stages other than the first are
-differences to a view without that stage.
+On one thread, on a picture with photographic statistics and MaskCo's own plans. Rounds are
+interleaved: in each, every view is made once by either side. A time is the median over the views of
+each view's fastest round, which another process on the machine disturbs least; the spread is the
+quartiles over the views. Stages other than the first are differences to a view without that stage.
 """
 
 import dataclasses
@@ -56,19 +57,25 @@ class Options:
 
 
 def photograph(height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 noise whose amplitude falls with the frequency, as a photograph's does."""
+    """(height, width, 3) uint8 noise whose amplitude falls with the frequency, as a photograph's
+    does."""
     random = np.random.default_rng(0)
     image = np.full((height, width, 3), 110.0)
     for octave in range(7):
-        noise = random.normal(0, 60 / 2**octave, (3 * 2**octave, 4 * 2**octave, 3)).astype(np.float32)
+        noise = random.normal(0, 60 / 2**octave, (3 * 2**octave, 4 * 2**octave, 3)).astype(
+            np.float32
+        )
         for channel in range(3):
-            layer = Image.fromarray(noise[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
+            layer = Image.fromarray(noise[..., channel]).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
             image[..., channel] += np.asarray(layer)
     return image.clip(0, 255).astype(np.uint8)
 
 
 def fastest(makers: dict[str, list[Callable[[], object]]], rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each call's fastest round, the sides taking turns call by call; one round ahead is not timed."""
+    """Milliseconds of each call's fastest round, the sides taking turns call by call; one round
+    ahead is not timed."""
     best = {name: np.full(len(calls), np.inf) for name, calls in makers.items()}
     for number in range(rounds + 1):
         for i in range(len(next(iter(makers.values())))):
@@ -103,13 +110,18 @@ class Bench:
         """Calls that render both views of a plan."""
         renderer = Renderer(self.config, dtype)
         out = np.empty((2, self.count, *(self.config.size,) * 2, 3), renderer.buffer_dtype)
-        return [partial(renderer.render, self.image, 0, 0, rows[n], out, n) for n in range(self.count)]
+        return [
+            partial(renderer.render, self.image, 0, 0, rows[n], out, n) for n in range(self.count)
+        ]
 
     def ours_resized(self) -> list[Callable[[], object]]:
         """Calls that go up to the seam."""
         renderer = Renderer(self.config, "uint8")
         out = np.empty((2, self.count, *(self.config.size,) * 2, 3), np.uint8)
-        return [partial(renderer.resize, self.image, 0, 0, self.rows[n], out, n) for n in range(self.count)]
+        return [
+            partial(renderer.resize, self.image, 0, 0, self.rows[n], out, n)
+            for n in range(self.count)
+        ]
 
     def theirs(self, rows: np.ndarray, *, resized_only: bool = False) -> list[Callable[[], object]]:
         """Calls that do the same by PIL and torchvision, to float32."""
@@ -120,7 +132,9 @@ class Bench:
                 crop = tuple(view["crop"].astype(int).tolist())
                 levels = resize_reference(self.image, crop, self.config.size, bool(view["flip"]))
                 if not resized_only:
-                    finish_reference(augment_reference(levels, view), None if v else named[n]["masked_box"])
+                    finish_reference(
+                        augment_reference(levels, view), None if v else named[n]["masked_box"]
+                    )
 
         return [partial(make, n) for n in range(self.count)]
 
@@ -145,7 +159,8 @@ def main(options: Options) -> None:
     )
     print(f"{'':18}{'ms/view':>9}  {'quartiles':18}{'PIL + torchvision':>17}{'ratio':>7}")
     resized = fastest(
-        {"ours": bench.ours_resized(), "theirs": bench.theirs(bench.rows, resized_only=True)}, options.rounds
+        {"ours": bench.ours_resized(), "theirs": bench.theirs(bench.rows, resized_only=True)},
+        options.rounds,
     )
     line("resize, flip", resized["ours"], resized["theirs"])
     for name, fields in STAGES.items():
@@ -156,7 +171,8 @@ def main(options: Options) -> None:
         line(name, took["ours"] - took["without"], took["theirs"] - took["theirs without"])
     for dtype in FORMATS:
         took = fastest(
-            {"ours": bench.ours(dtype, bench.rows), "theirs": bench.theirs(bench.rows)}, max(options.rounds // 3, 3)
+            {"ours": bench.ours(dtype, bench.rows), "theirs": bench.theirs(bench.rows)},
+            max(options.rounds // 3, 3),
         )
         line(f"all, {dtype}", took["ours"], took["theirs"])
 

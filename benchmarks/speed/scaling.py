@@ -2,10 +2,11 @@
 
     python benchmarks/scaling.py --shards 'in1k-sample-{0000..0003}.tar' [--images 300]
 
-Measured, on one thread: each image's time in decoding and rendering, for which the GIL is released, and what an image
-costs besides, all of which is taken to hold the GIL (an upper bound: the read and libjpeg's set-up release it too).
-Simulated: threads that take a few images in turn, hold the GIL to read each and once more to hand them over, and queue
-for it in order. The simulation knows nothing of memory bandwidth, clock speeds or hyper-threads.
+Measured, on one thread: each image's time in decoding and rendering, for which the GIL is released,
+and what an image costs besides, all of which is taken to hold the GIL (an upper bound: the read and
+libjpeg's set-up release it too). Simulated: threads that take a few images in turn, hold the GIL to
+read each and once more to hand them over, and queue for it in order. The simulation knows nothing
+of memory bandwidth, clock speeds or hyper-threads.
 """
 
 import dataclasses
@@ -39,7 +40,8 @@ class Options:
 
 
 def free_times(options: Options) -> np.ndarray:
-    """(n,) seconds of each image in decoding and rendering two 224-pixel views; the median of three."""
+    """(n,) seconds of each image in decoding and rendering two 224-pixel views; the median of
+    three."""
     dataset, views = Dataset.open(options.shards), ViewConfig.maskco(224)
     positions = np.linspace(0, len(dataset) - 1, min(options.images, len(dataset))).astype(int)
     samples = dataset.samples[positions]
@@ -52,7 +54,9 @@ def free_times(options: Options) -> np.ndarray:
         for n, position in enumerate(positions.tolist()):
             data = dataset.read(position)
             began = time.perf_counter()
-            if not renderer.render_jpegs([data], sides[n : n + 1], rows[n : n + 1], first, out).all():
+            if not renderer.render_jpegs(
+                [data], sides[n : n + 1], rows[n : n + 1], first, out
+            ).all():
                 renderer.render(decoder.decode(data, samples[n]), 0, 0, rows[n], out, 0)
             took[n] = time.perf_counter() - began
     return np.median(times[1:], 0)
@@ -61,7 +65,8 @@ def free_times(options: Options) -> np.ndarray:
 def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) -> float:
     """Images/s of `cores` threads, a core each, that take `TOGETHER` images at a time.
 
-    For each of them a thread holds the GIL to read it, and once more for all; then follows what is free of it.
+    For each of them a thread holds the GIL to read it, and once more for all; then follows what is
+    free of it.
     """
     random = np.random.default_rng(0)
     tasks = random.choice(free, (images // TOGETHER, TOGETHER)).sum(1)
@@ -89,7 +94,9 @@ def main(options: Options) -> None:
     """Print what was measured and the table."""
     free, held = free_times(options), hand_over() / 1000
     print(machine())
-    print(f"an image: {1e3 * free.mean():.2f} ms without the GIL (measured), at most {1e6 * held:.0f} us with it")
+    print(
+        f"an image: {1e3 * free.mean():.2f} ms without the GIL (measured), at most {1e6 * held:.0f} us with it"
+    )
     print(f"the GIL alone would end one process's growth at {1 / held:.0f} images/s\n")
     print(f"{'cores':>6}{'images/s':>10}{'of ideal':>10}   simulated")
     for cores in options.cores:

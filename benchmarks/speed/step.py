@@ -1,15 +1,18 @@
-"""What a MaskCo training step costs on this CPU, ours beside the same model written plainly, and where the time goes.
+"""What a MaskCo training step costs on this CPU, ours beside the same model written plainly, and
+where the time goes.
 
     python benchmarks/step.py [--trunk resnet50] [--size 224] [--batch-size 32] [--rounds 5] [--compiled]
 
-Plain: float32, NCHW, torchvision's RoIAlign over lists of boxes, an optimiser and a moving average that loop over the
-parameters in Python. Ours: `Trainer`'s own step in a process set up as `train` does: channels-last, autocast, fused
-BatchNorm, RoIAlign as a product, fused updates, freed memory kept. Both start from the same weights and see the same
-batches; before anything is timed, the plain model's loss has to equal ours in float32, and ours in the timed precision
-to be near it. Each side has a process of its own; in each round, one after the other makes one step. One step of each
-ahead is not timed. Stages are medians over the rounds, taken at module boundaries.
+Plain: float32, NCHW, torchvision's RoIAlign over lists of boxes, an optimiser and a moving average
+that loop over the parameters in Python. Ours: `Trainer`'s own step in a process set up as `train`
+does: channels-last, autocast, fused BatchNorm, RoIAlign as a product, fused updates, freed memory
+kept. Both start from the same weights and see the same batches; before anything is timed, the plain
+model's loss has to equal ours in float32, and ours in the timed precision to be near it. Each side
+has a process of its own; in each round, one after the other makes one step. One step of each ahead
+is not timed. Stages are medians over the rounds, taken at module boundaries.
 
-The floor: the step's multiplications at the speed of a large matrix product in the step's precision on these threads.
+The floor: the step's multiplications at the speed of a large matrix product in the step's precision
+on these threads.
 """
 
 import dataclasses
@@ -37,7 +40,17 @@ from maskco_fast.training.config import ModelConfig, TrainConfig
 from maskco_fast.training.devices import DTYPES, choose_precision, keep_freed_memory
 from maskco_fast.training.trainer import Fetched, Trainer
 
-STAGES = ("query forward", "key forward", "RoIAlign", "heads", "loss", "backward", "optimizer", "EMA", "other")
+STAGES = (
+    "query forward",
+    "key forward",
+    "RoIAlign",
+    "heads",
+    "loss",
+    "backward",
+    "optimizer",
+    "EMA",
+    "other",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +67,8 @@ class Options:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of our side; as in training."""
     plain_keeps_memory: bool = False
-    """Let the plain side's process keep freed memory too, which a program that is written plainly would not."""
+    """Let the plain side's process keep freed memory too, which a program that is written plainly
+    would not."""
     compiled: bool = False
     """A third side: ours through torch.compile (minutes to compile)."""
 
@@ -77,7 +91,8 @@ class Clock:
         self._last = now
 
     def watch(self, network: nn.Module, forward: str) -> None:
-        """Mark the stages of a region encoder's forward pass: `forward` up to its map, RoIAlign, the head."""
+        """Mark the stages of a region encoder's forward pass: `forward` up to its map, RoIAlign,
+        the head."""
         network.register_forward_pre_hook(lambda *_: self.mark("other"))
         network.mph.register_forward_hook(lambda *_: self.mark(forward))
         network.projection.register_forward_pre_hook(lambda *_: self.mark("RoIAlign"))
@@ -126,7 +141,10 @@ class Ours:
 
     def loss(self) -> float:
         """Of the batch, as it stands."""
-        with torch.no_grad(), torch.autocast("cpu", DTYPES[self.trainer.precision], self.trainer.precision != "fp32"):
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", DTYPES[self.trainer.precision], self.trainer.precision != "fp32"),
+        ):
             return self.method(self.trainer.loader.batch)["loss"].item()
 
     def step(self) -> dict[str, float]:
@@ -147,11 +165,15 @@ class PlainEncoder(nn.Module):
         self.trunk = nn.Sequential(*list(network.children())[:-2])
         block = torchvision.models.resnet.Bottleneck
         self.mph = nn.Sequential(*[block(channels, channels // 4) for _ in range(mph_blocks)])
-        self.projection = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features))
+        self.projection = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, features)
+        )
 
     def forward(self, images: torch.Tensor, boxes: list[torch.Tensor]) -> torch.Tensor:
         """(total boxes, D) features."""
-        regions = torchvision.ops.roi_align(self.mph(self.trunk(images)), boxes, 1, 1 / 32, -1, True)
+        regions = torchvision.ops.roi_align(
+            self.mph(self.trunk(images)), boxes, 1, 1 / 32, -1, True
+        )
         return self.projection(regions.flatten(1))
 
 
@@ -164,7 +186,10 @@ class Plain:
         self.config = config
         self.batch = batch._map(lambda tensor: tensor.contiguous())
         self.query, self.key = (
-            PlainEncoder(config.model.trunk, config.model.features, config.maskco.mph_blocks).train() for _ in range(2)
+            PlainEncoder(
+                config.model.trunk, config.model.features, config.maskco.mph_blocks
+            ).train()
+            for _ in range(2)
         )
         for mine, theirs in ((self.query, ours.query), (self.key, ours.key)):
             for parameter, value in zip(mine.parameters(), theirs.parameters(), strict=True):
@@ -181,14 +206,22 @@ class Plain:
 
     def _loss(self) -> torch.Tensor:
         batch, count = self.batch, len(self.batch)
-        queries = functional.normalize(self.query(batch.query, list(batch.masked_box.unsqueeze(1))), dim=1)
+        queries = functional.normalize(
+            self.query(batch.query, list(batch.masked_box.unsqueeze(1))), dim=1
+        )
         with torch.no_grad():
-            keys = self.key(batch.key, list(batch.key_boxes)).view(count, batch.key_boxes.shape[1], -1)
+            keys = self.key(batch.key, list(batch.key_boxes)).view(
+                count, batch.key_boxes.shape[1], -1
+            )
             keys = functional.normalize(keys, dim=2)
         logits = []
         for image in range(count):
             others = torch.cat([keys[other, 1:] for other in range(count) if other != image])
-            logits.append(torch.cat([keys[image, :1], others]) @ queries[image] / self.config.maskco.temperature)
+            logits.append(
+                torch.cat([keys[image, :1], others])
+                @ queries[image]
+                / self.config.maskco.temperature
+            )
         return functional.cross_entropy(torch.stack(logits), torch.zeros(count, dtype=torch.int64))
 
     def loss(self) -> float:
@@ -207,7 +240,9 @@ class Plain:
         self.optimizer.step()
         self.clock.mark("optimizer")
         for key, query in zip(self.key.parameters(), self.query.parameters()):
-            key.data = key.data * self.config.maskco.momentum + query.data * (1 - self.config.maskco.momentum)
+            key.data = key.data * self.config.maskco.momentum + query.data * (
+                1 - self.config.maskco.momentum
+            )
         self.clock.mark("EMA")
         loss.item()
         self.clock.mark("other")
@@ -235,8 +270,12 @@ def random_batch(options: Options, dtype: torch.dtype) -> Batch:
 def check(name: str, loss: float, wanted: float, tolerance: float) -> None:
     """SystemExit where a side computes something else: its speed would mean nothing."""
     if abs(loss - wanted) > tolerance * wanted:
-        raise SystemExit(f"{name}: the loss is {loss:.6f} where the plain model's is {wanted:.6f}; nothing is timed")
-    print(f"loss of {name}: {loss:.5f}, of the plain model {wanted:.5f}; at most {tolerance:.2%} apart")
+        raise SystemExit(
+            f"{name}: the loss is {loss:.6f} where the plain model's is {wanted:.6f}; nothing is timed"
+        )
+    print(
+        f"loss of {name}: {loss:.5f}, of the plain model {wanted:.5f}; at most {tolerance:.2%} apart"
+    )
 
 
 def floor(step: Callable[[], object], dtype: torch.dtype) -> tuple[float, float]:
@@ -265,10 +304,14 @@ def serve(name: str, options: Options, precision: str, connection: Connection) -
             precision=precision,
             compile=name == "compiled",
             tensorboard=False,
-            model=ModelConfig(trunk=options.trunk, view_size=options.size, group_size=options.batch_size),
+            model=ModelConfig(
+                trunk=options.trunk, view_size=options.size, group_size=options.batch_size
+            ),
         )
         batch = random_batch(options, DTYPES[precision])
-        side: Ours | Plain = Plain(config, make_method(config), batch) if name == "plain" else Ours(config, batch)
+        side: Ours | Plain = (
+            Plain(config, make_method(config), batch) if name == "plain" else Ours(config, batch)
+        )
         answers: dict[str, Callable[[], Any]] = {
             "loss": side.loss,
             "step": side.step,
@@ -308,7 +351,9 @@ def main(options: Options) -> None:
     if options.compiled:
         sides["compiled"] = Side("compiled", options, precision)
     operations, speed = sides["ours"].ask("floor")
-    rounds = [{name: side.ask("step") for name, side in sides.items()} for _ in range(options.rounds + 1)][1:]
+    rounds = [
+        {name: side.ask("step") for name, side in sides.items()} for _ in range(options.rounds + 1)
+    ][1:]
     for side in sides.values():
         side.end()
     report(options, precision, rounds)
@@ -327,15 +372,20 @@ def report(options: Options, precision: str, rounds: list[dict[str, dict[str, fl
         f"{torch.get_num_threads()} threads, {len(rounds)} interleaved rounds; ours in {precision}\n"
     )
     names = list(rounds[0])
-    print(f"{'seconds':16}" + "".join(f"{name:>10}{'share':>8}" for name in names) + f"{'ratio':>9}")
+    print(
+        f"{'seconds':16}" + "".join(f"{name:>10}{'share':>8}" for name in names) + f"{'ratio':>9}"
+    )
     totals = {name: [sum(one[name].values()) for one in rounds] for name in names}
     for stage in STAGES:
         middle = {name: statistics.median(one[name][stage] for one in rounds) for name in names}
         shares = "".join(
-            f"{value:10.3f}{value / statistics.median(totals[name]):8.1%}" for name, value in middle.items()
+            f"{value:10.3f}{value / statistics.median(totals[name]):8.1%}"
+            for name, value in middle.items()
         )
         print(f"{stage:16}{shares}{middle['plain'] / max(middle['ours'], 1e-9):9.1f}")
-    print(f"{'step':16}" + "".join(f"{statistics.median(totals[name]):10.3f}{'':8}" for name in names))
+    print(
+        f"{'step':16}" + "".join(f"{statistics.median(totals[name]):10.3f}{'':8}" for name in names)
+    )
     for name in names:
         ratios = [a / b for a, b in zip(totals["plain"], totals[name])]
         print(

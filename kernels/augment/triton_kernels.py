@@ -1,11 +1,12 @@
-"""The three Triton kernels of the device half; `augment_triton` launches them and says why there are three.
+"""The three Triton kernels of the device half; `augment_triton` launches them and says why there
+are three.
 
-Levels are whole numbers in float32 and every operation rounds where torchvision's uint8 operators do. The two colour
-kernels must be compiled with `enable_fp_fusion=False`: a fused multiply-add would move a gray pixel's blend across the
-whole number that it is truncated at.
+Levels are whole numbers in float32 and every operation rounds where torchvision's uint8 operators
+do. The two colour kernels must be compiled with `enable_fp_fusion=False`: a fused multiply-add
+would move a gray pixel's blend across the whole number that it is truncated at.
 
-Suffixes: G groups, P pixels of a group (16; 8 in the blur), Y and X rows and columns of a blur tile, K rows or columns
-around it, C columns of half of those.
+Suffixes: G groups, P pixels of a group (16; 8 in the blur), Y and X rows and columns of a blur
+tile, K rows or columns around it, C columns of half of those.
 """
 
 import triton
@@ -37,11 +38,14 @@ DEVIATION_RED = tl.constexpr(views.IMAGENET_STD[0])
 DEVIATION_GREEN = tl.constexpr(views.IMAGENET_STD[1])
 DEVIATION_BLUE = tl.constexpr(views.IMAGENET_STD[2])
 HUE_SCALE = tl.constexpr((255 + 1.0 - 1e-3) / 255)
-"""Levels pass through 0..1 and back in torchvision's hue, which multiplies by 255.999 on the way back."""
+"""Levels pass through 0..1 and back in torchvision's hue, which multiplies by 255.999 on the way
+back."""
 ROUNDING = tl.constexpr(1.5 * 2**23)
-"""Adding and subtracting it rounds a float32 of at most 2**22 to the nearest whole number, halves to even."""
+"""Adding and subtracting it rounds a float32 of at most 2**22 to the nearest whole number, halves
+to even."""
 HALO = tl.constexpr(16)
-"""Columns and rows around a blur tile: at least the radius of the widest blur (15), and 16 bytes."""
+"""Columns and rows around a blur tile: at least the radius of the widest blur (15), and 16 bytes.
+"""
 TILE = tl.constexpr(32)
 """Side of a blur tile: with the halo, 64 rows and columns, the power of two that `tl.dot` wants."""
 
@@ -58,10 +62,12 @@ def _gray(red, green, blue):
 
 @triton.jit
 def _turn_hue(red, green, blue, turns):
-    """torchvision's `adjust_hue` without a division: all that HSV divides by the chroma is kept multiplied by it.
+    """torchvision's `adjust_hue` without a division: all that HSV divides by the chroma is kept
+    multiplied by it.
 
-    So only the product with `turns` is rounded. A level is another than torchvision's, by one, where the exact value
-    lies so near a whole number that torchvision's own roundings decide: fewer than two in ten thousand of all colours.
+    So only the product with `turns` is rounded. A level is another than torchvision's, by one,
+    where the exact value lies so near a whole number that torchvision's own roundings decide: fewer
+    than two in ten thousand of all colours.
     """
     value = tl.maximum(tl.maximum(red, green), blue)
     low = tl.minimum(tl.minimum(red, green), blue)
@@ -80,15 +86,24 @@ def _turn_hue(red, green, blue, turns):
 
 @triton.jit
 def _jitter_once(red, green, blue, operation, factor, mean):
-    """One operation of the colour jitter on whole levels; `mean` is the image's gray mean where it is the contrast."""
+    """One operation of the colour jitter on whole levels; `mean` is the image's gray mean where it
+    is the contrast."""
     if operation == BRIGHTNESS:
         red, green, blue = _clamp(factor * red), _clamp(factor * green), _clamp(factor * blue)
     elif operation == CONTRAST:
         other = (1.0 - factor) * mean
-        red, green, blue = _clamp(factor * red + other), _clamp(factor * green + other), _clamp(factor * blue + other)
+        red, green, blue = (
+            _clamp(factor * red + other),
+            _clamp(factor * green + other),
+            _clamp(factor * blue + other),
+        )
     elif operation == SATURATION:
         other = (1.0 - factor) * _gray(red, green, blue)
-        red, green, blue = _clamp(factor * red + other), _clamp(factor * green + other), _clamp(factor * blue + other)
+        red, green, blue = (
+            _clamp(factor * red + other),
+            _clamp(factor * green + other),
+            _clamp(factor * blue + other),
+        )
     else:
         red, green, blue = _turn_hue(red, green, blue, factor)
     return red, green, blue
@@ -125,7 +140,11 @@ def _masked(box, stride_box, stride_side, view, boxes, y, x):
 @triton.jit
 def _row(parameters, stride_v, stride_n, view, batch):
     """Where this view's parameters start."""
-    return parameters + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
+    return (
+        parameters
+        + (view // batch).to(tl.int64) * stride_v
+        + (view % batch).to(tl.int64) * stride_n
+    )
 
 
 @triton.jit(do_not_specialize=["first_view", "batch"])
@@ -135,15 +154,19 @@ def gray_sums(
     sums, first_view, batch,
     S: tl.constexpr, GROUPS: tl.constexpr, VECTOR_LOADS: tl.constexpr,
 ):  # fmt: skip
-    """Pass 1: the gray levels of a jittered view as contrast will find it, summed over each program's groups.
+    """Pass 1: the gray levels of a jittered view as contrast will find it, summed over each
+    program's groups.
 
-    `sums` (views of this launch, programs a view) int32. Grid (programs a view, views of this launch).
+    `sums` (views of this launch, programs a view) int32. Grid (programs a view, views of this
+    launch).
     """
     view = first_view + tl.program_id(1)
     row = _row(parameters, stride_pv, stride_pn, view, batch)
     if tl.load(row + JITTER * stride_pc) == 0:
         return
-    source = views + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
+    source = (
+        views + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
+    )
     group_G = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     red, green, blue, live_GP = load_levels(
         source, stride_y, stride_x, stride_c, group_G, False, S, VECTOR_LOADS, False
@@ -169,18 +192,24 @@ def colour(
     S: tl.constexpr, GROUPS: tl.constexpr, SUMS: tl.constexpr, PITCH: tl.constexpr,
     VECTOR_LOADS: tl.constexpr, VECTOR_STORES: tl.constexpr, FLIPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2: colour jitter and gray; then the rest of an unblurred view, or a blurred one's levels for pass 3.
+    """Pass 2: colour jitter and gray; then the rest of an unblurred view, or a blurred one's levels
+    for pass 3.
 
-    `levels` (views of this launch, 3, S, PITCH) uint8, pixel x in column HALO + x. `out` (views, S, S, 3). `SUMS` is
-    the power of two that the programs a view fit in. Grid (programs a view, views of this launch).
+    `levels` (views of this launch, 3, S, PITCH) uint8, pixel x in column HALO + x. `out` (views, S,
+    S, 3). `SUMS` is the power of two that the programs a view fit in. Grid (programs a view, views
+    of this launch).
     """
     DTYPE: tl.constexpr = out.dtype.element_ty
     view = first_view + tl.program_id(1)
     row = _row(parameters, stride_pv, stride_pn, view, batch)
-    source = views + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
+    source = (
+        views + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
+    )
     group_G = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     flip = tl.load(row + FLIP * stride_pc) != 0
-    red, green, blue, _ = load_levels(source, stride_y, stride_x, stride_c, group_G, flip, S, VECTOR_LOADS, FLIPPED)
+    red, green, blue, _ = load_levels(
+        source, stride_y, stride_x, stride_c, group_G, flip, S, VECTOR_LOADS, FLIPPED
+    )
     if tl.load(row + JITTER * stride_pc) != 0:
         part = tl.arange(0, SUMS)
         own_sums = sums + tl.program_id(1) * tl.num_programs(0)
@@ -197,7 +226,8 @@ def colour(
     ROW_GROUPS: tl.constexpr = (S + 15) // 16
     y_G, x_G = group_G // ROW_GROUPS, group_G % ROW_GROUPS * 16
     if tl.load(row + BLUR_SIGMA * stride_pc) > 0:
-        # The columns right of the view are written too, so that every access is 16 bytes; pass 3 weighs them with 0.
+        # The columns right of the view are written too, so that every access is 16 bytes; pass 3
+        # weighs them with 0.
         plane = levels + tl.program_id(1).to(tl.int64) * (3 * S * PITCH)
         address = plane + (y_G * PITCH + HALO + x_G)[:, None] + tl.arange(0, 16)[None, :]
         mask = (y_G < S)[:, None]
@@ -239,10 +269,11 @@ def _halves(x):
 
 @triton.jit
 def _column_weights(source_K, x_X, sigma, radius, total, S: tl.constexpr):
-    """What each of the columns `source_K` adds to each of the blurred columns `x_X`, two float16 (K, X).
+    """What each of the columns `source_K` adds to each of the blurred columns `x_X`, two float16
+    (K, X).
 
-    Columns are reflected here, so that the loads stay whole: a column stands for itself, for the one as far left of
-    column 0 and for the one as far right of column S - 1.
+    Columns are reflected here, so that the loads stay whole: a column stands for itself, for the
+    one as far left of column 0 and for the one as far right of column S - 1.
     """
     source_K1, x_1X = source_K[:, None], x_X[None, :]
     weights_KX = _taps((source_K1 - x_1X).to(tl.float32), sigma, radius, total)
@@ -253,12 +284,20 @@ def _column_weights(source_K, x_X, sigma, radius, total, S: tl.constexpr):
 
 
 @triton.jit
-def _blur_columns(words, source_K, rows_high, rows_low, columns_high, columns_low, blurred_YX, PITCH: tl.constexpr):
-    """Add what TILE columns of levels, from `words` on, give to a blurred tile: both directions are matrix products."""
-    # Four levels a word, since the compiler would move single bytes through shared memory one by one.
+def _blur_columns(
+    words, source_K, rows_high, rows_low, columns_high, columns_low, blurred_YX, PITCH: tl.constexpr
+):
+    """Add what TILE columns of levels, from `words` on, give to a blurred tile: both directions are
+    matrix products."""
+    # Four levels a word, since the compiler would move single bytes through shared memory one by
+    # one.
     word = tl.load(words + source_K[:, None] * (PITCH // 4) + tl.arange(0, TILE // 4)[None, :])
-    quads = tl.join(tl.join(word & 255, (word >> 16) & 255), tl.join((word >> 8) & 255, (word >> 24) & 255))
-    levels_KC = tl.reshape(quads, (TILE + 2 * HALO, TILE)).to(tl.float32).to(tl.float16)  # whole levels: exact
+    quads = tl.join(
+        tl.join(word & 255, (word >> 16) & 255), tl.join((word >> 8) & 255, (word >> 24) & 255)
+    )
+    levels_KC = (
+        tl.reshape(quads, (TILE + 2 * HALO, TILE)).to(tl.float32).to(tl.float16)
+    )  # whole levels: exact
     vertical_YC = tl.dot(rows_high, levels_KC)
     vertical_YC = tl.dot(rows_low, levels_KC, vertical_YC)
     high, low = _halves(vertical_YC)
@@ -274,12 +313,14 @@ def blur(
     levels, out, first_view, batch,
     S: tl.constexpr, PITCH: tl.constexpr, VECTOR_STORES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Pass 3: blur, solarise, normalise, mask and store the blurred views, a column of tiles each program.
+    """Pass 3: blur, solarise, normalise, mask and store the blurred views, a column of tiles each
+    program.
 
     `levels` as pass 2 left them. Grid (columns of tiles, views of this launch).
 
-    Each direction is a product with a banded matrix on the tensor cores. Weights and half-blurred levels are split in
-    two float16 each, so that the sums are good to 2**-20 and round as float32 ones do.
+    Each direction is a product with a banded matrix on the tensor cores. Weights and half-blurred
+    levels are split in two float16 each, so that the sums are good to 2**-20 and round as float32
+    ones do.
     """
     DTYPE: tl.constexpr = out.dtype.element_ty
     view = first_view + tl.program_id(1)
@@ -287,7 +328,8 @@ def blur(
     sigma = tl.load(row + BLUR_SIGMA * stride_pc)
     if sigma <= 0:
         return
-    # In float64, because 3·sigma rounded to float32 may land on a whole number from above and lose a tap.
+    # In float64, because 3·sigma rounded to float32 may land on a whole number from above and lose
+    # a tap.
     radius = tl.ceil(sigma.to(tl.float64) * 3.0).to(tl.float32)
     middle = (tl.arange(0, 2 * HALO) - HALO).to(tl.float32)
     total = tl.sum(_taps(middle, sigma, radius, 1.0), 0)
@@ -314,17 +356,32 @@ def blur(
     # One channel after the other in one loop: unrolled, the three would not fit in the registers.
     for step in range(0, (S + TILE - 1) // TILE * 3):
         top, channel = step // 3 * TILE, step % 3
-        # Rows are reflected in their addresses. Those farther out than the reflection reaches only feed rows that are
-        # not stored.
+        # Rows are reflected in their addresses. Those farther out than the reflection reaches only
+        # feed rows that are not stored.
         source_K = tl.abs(around_K + top)
         source_K = tl.where(source_K >= S, 2 * (S - 1) - source_K, source_K)
         source_K = tl.maximum(source_K, 0)
         own_words = words + channel * (S * PITCH // 4)
         level = tl.zeros((TILE, TILE), tl.float32)
-        level = _blur_columns(own_words, source_K, rows_high, rows_low, left_high, left_low, level, PITCH)
-        level = _blur_columns(own_words + TILE // 4, source_K, rows_high, rows_low, right_high, right_low, level, PITCH)
+        level = _blur_columns(
+            own_words, source_K, rows_high, rows_low, left_high, left_low, level, PITCH
+        )
+        level = _blur_columns(
+            own_words + TILE // 4,
+            source_K,
+            rows_high,
+            rows_low,
+            right_high,
+            right_low,
+            level,
+            PITCH,
+        )
         level = (level + ROUNDING) - ROUNDING
-        red, green, blue = green, blue, level.to(tl.float16)  # after three steps each is in its place
+        red, green, blue = (
+            green,
+            blue,
+            level.to(tl.float16),
+        )  # after three steps each is in its place
         if channel == 2:
             red_GP = tl.reshape(red, (GROUPS, PIXELS)).to(tl.float32)
             green_GP = tl.reshape(green, (GROUPS, PIXELS)).to(tl.float32)
@@ -333,7 +390,9 @@ def blur(
                 red_GP, green_GP, blue_GP = _invert(red_GP), _invert(green_GP), _invert(blue_GP)
             masked = tl.full((GROUPS, PIXELS), False, tl.int1)
             if MASKED:
-                masked = _masked(box, stride_box, stride_side, view, boxes, (y_G + top)[:, None], x_GP)
+                masked = _masked(
+                    box, stride_box, stride_side, view, boxes, (y_G + top)[:, None], x_GP
+                )
             store_pixels(
                 target,
                 y_G + top,

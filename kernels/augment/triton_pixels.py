@@ -1,9 +1,10 @@
-"""Groups of pixels between device memory, three bytes or numbers a pixel, and registers, one tensor a channel.
+"""Groups of pixels between device memory, three bytes or numbers a pixel, and registers, one tensor
+a channel.
 
-Pixels are handled in groups of 16 or 8 that never cross a row. 16 pixels are 48 bytes, three 16-byte loads of one
-thread, and the split into channels and back happens in that thread's registers, by splits and joins that cost no
-instruction and no shared memory. Views of which a row is no multiple of 16 pixels, or whose pixels do not lie densely,
-are read byte by byte instead.
+Pixels are handled in groups of 16 or 8 that never cross a row. 16 pixels are 48 bytes, three
+16-byte loads of one thread, and the split into channels and back happens in that thread's
+registers, by splits and joins that cost no instruction and no shared memory. Views of which a row
+is no multiple of 16 pixels, or whose pixels do not lie densely, are read byte by byte instead.
 
 Suffixes: G groups, P pixels of a group.
 """
@@ -58,8 +59,11 @@ def _swap(flip, a, b):
 
 @triton.jit
 def _load_dense(view, pixel_G, live_G, flip, FLIPPED: tl.constexpr):
-    """Levels of the 16 pixels from `pixel_G` on: three float32 (G, 16). `flip` turns the order within each group."""
-    words = view.to(tl.pointer_type(tl.int32)) + (pixel_G // 4 * 3)[:, None] + tl.arange(0, 4)[None, :]
+    """Levels of the 16 pixels from `pixel_G` on: three float32 (G, 16). `flip` turns the order
+    within each group."""
+    words = (
+        view.to(tl.pointer_type(tl.int32)) + (pixel_G // 4 * 3)[:, None] + tl.arange(0, 4)[None, :]
+    )
     live = live_G[:, None]
     a0, a1, a2, a3 = _split4(tl.load(words, mask=live, other=0))
     b0, b1, b2, b3 = _split4(tl.load(words + 4, mask=live, other=0))
@@ -96,7 +100,8 @@ def load_levels(
     view, stride_y, stride_x, stride_c, group_G, flip,
     S: tl.constexpr, VECTOR_LOADS: tl.constexpr, FLIPPED: tl.constexpr,
 ):  # fmt: skip
-    """Levels of one view's groups, three float32 (G, 16), and which of those pixels there are, bool (G, 16)."""
+    """Levels of one view's groups, three float32 (G, 16), and which of those pixels there are, bool
+    (G, 16)."""
     ROW_GROUPS: tl.constexpr = (S + 15) // 16
     y_G, column_G = group_G // ROW_GROUPS, group_G % ROW_GROUPS
     live_G = y_G < S
@@ -105,7 +110,9 @@ def load_levels(
     if VECTOR_LOADS:
         if FLIPPED:
             column_G = tl.where(flip, ROW_GROUPS - 1 - column_G, column_G)
-        red, green, blue = _load_dense(view, (y_G * ROW_GROUPS + column_G) * 16, live_G, flip, FLIPPED)
+        red, green, blue = _load_dense(
+            view, (y_G * ROW_GROUPS + column_G) * 16, live_G, flip, FLIPPED
+        )
     else:
         if FLIPPED:
             x_GP = tl.where(flip, S - 1 - x_GP, x_GP)
@@ -118,7 +125,8 @@ def load_levels(
 
 @triton.jit
 def _element(channels, INDEX: tl.constexpr):
-    """Element INDEX of a group as it lies in memory, (G,); `channels` as `_split8` or `_split16` gives each."""
+    """Element INDEX of a group as it lies in memory, (G,); `channels` as `_split8` or `_split16`
+    gives each."""
     STEP: tl.constexpr = len(channels[0])
     return channels[INDEX % 3][INDEX // 3 % STEP][INDEX // 3 // STEP]
 
@@ -155,10 +163,16 @@ def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES
             if LANES == 4:
                 values = _quad(channels, vector * LANES, 1)
             elif LANES == 8:
-                values = tl.join(_quad(channels, vector * LANES, 2), _quad(channels, vector * LANES + 1, 2))
+                values = tl.join(
+                    _quad(channels, vector * LANES, 2), _quad(channels, vector * LANES + 1, 2)
+                )
             else:
-                even = tl.join(_quad(channels, vector * LANES, 4), _quad(channels, vector * LANES + 2, 4))
-                odd = tl.join(_quad(channels, vector * LANES + 1, 4), _quad(channels, vector * LANES + 3, 4))
+                even = tl.join(
+                    _quad(channels, vector * LANES, 4), _quad(channels, vector * LANES + 2, 4)
+                )
+                odd = tl.join(
+                    _quad(channels, vector * LANES + 1, 4), _quad(channels, vector * LANES + 3, 4)
+                )
                 values = tl.join(even, odd)
             values = tl.reshape(values, (GROUPS, LANES))
             tl.store(address + vector * LANES, values, mask=live_G[:, None])

@@ -1,9 +1,10 @@
 """Numba's `njit` with a disk cache that is safe to rely on.
 
-Numba's own cache has three gaps that matter to an installed library: it watches only the file of the function
-that is called, so an edit to a callee elsewhere yields stale machine code; it writes beside the sources, which are
-often read-only; and an upgrade leaves the old entries in use where time stamps agree. Here the cache lives in the
-user's cache folder and its stamp is a hash of every source in this folder and of the versions that compiled it.
+Numba's own cache has three gaps that matter to an installed library: it watches only the file of
+the function that is called, so an edit to a callee elsewhere yields stale machine code; it writes
+beside the sources, which are often read-only; and an upgrade leaves the old entries in use where
+time stamps agree. Here the cache lives in the user's cache folder and its stamp is a hash of every
+source in this folder and of the versions that compiled it.
 """
 
 import functools
@@ -59,7 +60,8 @@ class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
-    """Tells of compilations, which take seconds and happen once for each version, dtype and kind of CPU."""
+    """Tells of compilations, which take seconds and happen once for each version, dtype and kind of
+    CPU."""
 
     _impl_class = _CacheImpl
     _began = 0.0
@@ -68,13 +70,18 @@ class _Cache(caching.FunctionCache):  # type: ignore[misc]
         found = super().load_overload(sig, target_context)
         if found is None:
             self._began = time.monotonic()
-            _log.warning("compiling %s for this CPU, once; seconds to half a minute", self._py_func.__name__)
+            _log.warning(
+                "compiling %s for this CPU, once; seconds to half a minute", self._py_func.__name__
+            )
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         super().save_overload(sig, data)
         _log.warning(
-            "compiled %s in %.0f s; kept in %s", self._py_func.__name__, time.monotonic() - self._began, self.cache_path
+            "compiled %s in %.0f s; kept in %s",
+            self._py_func.__name__,
+            time.monotonic() - self._began,
+            self.cache_path,
         )
 
 
@@ -95,19 +102,22 @@ class _LazyCache:
 def jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
     """`numba.njit` without the GIL, with IEEE division, and with the cache described above.
 
-    `allocates`: whether it, or what it calls, makes arrays. Where it does not, references are not counted, which in
-    short loops costs more than the loops. Further options go to `numba.njit`. Compiles at the first call with new
-    argument types (seconds); later processes load the machine code from the cache (milliseconds).
+    `allocates`: whether it, or what it calls, makes arrays. Where it does not, references are not
+    counted, which in short loops costs more than the loops. Further options go to `numba.njit`.
+    Compiles at the first call with new argument types (seconds); later processes load the machine
+    code from the cache (milliseconds).
     """
 
     def decorate(function: F) -> F:
-        dispatcher = numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)(function)
+        dispatcher = numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)(
+            function
+        )
         dispatcher._cache = _LazyCache(function)
         return dispatcher
 
     return decorate
 
 
-def leaf(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
+def inline_jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
     """`jit` for a function that only other kernels call: inlined by LLVM, never cached by itself."""
     return numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)

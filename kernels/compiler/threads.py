@@ -1,7 +1,8 @@
 """Kernels on several threads: on those of an OpenMP runtime that is there already, torch's.
 
-After a parallel operator these threads spin for a while, waiting for the next. Threads of our own, or of Numba's, would
-share the cores with them; a kernel that runs on these finds them awake, and starts within microseconds.
+After a parallel operator these threads spin for a while, waiting for the next. Threads of our own,
+or of Numba's, would share the cores with them; a kernel that runs on these finds them awake, and
+starts within microseconds.
 """
 
 from llvmlite import ir
@@ -12,10 +13,12 @@ from numba.extending import intrinsic
 
 @intrinsic
 def in_parts(typing_context, entry, parts, kernel, arguments):
-    """Call kernel(part, parts, *arguments) for each part from 0 to parts - 1, and return when all have.
+    """Call kernel(part, parts, *arguments) for each part from 0 to parts - 1, and return when all
+    have.
 
-    `entry`: the address of the runtime's GOMP_parallel (GNU's; LLVM's and Intel's runtimes have it too), which lends up
-    to `parts` threads; 0 to do all parts on this one. `kernel`: a function compiled by `leaf`, which must not raise.
+    `entry`: the address of the runtime's GOMP_parallel (GNU's; LLVM's and Intel's runtimes have it
+    too), which lends up to `parts` threads; 0 to do all parts on this one. `kernel`: a function
+    compiled by `inline_jit`, which must not raise.
     """
     integer, pointer = ir.IntType(64), ir.IntType(8).as_pointer()
     wanted = types.void(types.int64, types.int64, *arguments)
@@ -35,7 +38,9 @@ def in_parts(typing_context, entry, parts, kernel, arguments):
                 builder.call(region, [data])
             with together:
                 count = ir.IntType(32)
-                kind = ir.FunctionType(ir.VoidType(), [region_type.as_pointer(), pointer, count, count])
+                kind = ir.FunctionType(
+                    ir.VoidType(), [region_type.as_pointer(), pointer, count, count]
+                )
                 function = builder.inttoptr(entry_value, kind.as_pointer())
                 builder.call(function, [region, data, builder.trunc(parts_value, count), count(0)])
         return context.get_dummy_value()
@@ -44,7 +49,8 @@ def in_parts(typing_context, entry, parts, kernel, arguments):
 
 
 def _region(context, module, shared_type, kernel, signature, region_type):
-    """The function that each thread runs: take the next part, until none is left. A team may be smaller than wanted."""
+    """The function that each thread runs: take the next part, until none is left. A team may be
+    smaller than wanted."""
     compiled = kernel.dispatcher.get_compile_result(signature)
     context.add_linking_libs([compiled.library])
     region = ir.Function(module, region_type, module.get_unique_name(f"{module.name}.in_parts"))
@@ -56,12 +62,16 @@ def _region(context, module, shared_type, kernel, signature, region_type):
     again, work, done = (region.append_basic_block(label) for label in ("again", "work", "done"))
     builder.branch(again)
     builder.position_at_end(again)
-    part = builder.atomic_rmw("add", cgutils.gep_inbounds(builder, shared, 0, 0), ir.IntType(64)(1), "monotonic")
+    part = builder.atomic_rmw(
+        "add", cgutils.gep_inbounds(builder, shared, 0, 0), ir.IntType(64)(1), "monotonic"
+    )
     builder.cbranch(builder.icmp_signed("<", part, parts), work, done)
     builder.position_at_end(work)
     unpacked = [builder.extract_value(arguments, i) for i in range(len(signature.args) - 2)]
     function = context.declare_function(module, compiled.fndesc)
-    context.call_conv.call_function(builder, function, types.none, signature.args, [part, parts, *unpacked])
+    context.call_conv.call_function(
+        builder, function, types.none, signature.args, [part, parts, *unpacked]
+    )
     builder.branch(again)
     builder.position_at_end(done)
     builder.ret_void()

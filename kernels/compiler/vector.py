@@ -1,8 +1,10 @@
-"""Vectors as Numba values: a few operations on LLVM vectors, for loops that the compiler does not vectorise by itself.
+"""Vectors as Numba values: a few operations on LLVM vectors, for loops that the compiler does not
+vectorise by itself.
 
-A vector has a NumPy element type and a number of lanes; `+ - * & | << >>` and comparisons work lane by lane, and with
-scalars of the element type. LLVM splits vectors that are wider than the machine's registers, so that the code runs on
-any CPU. Nothing is checked: loads and stores go where they are told.
+A vector has a NumPy element type and a number of lanes; `+ - * & | << >>` and comparisons work lane
+by lane, and with scalars of the element type. LLVM splits vectors that are wider than the machine's
+registers, so that the code runs on any CPU. Nothing is checked: loads and stores go where they are
+told.
 """
 
 import functools
@@ -48,7 +50,9 @@ def _llvm_element(element: types.Type) -> ir.Type:
 def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
     """`scalar` in all lanes."""
     single = builder.insert_element(
-        ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+        ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined),
+        scalar,
+        ir.Constant(ir.IntType(32), 0),
     )
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
     return builder.shuffle_vector(single, single, zeros)
@@ -59,7 +63,9 @@ def vector_pointer(
 ) -> Any:
     """Where in an array a vector begins, as LLVM's pointer to it."""
     if array_type.layout != "C" or array_type.ndim != 1:
-        raise TypingError(f"vectors are loaded from and stored to contiguous 1-D arrays, not {array_type}")
+        raise TypingError(
+            f"vectors are loaded from and stored to contiguous 1-D arrays, not {array_type}"
+        )
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.llvm.as_pointer())
 
@@ -90,17 +96,21 @@ def store(typing_context, array, index, vector):
 
 @intrinsic(prefer_literal=True)
 def prefetch(typing_context, array, index):
-    """Have the cache line at `index` of `array` fetched; one outside the array is not read, and does no harm."""
+    """Have the cache line at `index` of `array` fetched; one outside the array is not read, and
+    does no harm."""
 
     def generate(context, builder, signature, arguments):
         byte = VectorType(types.uint8, 1)
         pointer = builder.bitcast(
-            vector_pointer(context, builder, array, arguments[0], arguments[1], byte), ir.IntType(8).as_pointer()
+            vector_pointer(context, builder, array, arguments[0], arguments[1], byte),
+            ir.IntType(8).as_pointer(),
         )
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, flag(0), flag(3), flag(1)])  # to read, into all caches, data
+        builder.call(
+            function, [pointer, flag(0), flag(3), flag(1)]
+        )  # to read, into all caches, data
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
@@ -126,7 +136,9 @@ def convert(typing_context, vector, dtype):
     def generate(context, builder, signature, arguments):
         value, wanted = arguments[0], result.llvm
         if isinstance(source, types.Float) and isinstance(target, types.Float):
-            return (builder.fptrunc if target.bitwidth < source.bitwidth else builder.fpext)(value, wanted)
+            return (builder.fptrunc if target.bitwidth < source.bitwidth else builder.fpext)(
+                value, wanted
+            )
         if isinstance(source, types.Float):
             return (builder.fptosi if target.signed else builder.fptoui)(value, wanted)
         if isinstance(target, types.Float):
@@ -167,7 +179,8 @@ def multiply_high(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def multiply_add(typing_context, a, b, c):
-    """a · b + c of float lanes, rounded once where the machine can: for sums whose last bit does not matter."""
+    """a · b + c of float lanes, rounded once where the machine can: for sums whose last bit does
+    not matter."""
 
     def generate(context, builder, signature, arguments):
         first, second, third = arguments
@@ -204,7 +217,9 @@ def _of_floats(name: str, says: str) -> Any:
         def generate(context, builder, signature, arguments):
             kind = vector.llvm
             symbol = f"llvm.{name}.v{vector.lanes}f{vector.element.bitwidth}"
-            function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind]), symbol)
+            function = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(kind, [kind]), symbol
+            )
             return builder.call(function, arguments)
 
         return vector(vector), generate
@@ -233,14 +248,17 @@ def any_lane(typing_context, condition):
 
     def generate(context, builder, signature, arguments):
         bits = ir.IntType(condition.lanes)
-        return builder.icmp_unsigned("!=", builder.bitcast(arguments[0], bits), ir.Constant(bits, 0))
+        return builder.icmp_unsigned(
+            "!=", builder.bitcast(arguments[0], bits), ir.Constant(bits, 0)
+        )
 
     return types.boolean(condition), generate
 
 
 @intrinsic(prefer_literal=True)
 def first_lane(typing_context, condition):
-    """The number of the first lane in which `condition` holds; how many lanes there are where it holds in none."""
+    """The number of the first lane in which `condition` holds; how many lanes there are where it
+    holds in none."""
 
     def generate(context, builder, signature, arguments):
         bits = builder.bitcast(arguments[0], ir.IntType(condition.lanes))
@@ -254,7 +272,10 @@ def total(typing_context, vector):
     """The sum of all lanes, of integers."""
 
     def generate(context, builder, signature, arguments):
-        lanes = [builder.extract_element(arguments[0], ir.Constant(ir.IntType(32), i)) for i in range(vector.lanes)]
+        lanes = [
+            builder.extract_element(arguments[0], ir.Constant(ir.IntType(32), i))
+            for i in range(vector.lanes)
+        ]
         return functools.reduce(builder.add, lanes)
 
     return vector.element(vector), generate
@@ -285,7 +306,9 @@ def fence(typing_context):
 def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
     if isinstance(vector.element, types.Float):
         return builder.fcmp_ordered("<", *arguments)
-    return (builder.icmp_signed if vector.element.signed else builder.icmp_unsigned)("<", *arguments)
+    return (builder.icmp_signed if vector.element.signed else builder.icmp_unsigned)(
+        "<", *arguments
+    )
 
 
 def _binary(unsigned: str, floating: str, signed: str | None = None) -> Any:
@@ -320,7 +343,8 @@ def _comparison(symbol: str) -> Any:
 
 
 def _overload_operator(function: Any, apply: Any) -> None:
-    """Let `function` (of the module `operator`) take a vector and a vector or scalar of its element type."""
+    """Let `function` (of the module `operator`) take a vector and a vector or scalar of its element
+    type."""
 
     @overload(function, jit_options={"forceinline": True})
     def choose(a, b):

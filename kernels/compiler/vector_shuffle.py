@@ -21,9 +21,10 @@ def _lanes(picks: Iterable[int]) -> ir.Constant:
 def transpose(typing_context, source, at, stride, target, to, step):
     """Transpose 32 rows of 8 uint16, or of 32 uint8, from `source` into rows of 32 in `target`.
 
-    Source rows begin at `at`, `stride` elements apart, those of the target at `to`, `step` apart. By rounds of
-    interleaving the first half of the registers with the second within 128-bit lanes, which x86 does in one
-    instruction; the lanes are loaded so that the target's rows come out whole.
+    Source rows begin at `at`, `stride` elements apart, those of the target at `to`, `step` apart.
+    By rounds of interleaving the first half of the registers with the second within 128-bit lanes,
+    which x86 does in one instruction; the lanes are loaded so that the target's rows come out
+    whole.
     """
     count = 128 // source.dtype.bitwidth  # elements of a lane, and registers
     groups = 32 // count  # lanes that a target row is made of
@@ -37,7 +38,9 @@ def transpose(typing_context, source, at, stride, target, to, step):
             return ir.Constant(at.type, value)
 
         def load_piece(row, part):
-            index = builder.add(builder.add(at, builder.mul(stride, number(row))), number(part * count))
+            index = builder.add(
+                builder.add(at, builder.mul(stride, number(row))), number(part * count)
+            )
             pointer = vector_pointer(context, builder, source, source_array, index, piece)
             return builder.load(pointer, align=source.dtype.bitwidth // 8)
 
@@ -46,18 +49,32 @@ def transpose(typing_context, source, at, stride, target, to, step):
 
         registers = []
         for i in range(count):
-            parts = [load_piece(i + count * group, part) for part in range(pieces) for group in range(groups)]
-            registers.append(concatenate(concatenate(parts[0], parts[1]), concatenate(parts[2], parts[3])))
+            parts = [
+                load_piece(i + count * group, part)
+                for part in range(pieces)
+                for group in range(groups)
+            ]
+            registers.append(
+                concatenate(concatenate(parts[0], parts[1]), concatenate(parts[2], parts[3]))
+            )
         low = [lane * count + i // 2 + i % 2 * 4 * count for lane in range(4) for i in range(count)]
         high = [pick + count // 2 for pick in low]
         for _ in range(count.bit_length() - 1):
             pairs = zip(registers[: count // 2], registers[count // 2 :])
-            registers = [builder.shuffle_vector(a, b, _lanes(picks)) for a, b in pairs for picks in (low, high)]
+            registers = [
+                builder.shuffle_vector(a, b, _lanes(picks))
+                for a, b in pairs
+                for picks in (low, high)
+            ]
         for i, register in enumerate(registers):
             for part in range(pieces):
-                row = builder.shuffle_vector(register, register, _lanes(range(32 * part, 32 * part + 32)))
+                row = builder.shuffle_vector(
+                    register, register, _lanes(range(32 * part, 32 * part + 32))
+                )
                 index = builder.add(to, builder.mul(step, number(i + count * part)))
-                pointer = vector_pointer(context, builder, target, target_array, index, VectorType(source.dtype, 32))
+                pointer = vector_pointer(
+                    context, builder, target, target_array, index, VectorType(source.dtype, 32)
+                )
                 builder.store(row, pointer, align=source.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
@@ -72,9 +89,15 @@ def transpose_8(typing_context, a, b, c, d, e, f, g, h):
     def generate(context, builder, signature, arguments):
         rows = list(arguments)
         picks = _interleaved(a.lanes, 0), _interleaved(a.lanes, 4)
-        for _ in range(3):  # interleaving the first half of the rows with the second, three times, transposes
+        for _ in range(
+            3
+        ):  # interleaving the first half of the rows with the second, three times, transposes
             pairs = zip(rows[:4], rows[4:])
-            rows = [builder.shuffle_vector(first, second, half) for first, second in pairs for half in picks]
+            rows = [
+                builder.shuffle_vector(first, second, half)
+                for first, second in pairs
+                for half in picks
+            ]
         return context.make_tuple(builder, signature.return_type, rows)
 
     return types.UniTuple(a, 8)(a, b, c, d, e, f, g, h), generate
@@ -82,7 +105,9 @@ def transpose_8(typing_context, a, b, c, d, e, f, g, h):
 
 def _interleaved(lanes: int, begin: int) -> ir.Constant:
     """The choice of four lanes of two vectors, from `begin` on in each group of eight, interleaved."""
-    return _lanes(group + begin + i // 2 + i % 2 * lanes for group in range(0, lanes, 8) for i in range(8))
+    return _lanes(
+        group + begin + i // 2 + i % 2 * lanes for group in range(0, lanes, 8) for i in range(8)
+    )
 
 
 @intrinsic(prefer_literal=True)
@@ -113,7 +138,9 @@ def multiply_pairs(typing_context, a, b):
     def generate(context, builder, signature, arguments):
         if a.lanes == 16 and _has_avx2():  # one instruction that LLVM does not find by itself
             kind = ir.FunctionType(result.llvm, [a.llvm, a.llvm])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
+            function = cgutils.get_or_insert_function(
+                builder.module, kind, "llvm.x86.avx2.pmadd.wd"
+            )
             return builder.call(function, arguments)
         even, odd = _lanes(range(0, a.lanes, 2)), _lanes(range(1, a.lanes, 2))
         products = []
@@ -127,13 +154,16 @@ def multiply_pairs(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def narrow_groups(typing_context, low, high):
-    """Groups of eight int16 lanes, the first four of each from `low`, the others from `high`; int32 that saturate."""
+    """Groups of eight int16 lanes, the first four of each from `low`, the others from `high`; int32
+    that saturate."""
     result = VectorType(types.int16, 2 * low.lanes)
 
     def generate(context, builder, signature, arguments):
         if low.lanes == 8 and _has_avx2():  # as above
             kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
-            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.packssdw")
+            function = cgutils.get_or_insert_function(
+                builder.module, kind, "llvm.x86.avx2.packssdw"
+            )
             return builder.call(function, arguments)
         least, most = (ir.Constant(low.llvm, [bound] * low.lanes) for bound in (-32768, 32767))
         clamped = []
@@ -141,7 +171,9 @@ def narrow_groups(typing_context, low, high):
             raised = builder.select(builder.icmp_signed("<", value, least), least, value)
             lowered = builder.select(builder.icmp_signed(">", raised, most), most, raised)
             clamped.append(builder.trunc(lowered, ir.VectorType(ir.IntType(16), low.lanes)))
-        picks = [group + i % 4 + i // 4 * low.lanes for group in range(0, low.lanes, 4) for i in range(8)]
+        picks = [
+            group + i % 4 + i // 4 * low.lanes for group in range(0, low.lanes, 4) for i in range(8)
+        ]
         return builder.shuffle_vector(*clamped, _lanes(picks))
 
     return result(low, high), generate
@@ -154,13 +186,20 @@ def _has_avx2() -> bool:
 
 @intrinsic(prefer_literal=True)
 def load_two(typing_context, array, first, second, lanes):
-    """`lanes` (a literal) elements of `array` from `first` on, and as many from `second` on, as one vector."""
-    half, whole = VectorType(array.dtype, lanes.literal_value), VectorType(array.dtype, 2 * lanes.literal_value)
+    """`lanes` (a literal) elements of `array` from `first` on, and as many from `second` on, as one
+    vector."""
+    half, whole = (
+        VectorType(array.dtype, lanes.literal_value),
+        VectorType(array.dtype, 2 * lanes.literal_value),
+    )
 
     def generate(context, builder, signature, arguments):
         memory, *places, _ = arguments
         halves = [
-            builder.load(vector_pointer(context, builder, array, memory, place, half), align=array.dtype.bitwidth // 8)
+            builder.load(
+                vector_pointer(context, builder, array, memory, place, half),
+                align=array.dtype.bitwidth // 8,
+            )
             for place in places
         ]
         return builder.shuffle_vector(*halves, _lanes(range(whole.lanes)))
@@ -178,7 +217,11 @@ def store_two(typing_context, array, first, second, vector):
         for part, place in enumerate(places):
             lanes = _lanes(range(part * half.lanes, (part + 1) * half.lanes))
             pointer = vector_pointer(context, builder, array, memory, place, half)
-            builder.store(builder.shuffle_vector(whole, whole, lanes), pointer, align=array.dtype.bitwidth // 8)
+            builder.store(
+                builder.shuffle_vector(whole, whole, lanes),
+                pointer,
+                align=array.dtype.bitwidth // 8,
+            )
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, vector), generate
@@ -190,12 +233,16 @@ def interleave(typing_context, a, b):
     result = VectorType(a.element, 2 * a.lanes)
 
     def generate(context, builder, signature, arguments):
-        return builder.shuffle_vector(*arguments, _lanes(i // 2 + i % 2 * a.lanes for i in range(2 * a.lanes)))
+        return builder.shuffle_vector(
+            *arguments, _lanes(i // 2 + i % 2 * a.lanes for i in range(2 * a.lanes))
+        )
 
     return result(a, b), generate
 
 
-def _interleaved_pieces(builder: Any, lanes: int, first: Any, second: Any, third: Any) -> Iterable[Any]:
+def _interleaved_pieces(
+    builder: Any, lanes: int, first: Any, second: Any, third: Any
+) -> Iterable[Any]:
     """Lanes a0 b0 c0 a1 b1 c1 and so on of three vectors, as three vectors.
 
     LLVM would take one vector of three times a power of two lanes apart, lane by lane.
@@ -203,7 +250,9 @@ def _interleaved_pieces(builder: Any, lanes: int, first: Any, second: Any, third
     for part in range(3):
         order = [(lane % 3, lane // 3) for lane in range(part * lanes, (part + 1) * lanes)]
         pair = _lanes(channel % 2 * lanes + lane for channel, lane in order)
-        both = _lanes(lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order))
+        both = _lanes(
+            lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order)
+        )
         yield builder.shuffle_vector(builder.shuffle_vector(first, second, pair), third, both)
 
 
@@ -235,7 +284,9 @@ def stream_interleaved(typing_context, array, index, a, b, c):
         for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
             at = builder.add(index, ir.Constant(index.type, part * a.lanes))
             pointer = vector_pointer(context, builder, array, memory, at, a)
-            written = builder.store(piece, pointer, align=min(a.lanes * array.dtype.bitwidth // 8, 64))
+            written = builder.store(
+                piece, pointer, align=min(a.lanes * array.dtype.bitwidth // 8, 64)
+            )
             written.set_metadata("nontemporal", past_caches)
         return context.get_dummy_value()
 
@@ -244,7 +295,8 @@ def stream_interleaved(typing_context, array, index, a, b, c):
 
 @intrinsic(prefer_literal=True)
 def load_interleaved(typing_context, array, index, lanes):
-    """Three vectors of `lanes` (a literal), whose lanes lie in `array` as `store_interleaved` writes them."""
+    """Three vectors of `lanes` (a literal), whose lanes lie in `array` as `store_interleaved`
+    writes them."""
     vector = VectorType(array.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
@@ -258,8 +310,13 @@ def load_interleaved(typing_context, array, index, lanes):
         for channel in range(3):
             places = range(channel, 3 * vector.lanes, 3)
             pair = _lanes(place if place < 2 * vector.lanes else 0 for place in places)
-            both = _lanes(place - vector.lanes if place >= 2 * vector.lanes else i for i, place in enumerate(places))
-            channels.append(builder.shuffle_vector(builder.shuffle_vector(*pieces[:2], pair), pieces[2], both))
+            both = _lanes(
+                place - vector.lanes if place >= 2 * vector.lanes else i
+                for i, place in enumerate(places)
+            )
+            channels.append(
+                builder.shuffle_vector(builder.shuffle_vector(*pieces[:2], pair), pieces[2], both)
+            )
         return context.make_tuple(builder, signature.return_type, channels)
 
     return types.UniTuple(vector, 3)(array, types.intp, lanes), generate

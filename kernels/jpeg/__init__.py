@@ -1,1 +1,2 @@
-"""Baseline JPEG decoding in compiled code, bit-equal to libjpeg-turbo: entropy coding, inverse transform, colour."""
+"""Baseline JPEG decoding in compiled code, bit-equal to libjpeg-turbo: entropy coding, inverse
+transform, colour."""

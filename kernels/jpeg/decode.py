@@ -1,10 +1,13 @@
-"""A part of a baseline JPEG to RGB in compiled code, without the GIL, equal to libjpeg's exact settings to the bit.
+"""A part of a baseline JPEG to RGB in compiled code, without the GIL, equal to libjpeg's exact
+settings to the bit.
 
-`decode_region` is for the plain case, which nearly every photograph is: 8-bit Huffman-coded baseline JPEG, gray or
-YCbCr with luma sampled 1x1, 2x1 or 2x2, all in one scan, every code and marker as it should be. Whatever else turns up
-it leaves to a library, so that damage is judged by that alone; `decode_reference` is such a library.
+`decode_region` is for the plain case, which nearly every photograph is: 8-bit Huffman-coded
+baseline JPEG, gray or YCbCr with luma sampled 1x1, 2x1 or 2x2, all in one scan, every code and
+marker as it should be. Whatever else turns up it leaves to a library, so that damage is judged by
+that alone; `decode_reference` is such a library.
 
-All of the stream is read, since codes follow each other; only the blocks of the region are turned to pixels.
+All of the stream is read, since codes follow each other; only the blocks of the region are turned
+to pixels.
 """
 
 from typing import NamedTuple
@@ -12,17 +15,26 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from ..compiler.jit import jit, leaf
+from ..compiler.jit import inline_jit, jit
 from ..compiler.vector import broadcast, convert, first_lane, load, store
 from ..compiler.vector_shuffle import store_interleaved
 from ..headers import u16
 from .entropy import END, LONG, ROOM, TABLE, build_table, read_block
-from .pixels import LANES, PAD, put_flat_block, put_rgb, put_two_blocks, upsampled_across, upsampled_both
+from .pixels import (
+    LANES,
+    PAD,
+    put_flat_block,
+    put_rgb,
+    put_two_blocks,
+    upsampled_across,
+    upsampled_both,
+)
 
 DECODED, NOT_PLAIN = range(2)
 """What `decode_region` returns: pixels, or that a library should have a look."""
 MCU, BLOCK, FLAT = 6, 96, 65
-"""Blocks that an MCU has at most; int16 that a block takes, and which of them says that it is DC alone."""
+"""Blocks that an MCU has at most; int16 that a block takes, and which of them says that it is DC
+alone."""
 _U = np.uint64
 
 
@@ -35,7 +47,8 @@ class JpegScratch(NamedTuple):
     """One thread's working memory."""
 
     clean: np.ndarray
-    """(bytes of the largest file + ROOM,) uint8: the entropy-coded data without stuffed bytes and restart markers."""
+    """(bytes of the largest file + ROOM,) uint8: the entropy-coded data without stuffed bytes and
+    restart markers."""
     restarts: np.ndarray
     """(n,) int64: where in `clean` restart intervals begin."""
     tables: np.ndarray
@@ -47,12 +60,14 @@ class JpegScratch(NamedTuple):
     block: np.ndarray
     """(2 · MCU · BLOCK,) int16: the coefficients of two MCUs; 0 where there is none to be read."""
     frame: np.ndarray
-    """(4, 8) int64: by component, h, v, quantisation, DC and AC table, offset in `planes`, row stride, last DC."""
+    """(4, 8) int64: by component, h, v, quantisation, DC and AC table, offset in `planes`, row
+    stride, last DC."""
 
 
 @jit(allocates=True)
 def make_jpeg_scratch(file_bytes, pixels):
-    """Working memory for files of up to `file_bytes` and regions of up to `pixels`, rounded up to whole blocks."""
+    """Working memory for files of up to `file_bytes` and regions of up to `pixels`, rounded up to
+    whole blocks."""
     return JpegScratch(
         np.zeros(file_bytes + ROOM, np.uint8),
         np.zeros(1 << 16, np.int64),
@@ -64,7 +79,7 @@ def make_jpeg_scratch(file_bytes, pixels):
     )
 
 
-@leaf()
+@inline_jit()
 def _says(data, at, word):
     for i in range(len(word)):
         if data[at + i] != word[i]:
@@ -76,9 +91,10 @@ _JFIF, _ADOBE = np.frombuffer(b"JFIF\0", np.uint8), np.frombuffer(b"Adobe", np.u
 _H, _V, _QUANTISATION, _DC, _AC, _OFFSET, _STRIDE, _LAST = range(8)
 
 
-@leaf()
+@inline_jit()
 def _read_headers(data, size, scratch):
-    """Everything up to the scan: (position of its data or 0, height, width, components, restart interval)."""
+    """Everything up to the scan: (position of its data or 0, height, width, components, restart
+    interval)."""
     frame, tables, quantisation = scratch.frame, scratch.tables, scratch.quantisation
     height, width, components, interval, jfif, adobe = 0, 0, 0, 0, False, -1
     seen_tables, seen_quantisation = 0, 0
@@ -124,13 +140,24 @@ def _read_headers(data, size, scratch):
             if length < 11:
                 return bad
             components = np.int64(data[begin + 5])
-            if components * 3 + 8 != length or data[begin] != 8 or (components != 1 and components != 3) or height:
+            if (
+                components * 3 + 8 != length
+                or data[begin] != 8
+                or (components != 1 and components != 3)
+                or height
+            ):
                 return bad
             height, width = u16(data, begin + 1), u16(data, begin + 3)
             for c in range(components):
                 at = begin + 6 + 3 * c
-                frame[c, _H], frame[c, _V], frame[c, _QUANTISATION] = data[at + 1] >> 4, data[at + 1] & 15, data[at + 2]
-                if (components == 3 and data[at] != c + 1 and not jfif and adobe != 1) or data[at + 2] > 3:
+                frame[c, _H], frame[c, _V], frame[c, _QUANTISATION] = (
+                    data[at + 1] >> 4,
+                    data[at + 1] & 15,
+                    data[at + 2],
+                )
+                if (components == 3 and data[at] != c + 1 and not jfif and adobe != 1) or data[
+                    at + 2
+                ] > 3:
                     return bad
                 frame[c, _LAST] = data[at]
         elif 0xC2 <= marker <= 0xCF:
@@ -146,7 +173,13 @@ def _read_headers(data, size, scratch):
         elif marker == 0xEE and length >= 14 and _says(data, begin, _ADOBE):
             adobe = np.int64(data[begin + 11])
         elif marker == 0xDA:
-            if length < 8 or length != 6 + 2 * components or data[begin] != components or not height or not width:
+            if (
+                length < 8
+                or length != 6 + 2 * components
+                or data[begin] != components
+                or not height
+                or not width
+            ):
                 return bad
             if components == 3 and adobe != 1 and adobe != -1 and not jfif:
                 return bad
@@ -156,7 +189,10 @@ def _read_headers(data, size, scratch):
                     return bad
                 frame[c, _DC], frame[c, _AC] = selector >> 4, 4 + (selector & 15)
                 wanted = 1 << frame[c, _DC] | 1 << frame[c, _AC]
-                if seen_tables & wanted != wanted or not seen_quantisation >> frame[c, _QUANTISATION] & 1:
+                if (
+                    seen_tables & wanted != wanted
+                    or not seen_quantisation >> frame[c, _QUANTISATION] & 1
+                ):
                     return bad
             spectrum = begin + 1 + 2 * components  # a scan of all coefficients, in whole
             if data[spectrum] != 0 or data[spectrum + 1] != 63 or data[spectrum + 2] != 0:
@@ -166,9 +202,10 @@ def _read_headers(data, size, scratch):
     return bad
 
 
-@leaf()
+@inline_jit()
 def _unstuff(data, begin, size, clean, restarts):
-    """The scan's data without stuffed bytes, followed by zeros: (bytes, restart markers), or -1 where it is not plain.
+    """The scan's data without stuffed bytes, followed by zeros: (bytes, restart markers), or -1
+    where it is not plain.
 
     Restart markers must be numbered in turn; an end-of-image marker must follow the scan.
     """
@@ -202,9 +239,10 @@ def _unstuff(data, begin, size, clean, restarts):
     return to, count
 
 
-@leaf()
+@inline_jit()
 def _sampling(frame, components):
-    """(h, v) of the luma where the other components are sampled once; (0, 0) where the sampling is not plain."""
+    """(h, v) of the luma where the other components are sampled once; (0, 0) where the sampling is
+    not plain."""
     h, v = frame[0, _H], frame[0, _V]
     if components == 1 and h * v != 1:
         return 0, 0
@@ -214,9 +252,12 @@ def _sampling(frame, components):
     return (h, v) if (h == 1 and v == 1) or (h == 2 and (v == 1 or v == 2)) else (0, 0)
 
 
-@leaf()
-def _decode_scan(data, clean, size, restarts, interval, across, down, region, components, whole, scratch):
-    """Every block of the scan; of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where it ends badly.
+@inline_jit()
+def _decode_scan(
+    data, clean, size, restarts, interval, across, down, region, components, whole, scratch
+):
+    """Every block of the scan; of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where
+    it ends badly.
 
     Unless `whole`, no further than the region's last row.
     """
@@ -230,12 +271,16 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
     bits, count, at = _U(0), _U(0), _U(0)
     x1, y1, x2, y2 = region
     until, done = interval, 0
-    # Blocks are transformed in pairs; while one waits for the next, an MCU goes to the block memory's other half.
+    # Blocks are transformed in pairs; while one waits for the next, an MCU goes to the block
+    # memory's other half.
     first, waiting, waits_at, waits_stride = 0, -1, 0, 0
     for my in range(down if whole else y2):
         for mx in range(across):
             if interval and until == 0:
-                if done >= restarts or np.int64(at) - np.int64(count >> _U(3)) != scratch.restarts[done]:
+                if (
+                    done >= restarts
+                    or np.int64(at) - np.int64(count >> _U(3)) != scratch.restarts[done]
+                ):
                     return False
                 at, bits, count = _U(scratch.restarts[done]), _U(0), _U(0)
                 for c in range(components):
@@ -249,7 +294,18 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                 dc, ac = frame[c, _DC] * (TABLE + LONG), frame[c, _AC] * (TABLE + LONG)
                 for _ in range(v * h):
                     bits, count, at, difference, k = read_block(
-                        clean, bits, count, at, data, tables, dc, ac, quantisation, q, block, BLOCK * number
+                        clean,
+                        bits,
+                        count,
+                        at,
+                        data,
+                        tables,
+                        dc,
+                        ac,
+                        quantisation,
+                        q,
+                        block,
+                        BLOCK * number,
                     )
                     if k == _U(0):
                         return False
@@ -264,14 +320,25 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
                     h, v, stride = frame[c, _H], frame[c, _V], frame[c, _STRIDE]
                     for by in range(v):
                         for bx in range(h):
-                            to = frame[c, _OFFSET] + 8 * (((my - y1) * v + by) * stride + (mx - x1) * h + bx)
+                            to = frame[c, _OFFSET] + 8 * (
+                                ((my - y1) * v + by) * stride + (mx - x1) * h + bx
+                            )
                             source = BLOCK * number
                             if block[source + FLAT]:
                                 put_flat_block(np.int64(block[source]), planes, to, stride)
                             elif waiting < 0:
                                 waiting, waits_at, waits_stride = source, to, stride
                             else:
-                                put_two_blocks(block, waiting, source, planes, waits_at, waits_stride, to, stride)
+                                put_two_blocks(
+                                    block,
+                                    waiting,
+                                    source,
+                                    planes,
+                                    waits_at,
+                                    waits_stride,
+                                    to,
+                                    stride,
+                                )
                                 waiting = -1
                             number += 1
                 first = MCU if 0 <= waiting < MCU * BLOCK else 0
@@ -282,24 +349,28 @@ def _decode_scan(data, clean, size, restarts, interval, across, down, region, co
             if np.int64(at) > size + 8:
                 return False
     if waiting >= 0:
-        put_two_blocks(block, waiting, waiting, planes, waits_at, waits_stride, waits_at, waits_stride)
+        put_two_blocks(
+            block, waiting, waiting, planes, waits_at, waits_stride, waits_at, waits_stride
+        )
     if not whole:
         return True
     # All that is left must be the last byte's filling.
     return np.int64(at) - np.int64(count >> _U(3)) == size and done == restarts
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _span(begin, length, factor, blocks):
-    """The MCUs (first, past the last) that hold samples begin .. begin + length - 1, and what upsampling looks at."""
+    """The MCUs (first, past the last) that hold samples begin .. begin + length - 1, and what
+    upsampling looks at."""
     margin = factor if factor > 1 else 0
     last = begin + length - 1 + margin
     return max(begin - margin, 0) // (8 * factor), min(last // (8 * factor) + 1, blocks)
 
 
-@leaf()
+@inline_jit()
 def _lay_out(frame, components, region):
-    """Offsets and strides of the components' samples in the planes; returns the bytes that they take."""
+    """Offsets and strides of the components' samples in the planes; returns the bytes that they
+    take."""
     x1, y1, x2, y2 = region
     total = PAD
     for c in range(components):
@@ -309,9 +380,10 @@ def _lay_out(frame, components, region):
     return total + LANES + PAD
 
 
-@leaf()
+@inline_jit()
 def _extend_edges(planes, offset, stride, rows, left, right):
-    """Repeat the image's first and last column of samples, those at `left` and `right` (-1 for neither), outwards."""
+    """Repeat the image's first and last column of samples, those at `left` and `right` (-1 for
+    neither), outwards."""
     for row in range(rows):
         at = offset + row * stride
         if left >= 0:
@@ -320,7 +392,7 @@ def _extend_edges(planes, offset, stride, rows, left, right):
             planes[at + right + 1] = planes[at + right]
 
 
-@leaf()
+@inline_jit()
 def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out):
     """The region's samples to RGB in `out`; `corner` (x, y) of the planes in pixels."""
     frame, planes = scratch.frame, scratch.planes
@@ -341,8 +413,14 @@ def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows
             far = min(max(near + 2 * (pixel_y & 1) - 1, 0), half_height - 1) - chroma_y
             near -= chroma_y
         stride, chroma = frame[1, _STRIDE], x // h - chroma_x
-        blue_near, blue_far = frame[1, _OFFSET] + near * stride + chroma, frame[1, _OFFSET] + far * stride + chroma
-        red_near, red_far = frame[2, _OFFSET] + near * stride + chroma, frame[2, _OFFSET] + far * stride + chroma
+        blue_near, blue_far = (
+            frame[1, _OFFSET] + near * stride + chroma,
+            frame[1, _OFFSET] + far * stride + chroma,
+        )
+        red_near, red_far = (
+            frame[2, _OFFSET] + near * stride + chroma,
+            frame[2, _OFFSET] + far * stride + chroma,
+        )
         for column in range(0, columns, LANES):
             to = 3 * (row * columns + column)
             levels = load(planes, luma_at + column, LANES)
@@ -354,7 +432,10 @@ def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows
                 blue = convert(load(planes, blue_near + at, LANES), np.int16)
                 red = convert(load(planes, red_near + at, LANES), np.int16)
             elif v == 1:
-                blue, red = upsampled_across(planes, blue_near + at), upsampled_across(planes, red_near + at)
+                blue, red = (
+                    upsampled_across(planes, blue_near + at),
+                    upsampled_across(planes, red_near + at),
+                )
             else:
                 blue = upsampled_both(planes, blue_near + at, blue_far + at)
                 red = upsampled_both(planes, red_near + at, red_far + at)
@@ -363,12 +444,14 @@ def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows
 
 @jit()
 def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch, out):
-    """Decode the part (y, x, rows, columns) of a JPEG of `size` bytes into `out`, in libjpeg's own levels.
+    """Decode the part (y, x, rows, columns) of a JPEG of `size` bytes into `out`, in libjpeg's own
+    levels.
 
-    `data` uint8, at least `size` bytes; (`height`, `width`): the image's, else it is NOT_PLAIN; the region lies in it,
-    y and x are even. `out` uint8, flat, at least 3 (rows columns + LANES); it then holds (rows, columns, 3). `scratch`
-    with room for the file and the region. Returns DECODED, or NOT_PLAIN with `out` undefined. Unless `whole`, the
-    stream is read no further than it must be, so that damage below the region goes unseen.
+    `data` uint8, at least `size` bytes; (`height`, `width`): the image's, else it is NOT_PLAIN; the
+    region lies in it, y and x are even. `out` uint8, flat, at least 3 (rows columns + LANES); it
+    then holds (rows, columns, 3). `scratch` with room for the file and the region. Returns DECODED,
+    or NOT_PLAIN with `out` undefined. Unless `whole`, the stream is read no further than it must
+    be, so that damage below the region goes unseen.
     """
     begin, its_height, its_width, components, interval = _read_headers(data, size, scratch)
     if begin == 0 or its_height != height or its_width != width or len(scratch.clean) < size + ROOM:
@@ -385,7 +468,17 @@ def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch
     clean_size, restarts = _unstuff(data, begin, size, scratch.clean, scratch.restarts)
     scratch.block[:] = 0
     if clean_size < 0 or not _decode_scan(
-        data, scratch.clean, clean_size, restarts, interval, across, down, region, components, whole, scratch
+        data,
+        scratch.clean,
+        clean_size,
+        restarts,
+        interval,
+        across,
+        down,
+        region,
+        components,
+        whole,
+        scratch,
     ):
         return NOT_PLAIN
     corner = 8 * h * x1, 8 * v * y1

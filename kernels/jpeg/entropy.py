@@ -1,7 +1,9 @@
-"""Baseline JPEG's entropy coding: Huffman codes to dequantised coefficients, several bits of code and value at a time.
+"""Baseline JPEG's entropy coding: Huffman codes to dequantised coefficients, several bits of code
+and value at a time.
 
-Codes and the bits that follow them are looked up together where both fit in `LOOK` bits, which nearly all do, so that
-a coefficient costs one dependent table read. (libjpeg looks up the code, then takes the bits.)
+Codes and the bits that follow them are looked up together where both fit in `LOOK` bits, which
+nearly all do, so that a coefficient costs one dependent table read. (libjpeg looks up the code,
+then takes the bits.)
 """
 
 import numpy as np
@@ -9,14 +11,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..compiler.jit import leaf
+from ..compiler.jit import inline_jit
 
 LOOK = 11
 """Bits looked up at once."""
 TABLE = 1 << LOOK
 LONG = 64
-"""int32 behind each table for the codes that are longer than `LOOK`: by length, one past the last code (left-aligned to
-16 bits) and the offset of its symbol; see `build_table`."""
+"""int32 behind each table for the codes that are longer than `LOOK`: by length, one past the last
+code (left-aligned to 16 bits) and the offset of its symbol; see `build_table`."""
 BETWEEN_REFILLS = 4
 """Look-ups that 56 bits are enough for."""
 END = 128
@@ -27,8 +29,69 @@ ROOM = 4096
 _U = np.uint64
 _ZIGZAG = np.full(256, 64, np.uint64)  # places behind the block take what lies beyond it
 _ZIGZAG[:64] = [
-    *(0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21),
-    *(28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61),
+    *(
+        0,
+        1,
+        8,
+        16,
+        9,
+        2,
+        3,
+        10,
+        17,
+        24,
+        32,
+        25,
+        18,
+        11,
+        4,
+        5,
+        12,
+        19,
+        26,
+        33,
+        40,
+        48,
+        41,
+        34,
+        27,
+        20,
+        13,
+        6,
+        7,
+        14,
+        21,
+    ),
+    *(
+        28,
+        35,
+        42,
+        49,
+        56,
+        57,
+        50,
+        43,
+        36,
+        29,
+        22,
+        15,
+        23,
+        30,
+        37,
+        44,
+        51,
+        58,
+        59,
+        52,
+        45,
+        38,
+        31,
+        39,
+        46,
+        53,
+        60,
+        61,
+    ),
     *(54, 47, 55, 62, 63),
 ]
 
@@ -46,13 +109,15 @@ def _load_big_endian(typing_context, array, index):
     return types.uint64(array, types.uint64), generate
 
 
-@leaf()
+@inline_jit()
 def build_table(data, at, ac, table, to):
-    """The look-up table of a DHT segment's code, whose 16 counts lie at `at` of `data`, into `table` from `to` on.
+    """The look-up table of a DHT segment's code, whose 16 counts lie at `at` of `data`, into
+    `table` from `to` on.
 
-    `table` (…, TABLE + LONG) int32, flat. An entry of bits that hold a whole symbol with its value: the value << 16 |
-    the run << 8 | bits used. Where the value's bits do not fit, bits used are 0: code length << 24 | value bits << 16 |
-    run << 8. Zero for longer codes and those that mean nothing. Returns whether libjpeg takes the table.
+    `table` (…, TABLE + LONG) int32, flat. An entry of bits that hold a whole symbol with its value:
+    the value << 16 | the run << 8 | bits used. Where the value's bits do not fit, bits used are 0:
+    code length << 24 | value bits << 16 | run << 8. Zero for longer codes and those that mean
+    nothing. Returns whether libjpeg takes the table.
     """
     table[to : to + TABLE + LONG] = 0
     code, symbol = 0, at + 16
@@ -75,7 +140,7 @@ def build_table(data, at, ac, table, to):
     return True
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _run(symbol, ac):
     """How many coefficients a symbol passes over; with its value's bits in the lower half."""
     if not ac:
@@ -83,7 +148,7 @@ def _run(symbol, ac):
     return END if symbol & 15 == 0 and symbol != 0xF0 else symbol >> 4
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _fill(table, first, length, symbol, ac):
     """The entries of one code of at most `LOOK` bits."""
     bits = symbol & 15
@@ -98,16 +163,18 @@ def _fill(table, first, length, symbol, ac):
         table[first + (raw << left) : first + ((raw + 1) << left)] = entry
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def refill(data, bits, count, at):
-    """At least 56 of the stream's bits in `bits`, the next one highest; `count` of them are valid, `at` bytes read."""
+    """At least 56 of the stream's bits in `bits`, the next one highest; `count` of them are valid,
+    `at` bytes read."""
     bits |= _load_big_endian(data, at) >> count
     return bits, count | _U(56), at + ((_U(63) - count) >> _U(3))
 
 
-@leaf()
+@inline_jit()
 def _symbol(bits, data, table, to, ac):
-    """What the table does not hold directly: (run, value, bits used); a run of -1 where the bits are no code."""
+    """What the table does not hold directly: (run, value, bits used); a run of -1 where the bits
+    are no code."""
     entry = table[to + np.int64(bits >> _U(64 - LOOK))]
     if entry != 0:
         length, size, run = entry >> 24, (entry >> 16) & 15, (entry >> 8) & 255
@@ -127,13 +194,15 @@ def _symbol(bits, data, table, to, ac):
     return run, value, length + size
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, block, to):
-    """One block's coefficients, dequantised, into `block` (65,) int16 from `to` on, in rows; its AC part was 0.
+    """One block's coefficients, dequantised, into `block` (65,) int16 from `to` on, in rows; its AC
+    part was 0.
 
-    The bits of `clean` come as `refill` leaves them; codes by the tables at `dc` and `ac`, their symbols in `data`;
-    `quantisation` from `q` on, in zigzag order. Returns the reader's state, the DC difference (not yet dequantised),
-    and where the block ended: 1 + END where all of AC is 0, and 0 where a code was wrong.
+    The bits of `clean` come as `refill` leaves them; codes by the tables at `dc` and `ac`, their
+    symbols in `data`; `quantisation` from `q` on, in zigzag order. Returns the reader's state, the
+    DC difference (not yet dequantised), and where the block ended: 1 + END where all of AC is 0,
+    and 0 where a code was wrong.
     """
     if count < _U(32):
         bits, count, at = refill(clean, bits, count, at)

@@ -1,15 +1,25 @@
-"""Baseline JPEG's arithmetic from coefficients to RGB, equal to libjpeg's exact settings to the bit.
+"""Baseline JPEG's arithmetic from coefficients to RGB, equal to libjpeg's exact settings to the
+bit.
 
-The inverse DCT is jidctint.c's (JDCT_ISLOW), chroma is upsampled by jdsample.c's "fancy" triangle filter and colours
-are converted by jdcolor.c's fixed-point tables.
+The inverse DCT is jidctint.c's (JDCT_ISLOW), chroma is upsampled by jdsample.c's "fancy" triangle
+filter and colours are converted by jdcolor.c's fixed-point tables.
 
 A component's samples lie in rows of `planes`; `PAD` bytes on either side of a row may be read.
 """
 
 import numpy as np
 
-from ..compiler.jit import leaf
-from ..compiler.vector import broadcast, convert, load, maximum, minimum, multiply_high, reinterpret, store
+from ..compiler.jit import inline_jit
+from ..compiler.vector import (
+    broadcast,
+    convert,
+    load,
+    maximum,
+    minimum,
+    multiply_high,
+    reinterpret,
+    store,
+)
 from ..compiler.vector_shuffle import (
     interleave,
     interleave_high,
@@ -30,32 +40,50 @@ _I = np.int32
 _S = np.int16
 # jidctint.c's constants, in 1/8192.
 _F_0_298, _F_0_390, _F_0_541, _F_0_765, _F_0_899, _F_1_175 = 2446, 3196, 4433, 6270, 7373, 9633
-_F_1_501, _F_1_847, _F_1_961, _F_2_053, _F_2_562, _F_3_072 = 12299, 15137, 16069, 16819, 20995, 25172
-# Sums of their products with two coefficients each, as jidctint.c comes by them in several steps: by the coefficients.
+_F_1_501, _F_1_847, _F_1_961, _F_2_053, _F_2_562, _F_3_072 = (
+    12299,
+    15137,
+    16069,
+    16819,
+    20995,
+    25172,
+)
+# Sums of their products with two coefficients each, as jidctint.c comes by them in several steps:
+# by the coefficients.
 _BY_2_6 = (_F_0_541 + _F_0_765, _F_0_541), (_F_0_541, _F_0_541 - _F_1_847)
 _BY_73_51 = (_F_1_175 - _F_1_961, _F_1_175), (_F_1_175, _F_1_175 - _F_0_390)
 _BY_7_1 = (_F_0_298 - _F_0_899, -_F_0_899), (-_F_0_899, _F_1_501 - _F_0_899)
 _BY_5_3 = (_F_2_053 - _F_2_562, -_F_2_562), (-_F_2_562, _F_3_072 - _F_2_562)
 _TO_PASS_2, _TO_LEVELS = _I(11), _I(18)
-_ROUND_PASS_2, _ROUND_LEVELS = _I(1 << 10), _I((1 << 17) + (128 << 18))  # the latter with the level shift of 128
+_ROUND_PASS_2, _ROUND_LEVELS = (
+    _I(1 << 10),
+    _I((1 << 17) + (128 << 18)),
+)  # the latter with the level shift of 128
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _factors(pair):
     """Two factors, in turn in all lanes."""
     return reinterpret(broadcast(_I((pair[0] & 0xFFFF) | (pair[1] << 16)), 8), np.int16)
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _half_of_one_dimension(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
-    """The 1-D inverse DCT of half the lanes, as eight vectors of int32; `x26` and so on hold two coefficients in turn.
+    """The 1-D inverse DCT of half the lanes, as eight vectors of int32; `x26` and so on hold two
+    coefficients in turn.
 
     `x04` is coefficient 0 plus 4, `minus_04` less it, as int32.
     """
     even_0, even_1 = (x04 << _I(13)) + rounding, (minus_04 << _I(13)) + rounding
-    even_3, even_2 = multiply_pairs(x26, _factors(_BY_2_6[0])), multiply_pairs(x26, _factors(_BY_2_6[1]))
+    even_3, even_2 = (
+        multiply_pairs(x26, _factors(_BY_2_6[0])),
+        multiply_pairs(x26, _factors(_BY_2_6[1])),
+    )
     t10, t13, t11, t12 = even_0 + even_3, even_0 - even_3, even_1 + even_2, even_1 - even_2
-    z3, z4 = multiply_pairs(x7351, _factors(_BY_73_51[0])), multiply_pairs(x7351, _factors(_BY_73_51[1]))
+    z3, z4 = (
+        multiply_pairs(x7351, _factors(_BY_73_51[0])),
+        multiply_pairs(x7351, _factors(_BY_73_51[1])),
+    )
     odd_0 = multiply_pairs(x71, _factors(_BY_7_1[0])) + z3
     odd_3 = multiply_pairs(x71, _factors(_BY_7_1[1])) + z4
     odd_1 = multiply_pairs(x53, _factors(_BY_5_3[0])) + z4
@@ -72,7 +100,7 @@ def _half_of_one_dimension(x04, minus_04, x26, x7351, x71, x53, rounding, shift)
     )
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
     """The 1-D inverse DCT of eight vectors of int16, groups of eight lanes to a block."""
     plus, minus, x73, x51, zero = x0 + x4, x0 - x4, x7 + x3, x5 + x1, broadcast(_S(0), 16)
@@ -109,17 +137,19 @@ def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
     )
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _levels(row):
     """Clamped to 0..255."""
     return convert(minimum(maximum(row, broadcast(_S(0), 16)), broadcast(_S(255), 16)), np.uint8)
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def put_two_blocks(block, first, second, planes, at, stride, second_at, second_stride):
-    """The inverse DCT of two blocks into `planes`, 8 rows each from `at` and `second_at` on; both are 0 thereafter.
+    """The inverse DCT of two blocks into `planes`, 8 rows each from `at` and `second_at` on; both
+    are 0 thereafter.
 
-    They lie in `block` int16 from `first` and `second` on, 64 coefficients in rows; one block may be given as both.
+    They lie in `block` int16 from `first` and `second` on, 64 coefficients in rows; one block may
+    be given as both.
     """
     x0, x1, x2, x3, x4, x5, x6, x7 = _one_dimension(
         load_two(block, first, second, 8),
@@ -149,7 +179,7 @@ def put_two_blocks(block, first, second, planes, at, stride, second_at, second_s
     store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _levels(rows[7]))
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def put_flat_block(dc, planes, at, stride):
     """The same for a block with nothing but its dequantised DC coefficient."""
     level = np.uint8(min(max(((dc + 4) >> 3) + 128, 0), 255))
@@ -158,45 +188,63 @@ def put_flat_block(dc, planes, at, stride):
         store(planes, at + i * stride, row)
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _to_level(value):
-    return convert(minimum(maximum(value, broadcast(_S(0), LANES)), broadcast(_S(255), LANES)), np.uint8)
+    return convert(
+        minimum(maximum(value, broadcast(_S(0), LANES)), broadcast(_S(255), LANES)), np.uint8
+    )
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def put_rgb(luma, blue_chroma, red_chroma, out, to):
     """`LANES` pixels, int16, to RGB in `out`.
 
-    jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, products in 1/65536 and rounded;
-    here with whole multiples taken out, so that the factors fit 16 bits.
+    jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, products in
+    1/65536 and rounded; here with whole multiples taken out, so that the factors fit 16 bits.
     """
     blue_chroma, red_chroma = blue_chroma - _S(128), red_chroma - _S(128)
     twice_blue, twice_red = blue_chroma + blue_chroma, red_chroma + red_chroma
     one = _S(1)
     red = red_chroma + ((multiply_high(twice_red, broadcast(_S(26345), LANES)) + one) >> one)
     blue = twice_blue + ((multiply_high(twice_blue, broadcast(_S(-14942), LANES)) + one) >> one)
-    mixed = convert(blue_chroma, np.int32) * _I(-22554) + convert(red_chroma, np.int32) * _I(18734) + _I(32768)
+    mixed = (
+        convert(blue_chroma, np.int32) * _I(-22554)
+        + convert(red_chroma, np.int32) * _I(18734)
+        + _I(32768)
+    )
     green = convert(mixed >> _I(16), np.int16) - red_chroma
-    store_interleaved(out, to, _to_level(luma + red), _to_level(luma + green), _to_level(luma + blue))
+    store_interleaved(
+        out, to, _to_level(luma + red), _to_level(luma + green), _to_level(luma + blue)
+    )
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def upsampled_across(planes, at):
-    """`LANES` int16 of a chroma row at twice its width (h2v1_fancy_upsample), from the sample at `at` on."""
+    """`LANES` int16 of a chroma row at twice its width (h2v1_fancy_upsample), from the sample at
+    `at` on."""
     three = _S(3)
     this = convert(load(planes, at, 16), np.int16) * three
-    before, after = convert(load(planes, at - 1, 16), np.int16), convert(load(planes, at + 1, 16), np.int16)
+    before, after = (
+        convert(load(planes, at - 1, 16), np.int16),
+        convert(load(planes, at + 1, 16), np.int16),
+    )
     return interleave((this + before + _S(1)) >> _S(2), (this + after + _S(2)) >> _S(2))
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def _between_rows(planes, near, far):
-    return convert(load(planes, near, 16), np.int16) * _S(3) + convert(load(planes, far, 16), np.int16)
+    return convert(load(planes, near, 16), np.int16) * _S(3) + convert(
+        load(planes, far, 16), np.int16
+    )
 
 
-@leaf(forceinline=True)
+@inline_jit(forceinline=True)
 def upsampled_both(planes, near, far):
-    """`LANES` int16 between two chroma rows at twice their size (h2v2_fancy_upsample), from `near` and `far` on."""
+    """`LANES` int16 between two chroma rows at twice their size (h2v2_fancy_upsample), from `near`
+    and `far` on."""
     this = _between_rows(planes, near, far) * _S(3)
-    before, after = _between_rows(planes, near - 1, far - 1), _between_rows(planes, near + 1, far + 1)
+    before, after = (
+        _between_rows(planes, near - 1, far - 1),
+        _between_rows(planes, near + 1, far + 1),
+    )
     return interleave((this + before + _S(8)) >> _S(4), (this + after + _S(7)) >> _S(4))

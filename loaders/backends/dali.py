@@ -1,7 +1,8 @@
-"""The DALI loader: NVIDIA DALI decodes, its graph runs our kernels (on a CPU) or its own resize (on a CUDA device).
+"""The DALI loader: NVIDIA DALI decodes, its graph runs our kernels (on a CPU) or its own resize (on
+a CUDA device).
 
-What has been run: everything on a CPU. What has not: `device="cuda"`, of which only the graph's definition and, made of
-CPU operators, its values are tested.
+What has been run: everything on a CPU. What has not: `device="cuda"`, of which only the graph's
+definition and, made of CPU operators, its values are tested.
 """
 
 import collections
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ...kernels import headers
+from ...kernels.errors import InvalidInput
 from ..loader import Loader
 from ..request import LoaderConfig, Rendered, Request
 from ..shards.dataset import Dataset
@@ -24,20 +26,26 @@ from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lo
 class DaliLoader(Loader):
     """Batches from a DALI pipeline, `prefetch` of them in the making at a time, without a copy.
 
-    Baseline JPEGs of one or three components, whole by their markers, go to DALI as they are. Everything else, and each
-    JPEG that DALI refuses, is decoded on the host, as in every loader, and goes into the graph as the pixels of its
-    region: DALI draws what it can of a scan that other decoders refuse. An image that DALI does not decode ends its
-    pipeline: it is set aside for the host, where it is decoded or replaced, and a new pipeline begins with the batch
-    that failed.
+    Baseline JPEGs of one or three components, whole by their markers, go to DALI as they are.
+    Everything else, and each JPEG that DALI refuses, is decoded on the host, as in every loader,
+    and goes into the graph as the pixels of its region: DALI draws what it can of a scan that other
+    decoders refuse. An image that DALI does not decode ends its pipeline: it is set aside for the
+    host, where it is decoded or replaced, and a new pipeline begins with the batch that failed.
     """
 
     def __init__(
-        self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1, decode_on_device: bool = False
+        self,
+        dataset: Dataset,
+        config: LoaderConfig,
+        *,
+        max_bad_share: float = 0.1,
+        decode_on_device: bool = False,
     ) -> None:
-        """`decode_on_device`: with a CUDA device, decode whole images there rather than regions on the CPU."""
+        """`decode_on_device`: with a CUDA device, decode whole images there rather than regions on
+        the CPU."""
         import_dali()
         if config.decode != "exact":
-            raise ValueError(
+            raise InvalidInput(
                 "the DALI loader decodes exactly: DALI's CPU decoder has no scaling. Take the loader native or ffcv"
             )
         super().__init__(dataset, config, max_bad_share=max_bad_share)
@@ -68,7 +76,9 @@ class DaliLoader(Loader):
         pipeline = graph.pipeline(lambda iteration: feed.batch(first + iteration))
         try:
             while True:
-                stream = None if graph.device_id is None else torch.cuda.current_stream(graph.device_id)
+                stream = (
+                    None if graph.device_id is None else torch.cuda.current_stream(graph.device_id)
+                )
                 try:
                     outputs = pipeline.run(stream)
                 except StopIteration:
@@ -87,9 +97,12 @@ class DaliLoader(Loader):
         return True
 
     def _set_aside(self, samples: Samples, failure: RuntimeError) -> None:
-        """Find the samples of a failed batch that DALI does not decode, and have the host decode or replace them."""
+        """Find the samples of a failed batch that DALI does not decode, and have the host decode or
+        replace them."""
         probe, decoder = Probe(), Decoder()
-        refused = [n for n in np.flatnonzero(~samples.cut).tolist() if not probe.decodes(samples, n)]
+        refused = [
+            n for n in np.flatnonzero(~samples.cut).tolist() if not probe.decodes(samples, n)
+        ]
         if not refused:
             raise RuntimeError(
                 f"DALI's pipeline failed, though it decodes each image of the batch: {failure}"
@@ -117,9 +130,11 @@ class DaliLoader(Loader):
 
 
 class _Feed:
-    """Batches by their number in this pass, read one ahead by threads, and kept until they are delivered.
+    """Batches by their number in this pass, read one ahead by threads, and kept until they are
+    delivered.
 
-    A pipeline that takes the place of a failed one asks for the same numbers again and gets the same samples.
+    A pipeline that takes the place of a failed one asks for the same numbers again and gets the
+    same samples.
     """
 
     AHEAD = 2
@@ -142,7 +157,8 @@ class _Feed:
         self.delivered = 0
 
     def batch(self, number: int) -> Samples:
-        """Batch `number` of this pass; StopIteration where there is none, or where it cannot be read: `raise_error`."""
+        """Batch `number` of this pass; StopIteration where there is none, or where it cannot be
+        read: `raise_error`."""
         while number >= self.delivered + len(self._kept):
             if self._error is not None:
                 raise StopIteration
@@ -171,7 +187,9 @@ class _Feed:
         self._pool.shutdown(cancel_futures=True)
 
     def _next(self) -> Samples:
-        while len(self._reading) < self.AHEAD and (request := next(self._requests, None)) is not None:
+        while (
+            len(self._reading) < self.AHEAD and (request := next(self._requests, None)) is not None
+        ):
             self._reading.append(self._begin(request))
         if not self._reading:
             raise StopIteration
@@ -185,7 +203,9 @@ class _Feed:
         count = len(request.indices)
         nothing: Any = None
         samples = Samples(request, [nothing] * count, np.zeros(count, bool))
-        return samples, [self._pool.submit(self._read_part, samples, part) for part in range(self._threads)]
+        return samples, [
+            self._pool.submit(self._read_part, samples, part) for part in range(self._threads)
+        ]
 
     def _read_part(self, samples: Samples, part: int) -> None:
         decoder = Decoder()

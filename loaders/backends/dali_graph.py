@@ -1,6 +1,8 @@
-"""The DALI graphs: decode the region that all crops need, then make the views on the CPU or on the device.
+"""The DALI graphs: decode the region that all crops need, then make the views on the CPU or on the
+device.
 
-N samples a batch, V views of S × S pixels. DALI is imported when a graph is made, never with this module.
+N samples a batch, V views of S × S pixels. DALI is imported when a graph is made, never with this
+module.
 """
 
 import functools
@@ -16,13 +18,16 @@ from numba import types as numba_types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ...kernels.errors import MissingPackage
+from ...kernels.formats import FORMAT_NAMES
 from ...kernels.plan import CROP, FLIP, VIEW_FLOATS
-from ...kernels.render import FORMATS, make_scratch, render_views, resize_views
+from ...kernels.render import make_scratch, render_views, resize_views
 from ...kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from ..request import LoaderConfig, Request
 
 SEAM = "seam"
-"""What `resampler` makes besides `FORMATS`: views that are resized and flipped, and no more."""
+"""What `resampler` makes besides `FORMAT_NAMES`: views that are resized and flipped, and no more.
+"""
 
 STATUSES = (
     "finished",
@@ -30,7 +35,8 @@ STATUSES = (
     "the kernel raised an exception",
     "a crop lies outside the region that was decoded",
 )
-"""What became of a view in `numba_function`, which swallows exceptions; by the number that it writes."""
+"""What became of a view in `numba_function`, which swallows exceptions; by the number that it
+writes."""
 _FINISHED, _DIED, _RAISED, _OUTSIDE = range(4)
 
 
@@ -39,7 +45,7 @@ def import_dali() -> Any:
     try:
         import nvidia.dali
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             "the DALI loader wants nvidia-dali: pip install 'maskco-fast[dali]' (with CUDA 12: nvidia-dali-cuda120)"
         ) from error
     return nvidia.dali
@@ -51,7 +57,8 @@ class Samples:
 
     request: Request
     encoded: list[np.ndarray]
-    """N arrays of bytes: JPEGs as they are, or the region alone, decoded on the host, in a lossless format."""
+    """N arrays of bytes: JPEGs as they are, or the region alone, decoded on the host, in a lossless
+    format."""
     cut: np.ndarray
     """(N,) bool: the host has decoded the image and cut out the region."""
 
@@ -73,17 +80,22 @@ def encode_lossless(image: np.ndarray) -> np.ndarray:
 
 
 def _decode(encoded: Any, starts: Any, shapes: Any) -> Any:
-    """The regions (h, w, 3) uint8, on the CPU. EXIF orientation is left as it is, so that the header's size holds.
+    """The regions (h, w, 3) uint8, on the CPU. EXIF orientation is left as it is, so that the
+    header's size holds.
 
-    Never on the device: `image_slice(device="mixed")` with nvImageCodec 0.9 has an open report of crashes on H100.
+    Never on the device: `image_slice(device="mixed")` with nvImageCodec 0.9 has an open report of
+    crashes on H100.
     """
     from nvidia.dali import fn
 
-    return fn.decoders.image_slice(encoded, start=starts, shape=shapes, axes=[0, 1], adjust_orientation=False)
+    return fn.decoders.image_slice(
+        encoded, start=starts, shape=shapes, axes=[0, 1], adjust_orientation=False
+    )
 
 
 class Graph(ABC):
-    """One configuration's DALI graph: `pipeline` makes it, `views` takes the views out of what it returns."""
+    """One configuration's DALI graph: `pipeline` makes it, `views` takes the views out of what it
+    returns."""
 
     def __init__(self, config: LoaderConfig) -> None:
         self._dali = import_dali()
@@ -93,7 +105,8 @@ class Graph(ABC):
 
     @abstractmethod
     def arrays(self, samples: Samples) -> tuple[Any, ...]:
-        """What the external source yields for a batch: arrays, or lists of them, one entry a sample."""
+        """What the external source yields for a batch: arrays, or lists of them, one entry a
+        sample."""
 
     @abstractmethod
     def define(self, inputs: list[Any]) -> list[Any]:
@@ -102,7 +115,8 @@ class Graph(ABC):
     def pipeline(self, source: Callable[[int], Samples]) -> Any:
         """A DALI pipeline whose iteration i makes `source(i)`; StopIteration from `source` ends it.
 
-        It keeps the dynamic executor, DALI's default, with which outputs that are still held are never written again.
+        It keeps the dynamic executor, DALI's default, with which outputs that are still held are
+        never written again.
         """
         from nvidia.dali import fn
 
@@ -132,7 +146,8 @@ class Graph(ABC):
         """Entries of what `arrays` returns."""
 
     def views(self, samples: Samples, outputs: Any) -> tuple[torch.Tensor, ...]:
-        """V tensors (N, S, S, 3) of the configuration's `pixel_dtype`, without a copy: DALI's own memory."""
+        """V tensors (N, S, S, 3) of the configuration's `pixel_dtype`, without a copy: DALI's own
+        memory."""
         tensors = [torch.from_dlpack(outputs[v].as_tensor()) for v in range(self.views_count)]
         dtype = self.config.pixel_dtype
         return tuple(tensor if tensor.dtype == dtype else tensor.view(dtype) for tensor in tensors)
@@ -141,8 +156,9 @@ class Graph(ABC):
 class HostGraph(Graph):
     """Everything on the CPU: DALI decodes the region, our Numba kernels render each view from it.
 
-    DALI's own ROI resize is not used, since it reads pixels outside of the crop: at the edge of a region it is wrong by
-    up to 65 levels. Its colour operators are slower than ours and differ from torchvision's.
+    DALI's own ROI resize is not used, since it reads pixels outside of the crop: at the edge of a
+    region it is wrong by up to 65 levels. Its colour operators are slower than ours and differ from
+    torchvision's.
     """
 
     @property
@@ -154,7 +170,9 @@ class HostGraph(Graph):
         fed: list[Any] = [samples.encoded, samples.starts, samples.regions[:, 2:].astype(np.int32)]
         for v in range(self.views_count):
             masked = self.config.views.mask and v == 0 and self.config.dtype != torch.uint8
-            origins = np.concatenate([samples.regions[:, :2], np.full((len(rows), 1), masked, np.int64)], 1)
+            origins = np.concatenate(
+                [samples.regions[:, :2], np.full((len(rows), 1), masked, np.int64)], 1
+            )
             view = rows[:, v * VIEW_FLOATS : (v + 1) * VIEW_FLOATS]
             fed += [origins, np.concatenate([view, tail], 1)]
         return tuple(fed)
@@ -178,14 +196,18 @@ class HostGraph(Graph):
 
 
 class DeviceGraph(Graph):
-    """The seam on a CUDA device: decode, crop, resize and flip to uint8 views. Never run on a GPU by its authors.
+    """The seam on a CUDA device: decode, crop, resize and flip to uint8 views. Never run on a GPU
+    by its authors.
 
-    The CPU decodes the region and the device does the rest; `decode_on_device` decodes the whole image there instead.
-    The crop comes before the resize, so that the filter reads nothing outside of it, as in torchvision.
-    `device_id` None makes the same graph of the CPU's operators, which is how its values are tested without a GPU.
+    The CPU decodes the region and the device does the rest; `decode_on_device` decodes the whole
+    image there instead. The crop comes before the resize, so that the filter reads nothing outside
+    of it, as in torchvision. `device_id` None makes the same graph of the CPU's operators, which is
+    how its values are tested without a GPU.
     """
 
-    def __init__(self, config: LoaderConfig, device_id: int | None, *, decode_on_device: bool = False) -> None:
+    def __init__(
+        self, config: LoaderConfig, device_id: int | None, *, decode_on_device: bool = False
+    ) -> None:
         super().__init__(config)
         self.device_id = device_id
         self._decode_on_device = decode_on_device
@@ -202,7 +224,11 @@ class DeviceGraph(Graph):
         for v in range(self.views_count):
             crop = rows[:, v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4].astype(np.int32)
             flip = rows[:, v * VIEW_FLOATS + FLIP].astype(np.int32)
-            fed += [(crop[:, :2] - origins).astype(np.int32), np.ascontiguousarray(crop[:, 2:]), flip]
+            fed += [
+                (crop[:, :2] - origins).astype(np.int32),
+                np.ascontiguousarray(crop[:, 2:]),
+                flip,
+            ]
         return tuple(fed)
 
     def define(self, inputs: list[Any]) -> list[Any]:
@@ -210,7 +236,9 @@ class DeviceGraph(Graph):
 
         if self._decode_on_device:
             on = "cpu" if self.device_id is None else "mixed"
-            images = fn.decoders.image(inputs[0], device=on, jpeg_fancy_upsampling=True, adjust_orientation=False)
+            images = fn.decoders.image(
+                inputs[0], device=on, jpeg_fancy_upsampling=True, adjust_orientation=False
+            )
         else:
             images = _decode(*inputs[:3])
             images = images if self.device_id is None else images.gpu()
@@ -219,13 +247,16 @@ class DeviceGraph(Graph):
         for v in range(self.views_count):
             start, shape, flip = crops[3 * v : 3 * v + 3]
             view = fn.slice(images, start=start, shape=shape, axes=[0, 1])
-            view = fn.resize(view, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True)
+            view = fn.resize(
+                view, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True
+            )
             views.append(fn.flip(view, horizontal=flip))
         return views
 
 
 class Probe:
-    """Tells which of a failed batch's samples DALI does not decode: its errors name a sample only now and then."""
+    """Tells which of a failed batch's samples DALI does not decode: its errors name a sample only
+    now and then."""
 
     def __init__(self) -> None:
         self._dali = import_dali()
@@ -249,24 +280,31 @@ class Probe:
 
         pipeline = self._dali.Pipeline(1, 1, None, prefetch_queue_depth=1, set_affinity=False)
         with pipeline:
-            pipeline.set_outputs(_decode(*fn.external_source(lambda: self._sample, num_outputs=3, batch=True)))
+            pipeline.set_outputs(
+                _decode(*fn.external_source(lambda: self._sample, num_outputs=3, batch=True))
+            )
         return pipeline
 
 
 @functools.cache
 def resampler(size: int, form: str) -> Any:
-    """The DALI operator that renders one view: `view, status = resampler(size, form)(images, origins, rows)`.
+    """The DALI operator that renders one view: `view, status = resampler(size, form)(images,
+    origins, rows)`.
 
-    `images` (h, w, 3) uint8, regions of decoded images; `origins` (3,) int64: y, x of the region's corner and whether
-    to mask; `rows` (columns,) float32: the view's columns of the plan and those after the views. `view` (S, S, 3) of
-    `form`, one of `FORMATS` or `SEAM`; `status` (1,) int32, of `STATUSES`. Takes seconds, once a process.
+    `images` (h, w, 3) uint8, regions of decoded images; `origins` (3,) int64: y, x of the region's
+    corner and whether to mask; `rows` (columns,) float32: the view's columns of the plan and those
+    after the views. `view` (S, S, 3) of `form`, one of `FORMAT_NAMES` or `SEAM`; `status` (1,)
+    int32, of `STATUSES`. Takes seconds, once a process.
     """
     import_dali()
     from nvidia.dali import types
     from nvidia.dali.plugin.numba import NumbaFunction
 
-    output = {"float32": types.FLOAT, "float16": types.UINT16, "bfloat16": types.UINT16}.get(form, types.UINT8)
-    # The shapes of as many inputs as there are outputs reach the setup function, which needs none of them.
+    output = {"float32": types.FLOAT, "float16": types.UINT16, "bfloat16": types.UINT16}.get(
+        form, types.UINT8
+    )
+    # The shapes of as many inputs as there are outputs reach the setup function, which needs none
+    # of them.
     return NumbaFunction(
         _run_function(size, form),
         setup_fn=_setup_function(size),
@@ -289,31 +327,57 @@ def _setup_function(size: int) -> Callable[..., None]:
 
 def _run_function(size: int, form: str) -> Callable[..., None]:
     """One sample of `resampler`, to be compiled by DALI."""
-    element = {"float32": numba_types.float32, "float16": numba_types.uint16, "bfloat16": numba_types.uint16}
+    element = {
+        "float32": numba_types.float32,
+        "float16": numba_types.uint16,
+        "bfloat16": numba_types.uint16,
+    }
     pixels = numba_types.Array(element.get(form, numba_types.uint8), 5, "C")
-    image_type, row_type = numba_types.Array(numba_types.uint8, 3, "C"), numba_types.Array(numba_types.float32, 1, "C")
+    image_type, row_type = (
+        numba_types.Array(numba_types.uint8, 3, "C"),
+        numba_types.Array(numba_types.float32, 1, "C"),
+    )
     integer, scratch_type = numba_types.int64, numba.typeof(make_scratch(size, 512))
     allocate = machine_code(make_scratch, integer, integer)
     region = (image_type, integer, integer, row_type, integer)
     if form == SEAM:
         resize = machine_code(resize_views, *region, scratch_type, pixels, integer)
-        draw = numba.njit(lambda image, y, x, row, mask, scratch, out: resize((image, y, x, row, 1, scratch, out, 0)))
+        draw = numba.njit(
+            lambda image, y, x, row, mask, scratch, out: resize(
+                (image, y, x, row, 1, scratch, out, 0)
+            )
+        )
     else:
-        number = FORMATS[form]
-        scale = tuple(float(one) for one in np.float32(1 / (255 * np.asarray(IMAGENET_STD, np.float64))))
+        number = FORMAT_NAMES[form].code
+        scale = tuple(
+            float(one) for one in np.float32(1 / (255 * np.asarray(IMAGENET_STD, np.float64)))
+        )
         offset = tuple(
             float(one)
-            for one in np.float32(-np.asarray(IMAGENET_MEAN, np.float64) / np.asarray(IMAGENET_STD, np.float64))
+            for one in np.float32(
+                -np.asarray(IMAGENET_MEAN, np.float64) / np.asarray(IMAGENET_STD, np.float64)
+            )
         )
         normalisation_type = numba_types.Array(numba_types.float32, 2, "C")
-        arguments = (*region, numba_types.boolean, integer, normalisation_type, scratch_type, pixels, integer)
+        arguments = (
+            *region,
+            numba_types.boolean,
+            integer,
+            normalisation_type,
+            scratch_type,
+            pixels,
+            integer,
+        )
         render = machine_code(render_views, *arguments)
 
         @numba.njit
         def draw(image, y, x, row, mask, scratch, out):
             normalisation = np.empty((2, 3), np.float32)
             for channel in range(3):
-                normalisation[0, channel], normalisation[1, channel] = scale[channel], offset[channel]
+                normalisation[0, channel], normalisation[1, channel] = (
+                    scale[channel],
+                    offset[channel],
+                )
             return render((image, y, x, row, 1, mask, number, normalisation, scratch, out, 0))
 
     def run(view, status, image, origin, row):
@@ -333,10 +397,12 @@ def _run_function(size: int, form: str) -> Callable[..., None]:
 
 
 def machine_code(dispatcher: Any, *arguments: Any) -> Any:
-    """A kernel's machine code for arguments of these Numba types, to be called by its address with their tuple.
+    """A kernel's machine code for arguments of these Numba types, to be called by its address with
+    their tuple.
 
-    The call yields (whether it raised, its result). Calling the kernel by name would have Numba optimise all of it once
-    more with each function that DALI compiles, a matter of 16 seconds where this takes 3.
+    The call yields (whether it raised, its result). Calling the kernel by name would have Numba
+    optimise all of it once more with each function that DALI compiles, a matter of 16 seconds where
+    this takes 3.
     """
     dispatcher.compile(arguments)
     compiled = dispatcher.overloads[arguments]
@@ -353,7 +419,9 @@ def machine_code(dispatcher: Any, *arguments: Any) -> Any:
             callee = builder.inttoptr(context.get_constant(numba_types.uintp, address), function)
             values = cgutils.unpack_tuple(builder, parts[0])
             status, value = convention.call_function(builder, callee, returned, arguments, values)
-            raised = context.cast(builder, status.is_error, numba_types.boolean, numba_types.boolean)
+            raised = context.cast(
+                builder, status.is_error, numba_types.boolean, numba_types.boolean
+            )
             return context.make_tuple(builder, result, (raised, value))
 
         return result(numba_types.Tuple(arguments)), generate

@@ -1,8 +1,10 @@
-"""The FFCV loader: FFCV's reader, pipeline graph and epoch thread around a decoder that executes the plan.
+"""The FFCV loader: FFCV's reader, pipeline graph and epoch thread around a decoder that executes
+the plan.
 
-FFCV keeps the rows, compiles the pipeline into stages and runs them ahead of the consumer. Decoding and resizing are
-ours, since FFCV's ignore a corrupt image (its slot then holds another sample's pixels), resize up to 208 levels away
-from Pillow, and reserve the largest image's size for every sample of every batch in the making.
+FFCV keeps the rows, compiles the pipeline into stages and runs them ahead of the consumer. Decoding
+and resizing are ours, since FFCV's ignore a corrupt image (its slot then holds another sample's
+pixels), resize up to 208 levels away from Pillow, and reserve the largest image's size for every
+sample of every batch in the making.
 """
 
 import contextlib
@@ -21,17 +23,19 @@ import numba
 import numpy as np
 import torch
 
+from ...kernels.errors import MissingPackage
 from ..buffers import BufferPool
 from ..loader import Loader
 from ..request import LoaderConfig, Rendered, Request
 from ..shards.beton import BetonDataset, write_directory
 from ..shards.dataset import Dataset
-from .sample_renderer import TOGETHER, Executor
+from .sample_renderer import TOGETHER, SampleRenderer
 
 
 @contextlib.contextmanager
 def _threads_left_alone() -> Iterator[None]:
-    """Importing FFCV sets the thread count of torch and of Numba to 1, which would also start Numba's thread pool."""
+    """Importing FFCV sets the thread count of torch and of Numba to 1, which would also start
+    Numba's thread pool."""
     torch_set, numba_set = torch.set_num_threads, numba.set_num_threads
     torch.set_num_threads = numba.set_num_threads = lambda count: None
     try:
@@ -55,7 +59,7 @@ try:
         from ffcv.pipeline.state import State
         from ffcv.reader import Reader
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackage(
         f"the FFCV loader needs FFCV ({error}): `apt-get install g++ pkg-config python3-dev libopencv-dev "
         "libturbojpeg0-dev` and `pip install 'maskco-fast[ffcv]'`; or choose the loader native, which reads .beton too"
     ) from error
@@ -67,14 +71,16 @@ REPLACED = 1
 """Status of a sample whose own image could not be used; 0 for all others."""
 
 Work = tuple[Request, np.ndarray]
-"""FFCV's storage state, from the epoch thread to the decoder: a request, and the buffer to render into."""
+"""FFCV's storage state, from the epoch thread to the decoder: a request, and the buffer to render
+into."""
 
 Execute = Callable[[Work, np.ndarray], None]
 """Renders a batch and writes its status, (N, 1) uint8."""
 
 
 class PlanDecoder(SimpleRGBImageDecoder):
-    """An FFCV decoder whose output is each sample's status; the pixels go where the storage state says.
+    """An FFCV decoder whose output is each sample's status; the pixels go where the storage state
+    says.
 
     Seed and epoch reach it as the plan rows in that state, so that a new epoch compiles nothing.
     """
@@ -84,15 +90,20 @@ class PlanDecoder(SimpleRGBImageDecoder):
         self._execute = execute
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """One byte a sample, however large the images: FFCV's own decoders reserve the largest image's size here."""
+        """One byte a sample, however large the images: FFCV's own decoders reserve the largest
+        image's size here."""
         status = AllocationQuery((1,), np.dtype("u1"))
-        return State(jit_mode=True, device=previous_state.device, shape=(1,), dtype=np.dtype("u1")), status
+        return State(
+            jit_mode=True, device=previous_state.device, shape=(1,), dtype=np.dtype("u1")
+        ), status
 
     def generate_code(self) -> Callable:
         """What FFCV's stage calls for a batch."""
         execute = self._execute
 
-        def decode(batch_indices: np.ndarray, status: np.ndarray, metadata: np.ndarray, work: Work) -> np.ndarray:
+        def decode(
+            batch_indices: np.ndarray, status: np.ndarray, metadata: np.ndarray, work: Work
+        ) -> np.ndarray:
             execute(work, status)
             return status
 
@@ -102,8 +113,8 @@ class PlanDecoder(SimpleRGBImageDecoder):
 class _NoPages(MemoryContext):
     """FFCV's place for memory-mapped pages, empty: images are read as `Dataset.read` reads them.
 
-    A mapping would kill the process where a file shrinks or a network file system fails, and FFCV's page table takes
-    646 MB for ImageNet.
+    A mapping would kill the process where a file shrinks or a network file system fails, and FFCV's
+    page table takes 646 MB for ImageNet.
     """
 
     state = None
@@ -122,11 +133,14 @@ class _NoPages(MemoryContext):
 class _Pipeline(PipelineLoader):
     """An FFCV loader of one output, made without its constructor.
 
-    That would set the thread count of torch and Numba, index every page, and make a reader that prints KeyErrors at
-    exit. The decoder is called as it is, not compiled: what it calls is machine code from our own cache.
+    That would set the thread count of torch and Numba, index every page, and make a reader that
+    prints KeyErrors at exit. The decoder is called as it is, not compiled: what it calls is machine
+    code from our own cache.
     """
 
-    def __init__(self, reader: Reader, batch_size: int, batches_ahead: int, decoder: PlanDecoder) -> None:
+    def __init__(
+        self, reader: Reader, batch_size: int, batches_ahead: int, decoder: PlanDecoder
+    ) -> None:
         self.reader = reader
         self.batch_size = batch_size
         self.batches_ahead = batches_ahead
@@ -199,12 +213,16 @@ class _Epoch(EpochIterator):
 
 
 class FfcvLoader(Loader):
-    """Batches through FFCV, from .beton files or, by a directory of them in FFCV's format, from tar shards.
+    """Batches through FFCV, from .beton files or, by a directory of them in FFCV's format, from tar
+    shards.
 
-    `threads` threads of our own render a batch, not Numba's or OpenMP's: those abort with two callers, or break a fork.
+    `threads` threads of our own render a batch, not Numba's or OpenMP's: those abort with two
+    callers, or break a fork.
     """
 
-    def __init__(self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1) -> None:
+    def __init__(
+        self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1
+    ) -> None:
         super().__init__(dataset, config, max_bad_share=max_bad_share)
         self._reader: Reader | None = None
 
@@ -216,7 +234,9 @@ class FfcvLoader(Loader):
         try:
             if self._reader is None:
                 self._reader = _reader(self.dataset)
-            pipeline = _Pipeline(self._reader, config.batch_size, config.prefetch, PlanDecoder(team.execute))
+            pipeline = _Pipeline(
+                self._reader, config.batch_size, config.prefetch, PlanDecoder(team.execute)
+            )
             epoch = _Epoch(pipeline, requests, self._pool)
             yield from epoch
         finally:
@@ -228,7 +248,8 @@ class FfcvLoader(Loader):
 
 
 def _reader(dataset: Dataset) -> Reader:
-    """FFCV's reader of the dataset's rows: of its .beton where it is one, of a directory without data elsewhere."""
+    """FFCV's reader of the dataset's rows: of its .beton where it is one, of a directory without
+    data elsewhere."""
     if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1:
         reader = Reader(dataset.paths[0])
         if "image" in reader.handlers:  # files of FFCV's own writer may name it otherwise
@@ -245,18 +266,25 @@ class _Team:
     def __init__(self, loader: FfcvLoader, threads: ThreadPoolExecutor) -> None:
         self.closing = False
         self._threads = threads
-        self._executors = [Executor(loader) for _ in range(loader.config.thread_count)]
+        self._executors = [SampleRenderer(loader) for _ in range(loader.config.thread_count)]
 
     def execute(self, work: Work, status: np.ndarray) -> None:
         """Render every sample of a batch; raise what a thread raised."""
-        begins = iter(range(0, len(work[0].indices), TOGETHER))  # shared: each thread takes the next
-        futures = [self._threads.submit(self._share, execute, begins, work, status) for execute in self._executors]
+        begins = iter(
+            range(0, len(work[0].indices), TOGETHER)
+        )  # shared: each thread takes the next
+        futures = [
+            self._threads.submit(self._share, execute, begins, work, status)
+            for execute in self._executors
+        ]
         errors = [future.exception() for future in futures]
         for error in errors:
             if error is not None:
                 raise error
 
-    def _share(self, execute: Executor, begins: Iterator[int], work: Work, status: np.ndarray) -> None:
+    def _share(
+        self, execute: SampleRenderer, begins: Iterator[int], work: Work, status: np.ndarray
+    ) -> None:
         request, pixels = work
         for begin in begins:
             if self.closing:

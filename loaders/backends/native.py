@@ -1,4 +1,5 @@
-"""The native loader: threads of one process decode an image once and render its views with the fused Numba kernels."""
+"""The native loader: threads of one process decode an image once and render its views with the
+fused Numba kernels."""
 
 import collections
 import queue
@@ -10,18 +11,20 @@ import numpy as np
 from ..buffers import BufferPool
 from ..loader import Loader
 from ..request import Rendered, Request
-from .sample_renderer import TOGETHER, Executor
+from .sample_renderer import TOGETHER, SampleRenderer
 
 
 class NativeLoader(Loader):
-    """Batches in the plan's order from `threads` threads, `prefetch` of them in the making at a time.
+    """Batches in the plan's order from `threads` threads, `prefetch` of them in the making at a
+    time.
 
-    A sample costs Python a read; decoding and rendering run without the GIL, several samples a call.
+    A sample costs Python a read; decoding and rendering run without the GIL, several samples a
+    call.
     """
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config, pool = self.config, self._pool
-        workers = _Workers(config.thread_count, lambda: Executor(self))
+        workers = _Workers(config.thread_count, lambda: SampleRenderer(self))
         pending: collections.deque[_Work] = collections.deque()
         try:
             for request in requests:
@@ -68,11 +71,14 @@ class _Work:
 class _Workers:
     """Threads that render samples from one queue, in the order submitted."""
 
-    def __init__(self, threads: int, make_executor: Callable[[], Executor]) -> None:
+    def __init__(self, threads: int, make_executor: Callable[[], SampleRenderer]) -> None:
         self._queue: queue.SimpleQueue[tuple[_Work, range] | None] = queue.SimpleQueue()
         self._closing = False
         self._make_executor = make_executor
-        self._threads = [threading.Thread(target=self._loop, name=f"native-{i}", daemon=True) for i in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"native-{i}", daemon=True)
+            for i in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -85,7 +91,7 @@ class _Workers:
         return work
 
     def _loop(self) -> None:
-        execute: Executor | None = None
+        execute: SampleRenderer | None = None
         while (item := self._queue.get()) is not None:
             work, numbers = item
             error = None

@@ -1,4 +1,5 @@
-"""The reference loader: Pillow and torchvision executing the plan, sample after sample. Slow, obvious, the truth."""
+"""The reference loader: Pillow and torchvision executing the plan, sample after sample. Slow,
+obvious, the truth."""
 
 from collections.abc import Generator, Iterator
 
@@ -19,7 +20,9 @@ class ReferenceLoader(Loader):
         config = self.config
         size, views = config.views.size, len(config.views.views)
         for request in requests:
-            pixels = torch.empty((views, config.batch_size, size, size, 3), dtype=config.pixel_dtype)
+            pixels = torch.empty(
+                (views, config.batch_size, size, size, 3), dtype=config.pixel_dtype
+            )
             for n in range(config.batch_size):
                 image = self._fetch(request, n, _decode).image
                 plan = request.rows[n].view(config.views.plan_dtype)[0]
@@ -32,7 +35,9 @@ class ReferenceLoader(Loader):
         config = self.config
         view = plan["views"][v]
         y, x, height, width = (int(side) for side in view["crop"])
-        levels = resize_reference(image, (y, x, height, width), config.views.size, bool(view["flip"]))
+        levels = resize_reference(
+            image, (y, x, height, width), config.views.size, bool(view["flip"])
+        )
         if config.seam:
             return torch.from_numpy(levels)
         levels = augment_reference(levels, view)

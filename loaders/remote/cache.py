@@ -1,9 +1,10 @@
 """A bounded folder of whole remote shards, shared by every process of a host that names it.
 
-A shard is `NAME.tar` once it is whole and `NAME.SIZE.part` while it is not; SIZE is what it will take, which everybody
-counts. Whoever writes or removes one of these holds an exclusive `flock` on that very file, and whoever reads one a
-shared lock: a shard in use is not removed, a shard is downloaded by one process at a time, and the locks of a process
-that is killed are gone with it. `room.lock` is held while it is decided what to remove.
+A shard is `NAME.tar` once it is whole and `NAME.SIZE.part` while it is not; SIZE is what it will
+take, which everybody counts. Whoever writes or removes one of these holds an exclusive `flock` on
+that very file, and whoever reads one a shared lock: a shard in use is not removed, a shard is
+downloaded by one process at a time, and the locks of a process that is killed are gone with it.
+`room.lock` is held while it is decided what to remove.
 """
 
 import contextlib
@@ -19,14 +20,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...kernels.compiler.cache import cache_folder
-from ..shards.names import read_at, shown
+from ..shards.names import read_at, redact_url
 from .errors import ReadEnded, ShardChanged
 from .store import NEVER, RemoteConfig, RemoteShard, RemoteStore
 
 POLL = 0.05
 """Seconds between two looks at what another process or thread is doing."""
 ROOM_PATIENCE = 5.0
-"""Seconds for which a shard that is needed now waits for others to be let go, before the bound is exceeded for it."""
+"""Seconds for which a shard that is needed now waits for others to be let go, before the bound is
+exceeded for it."""
 ROUNDS = 3
 """Downloads of a shard with other bytes than it had, until that is taken for the truth."""
 
@@ -47,13 +49,15 @@ class Pin:
         return _digest(self._file)
 
     def release(self) -> None:
-        """Let the shard go, as the one used last. The file closes with the last reader's reference to the pin."""
+        """Let the shard go, as the one used last. The file closes with the last reader's reference
+        to the pin."""
         with contextlib.suppress(OSError):  # the clock of a shard is not worth a run
             _touch(self._file)
 
 
 class ShardCache:
-    """Downloads shards into the folder and hands out pins on them. Any thread's; `store` does the reading."""
+    """Downloads shards into the folder and hands out pins on them. Any thread's; `store` does the
+    reading."""
 
     def __init__(self, config: RemoteConfig, store: RemoteStore | None = None) -> None:
         self.config = config
@@ -66,9 +70,9 @@ class ShardCache:
     def acquire(self, shard: RemoteShard, stop: threading.Event = NEVER) -> Pin:
         """A pin on the shard, downloaded where it is not there.
 
-        Room is made by removing shards that nobody uses, the one used longest ago first. Where those in use leave no
-        room, the bound is exceeded, with a warning. FileNotFoundError and RemoteError as `RemoteStore.blocks`;
-        ShardChanged where the bytes are not those of `shard`.
+        Room is made by removing shards that nobody uses, the one used longest ago first. Where
+        those in use leave no room, the bound is exceeded, with a warning. FileNotFoundError and
+        RemoteError as `RemoteStore.blocks`; ShardChanged where the bytes are not those of `shard`.
         """
         pin = self._acquire(shard, stop, needed=True)
         assert pin is not None
@@ -117,7 +121,8 @@ class ShardCache:
 
     @staticmethod
     def _claim(path: Path, whole: Path) -> io.FileIO | None:
-        """The shard's part, open and ours to write; None where others have it, or have just finished it."""
+        """The shard's part, open and ours to write; None where others have it, or have just
+        finished it."""
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         if _lock(file, fcntl.LOCK_EX) and _is_at(file, path):
             if not whole.exists():
@@ -146,13 +151,14 @@ class ShardCache:
             part.truncate(0)
             self.store.faults["other bytes"] += 1
         raise ShardChanged(
-            f"{shown(shard.url)}: its bytes are not those that were indexed, {ROUNDS} times in a row, though its "
+            f"{redact_url(shard.url)}: its bytes are not those that were indexed, {ROUNDS} times in a row, though its "
             "length and tag are. Put the shard back, or have it indexed anew by another --index-folder or cache "
             "($MASKCO_FAST_CACHE) and in another --run-dir"
         )
 
     def _make_room(self, needed: bool, stop: threading.Event) -> bool:
-        """Bring the folder, parts counted in full, within its bound; False where that is impossible and not needed."""
+        """Bring the folder, parts counted in full, within its bound; False where that is impossible
+        and not needed."""
         began = time.monotonic()
         while True:
             with self._room_lock():
@@ -193,7 +199,8 @@ class ShardCache:
         return sum(size for _, size, _ in self._entries())
 
     def _remove(self, excess: int) -> bool:
-        """Remove shards that nobody uses, the one used longest ago first; whether that made up for `excess` bytes."""
+        """Remove shards that nobody uses, the one used longest ago first; whether that made up for
+        `excess` bytes."""
         for _, size, path in sorted(self._entries()):
             if excess <= 0:
                 break

@@ -1,16 +1,16 @@
 """The samples of shards that lie on a server, read through the shard cache.
 
-The order is global, so every shard must have been looked through before the first batch. That is done once: the first
-opening downloads each shard, indexes it and keeps the index (a few per cent of a per cent of its bytes) in the index
-folder, where it stays when the shard itself is removed to make room. Later openings only ask the server whether the
-shards are still the same.
+The order is global, so every shard must have been looked through before the first batch. That is
+done once: the first opening downloads each shard, indexes it and keeps the index (a few per cent of
+a per cent of its bytes) in the index folder, where it stays when the shard itself is removed to
+make room. Later openings only ask the server whether the shards are still the same.
 """
 
 import bisect
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,10 +28,12 @@ from ..shards.index import (
     read_cached,
     write_cached,
 )
-from ..shards.names import is_remote, shown
+from ..shards.names import is_remote, redact_url
+from ..system.cpus import usable_cpus
+from ..system.progress import Progress, no_progress
 from .cache import Pin, ShardCache
 from .errors import ShardChanged
-from .prefetch import Ahead
+from .prefetch import ShardPrefetcher
 from .store import RemoteConfig, RemoteShard
 
 TRIES = 5
@@ -39,12 +41,13 @@ TRIES = 5
 
 
 class RemoteDataset(Dataset):
-    """As `Dataset`, some or all of its shards remote. One loader at a time gets its shards ahead of their turn."""
+    """As `Dataset`, some or all of its shards remote. One loader at a time gets its shards ahead of
+    their turn."""
 
     def __init__(self, shards: Sequence[ShardIndex], cache: ShardCache) -> None:
         super().__init__(shards)
         self.cache = cache
-        self._ahead: Ahead | None = None
+        self._ahead: ShardPrefetcher | None = None
         self._stop = threading.Event()
         self._interrupted = False
 
@@ -56,39 +59,63 @@ class RemoteDataset(Dataset):
         *,
         index_folder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
-        progress: Callable[[int, int, int], None] | None = None,
+        progress: Progress = no_progress,
     ) -> "RemoteDataset":
-        """Index what is not yet indexed, downloading it. FileNotFoundError, RemoteError name a shard that fails."""
+        """Index what is not yet indexed, downloading it. FileNotFoundError, RemoteError name a
+        shard that fails."""
         cache = ShardCache(config)
-        threads = max(threads or len(os.sched_getaffinity(0)), config.downloads)
+        threads = max(threads or usable_cpus(), config.downloads)
         facts = _look_up_all([path for path in paths if is_remote(path)], cache, threads)
 
         def load(path: str, folder: Path) -> ShardIndex:
-            return _load_or_index(facts[path], folder, cache) if path in facts else load_or_index(path, folder)
+            return (
+                _load_or_index(facts[path], folder, cache)
+                if path in facts
+                else load_or_index(path, folder)
+            )
 
-        return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress, load=load), cache)
+        return cls(
+            index_shards(paths, folder=index_folder, threads=threads, progress=progress, load=load),
+            cache,
+        )
 
     def batches(
-        self, config: LoaderConfig, *, epoch: int, consumed: int, rank: int, world_size: int, count: int
+        self,
+        config: LoaderConfig,
+        *,
+        epoch: int,
+        consumed: int,
+        rank: int,
+        world_size: int,
+        count: int,
     ) -> Iterator[np.ndarray]:
-        """As `Dataset.batches`; the shards are downloaded in the order in which the batches need them."""
+        """As `Dataset.batches`; the shards are downloaded in the order in which the batches need
+        them."""
         self.leave()
         batches = list(
-            super().batches(config, epoch=epoch, consumed=consumed, rank=rank, world_size=world_size, count=count)
+            super().batches(
+                config,
+                epoch=epoch,
+                consumed=consumed,
+                rank=rank,
+                world_size=world_size,
+                count=count,
+            )
         )
         indices = np.concatenate([np.empty(0, np.int64), *batches])
         self._stop = threading.Event()
         if self._interrupted:  # before or while the new event took the old one's place
             self._stop.set()
         remotes = [shard.remote for shard in self.shards]
-        ahead = self._ahead = Ahead(self.cache, remotes, self._ends, indices, self._stop)
+        ahead = self._ahead = ShardPrefetcher(self.cache, remotes, self._ends, indices, self._stop)
         in_work = config.prefetch + 1
         for number, batch in enumerate(batches):
             ahead.passed((number - in_work) * config.batch_size)
             yield batch
 
     def read(self, index: int) -> bytes:
-        """As `Dataset.read`; waits for the shard. FileNotFoundError, RemoteError, ShardChanged name what fails."""
+        """As `Dataset.read`; waits for the shard. FileNotFoundError, RemoteError, ShardChanged name
+        what fails."""
         number = bisect.bisect_right(self._ends, index)
         shard, sample = self.shards[number].remote, self.samples[index]
         if shard is None:
@@ -114,7 +141,8 @@ class RemoteDataset(Dataset):
         self._stop.set()
 
     def close(self) -> None:
-        """End the downloads and let go of the open files. Idle connections close by themselves after some seconds."""
+        """End the downloads and let go of the open files. Idle connections close by themselves
+        after some seconds."""
         self.leave()
         self._interrupted = False
         super().close()
@@ -133,7 +161,9 @@ def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[s
         found = dict(zip(urls, pool.map(look_up, urls)))
     missing = [url for url, facts in found.items() if isinstance(facts, FileNotFoundError)]
     if missing:
-        listed = ", ".join(map(shown, missing[:5])) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        listed = ", ".join(map(redact_url, missing[:5])) + (
+            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        )
         raise FileNotFoundError(
             f"{len(missing)} of {len(urls)} remote shards do not exist: {listed}; put them back, or take them out of "
             "--shards"
@@ -168,7 +198,9 @@ def _load_or_index(shard: RemoteShard, folder: Path, cache: ShardCache) -> Shard
         pin.release()
         write_cached(file, stamp, index)
         return index
-    raise ShardChanged(f"{shown(shard.url)}: the server tells another length or tag of it each time; start again")
+    raise ShardChanged(
+        f"{redact_url(shard.url)}: the server tells another length or tag of it each time; start again"
+    )
 
 
 def _of_url(index: ShardIndex, shard: RemoteShard, pin: Pin) -> ShardIndex:

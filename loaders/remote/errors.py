@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import subprocess
 
-from ..shards.names import shown
+from ...kernels.errors import MaskCoError
+from ..shards.names import redact_url
 
 
-class RemoteError(OSError):
+class RemoteError(MaskCoError, OSError):
     """A remote shard cannot be had; the message names it and what to do."""
 
 
@@ -19,7 +20,7 @@ class ReadEnded(RemoteError):
     """Whoever wanted the shard has stopped waiting for it."""
 
 
-class WrongLength(OSError):
+class WrongLength(MaskCoError, OSError):
     """A response held more or fewer bytes than were asked for."""
 
 
@@ -56,10 +57,17 @@ def is_final(error: BaseException) -> bool:
     """Whether the same request would fail again: the server, or this side, has refused it."""
     status = status_of(error)
     if status is not None:
-        return 400 <= status < 500 and status not in (408, 425, 429) and not isinstance(error, TimeoutError)
+        return (
+            400 <= status < 500
+            and status not in (408, 425, 429)
+            and not isinstance(error, TimeoutError)
+        )
     if isinstance(error, FileNotFoundError | PermissionError):
         return error.__cause__ is None  # with a cause, fsspec calls every failure "not found"
-    return isinstance(error, ValueError | UnusableCommand) or type(error).__name__ == "NoCredentialsError"
+    return (
+        isinstance(error, ValueError | UnusableCommand)
+        or type(error).__name__ == "NoCredentialsError"
+    )
 
 
 def refusal(url: str, error: BaseException, reason: str) -> OSError:
@@ -67,10 +75,10 @@ def refusal(url: str, error: BaseException, reason: str) -> OSError:
     status = status_of(error)
     if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(
-            f"{shown(url)} does not exist (the server says {reason}); put the shard back, or take it out of --shards"
+            f"{redact_url(url)} does not exist (the server says {reason}); put the shard back, or take it out of --shards"
         )
     return RemoteError(
-        f"{shown(url)}: refused, {reason}. Check its address and your credentials (S3: AWS_ACCESS_KEY_ID and "
+        f"{redact_url(url)}: refused, {reason}. Check its address and your credentials (S3: AWS_ACCESS_KEY_ID and "
         "AWS_SECRET_ACCESS_KEY or a profile; --remote.s3-anonymous for public buckets; --remote.s3-endpoint)"
     )
 

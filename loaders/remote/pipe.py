@@ -43,7 +43,8 @@ class Pipe:
         self._errors.close()
 
     def read(self, stop: threading.Event) -> bytes:
-        """Up to `STEP` bytes; none at the end. TimeoutError where nothing comes for `timeout` seconds."""
+        """Up to `STEP` bytes; none at the end. TimeoutError where nothing comes for `timeout`
+        seconds."""
         output = self._process.stdout.fileno()  # type: ignore[union-attr]
         until = time.monotonic() + self._timeout
         while not stop.is_set():

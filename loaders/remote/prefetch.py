@@ -1,4 +1,5 @@
-"""Has the shards of an epoch at hand when their samples are asked for, and lets go of them after the last."""
+"""Has the shards of an epoch at hand when their samples are asked for, and lets go of them after
+the last."""
 
 import threading
 from collections.abc import Sequence
@@ -6,6 +7,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from ...kernels.errors import InvalidInput
 from .cache import Pin, ShardCache
 from .store import RemoteConfig, RemoteShard
 
@@ -13,11 +15,12 @@ ROOM_POLL = 0.2
 """Seconds between two looks whether other shards have made room."""
 
 
-class Ahead:
-    """Keeps pins on the shards in use, and downloads the next ones in the order in which the epoch asks for them.
+class ShardPrefetcher:
+    """Keeps pins on the shards in use, and downloads the next ones in the order in which the epoch
+    asks for them.
 
-    A shard is let go when all of its samples that this process was to read have been read; what is read after that (a
-    sample once more, or in place of a bad one) is not planned for. Any thread's.
+    A shard is let go when all of its samples that this process was to read have been read; what is
+    read after that (a sample once more, or in place of a bad one) is not planned for. Any thread's.
     """
 
     def __init__(
@@ -28,9 +31,10 @@ class Ahead:
         indices: np.ndarray,
         stop: threading.Event,
     ) -> None:
-        """`indices` (n,): the samples that this process will read, in its order, of a numbering in which those of shard
-        `k` end at `ends[k]`; shards that are None are local and none of our business. Setting `stop` ends all waiting;
-        `close` is still to be called. ValueError where the cache is too small for the order.
+        """`indices` (n,): the samples that this process will read, in its order, of a numbering in
+        which those of shard `k` end at `ends[k]`; shards that are None are local and none of our
+        business. Setting `stop` ends all waiting; `close` is still to be called. ValueError where
+        the cache is too small for the order.
         """
         config = cache.config
         self._cache, self._shards = cache, shards
@@ -52,7 +56,10 @@ class Ahead:
         self._next = 0
         self._stop = stop
         count = min(config.downloads, len(self._numbers)) if config.ahead else 0
-        self._threads = [threading.Thread(target=self._run, name=f"remote-{i}", daemon=True) for i in range(count)]
+        self._threads = [
+            threading.Thread(target=self._run, name=f"remote-{i}", daemon=True)
+            for i in range(count)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -64,7 +71,7 @@ class Ahead:
         needed = np.cumsum(sizes) - ended[np.searchsorted(np.sort(last), self._first)]
         most = int(needed.max(initial=0))
         if most > self._cache.bound:
-            raise ValueError(
+            raise InvalidInput(
                 f"the shuffle reads {most / 1e9:.3g} GB of shards at a time and the cache may hold "
                 f"{config.cache_gb:g}: give --remote.cache-gb {2 * most / 1e9:.3g} (twice that: room for the next "
                 "shards while these are read), smaller shards, or --remote.mode stream"
@@ -79,7 +86,8 @@ class Ahead:
             self._moved.notify_all()
 
     def read(self, number: int, index: int, offset: int, size: int) -> bytes | None:
-        """The bytes of sample `index` of shard `number`, waiting for it; None where the order is done with the shard.
+        """The bytes of sample `index` of shard `number`, waiting for it; None where the order is
+        done with the shard.
 
         FileNotFoundError, RemoteError, ShardChanged as `ShardCache.acquire`.
         """
@@ -102,7 +110,8 @@ class Ahead:
         return data
 
     def close(self) -> None:
-        """End the downloads, and the waiting of those who read; let go of every shard. Parts stay for the next time."""
+        """End the downloads, and the waiting of those who read; let go of every shard. Parts stay
+        for the next time."""
         with self._moved:
             self._stop.set()
             for number in list(self._pins):
@@ -150,7 +159,8 @@ class Ahead:
             future.set_result(pin)
 
     def _run(self) -> None:
-        """One thread that downloads ahead. A shard that it fails to get is left to its reader, who sees why."""
+        """One thread that downloads ahead. A shard that it fails to get is left to its reader, who
+        sees why."""
         while (number := self._take()) is not None:
             future, mine = self._begin(number)
             while mine:

@@ -1,7 +1,8 @@
 """Shards that lie elsewhere: what a server tells of them, and their bytes in spite of its faults.
 
-Every request is small, bounded in time and checked for its length. One that fails is repeated, after a wait that grows
-and is random, so that many readers do not come back together; what has arrived before it stays.
+Every request is small, bounded in time and checked for its length. One that fails is repeated,
+after a wait that grows and is random, so that many readers do not come back together; what has
+arrived before it stays.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from ..shards.names import PIPE, shown
+from ...kernels.errors import InvalidInput
+from ..shards.names import PIPE, redact_url
 from .errors import (
     ReadEnded,
     RemoteError,
@@ -36,7 +38,8 @@ LONGEST_WAIT = 30.0
 TOLD_AFTER = 10.0
 """Seconds of failures in a row after which a warning tells of them."""
 BELIEVED = 4
-"""Answers in a row that a shard has changed, after which it has: a server may tell a wrong length twice."""
+"""Answers in a row that a shard has changed, after which it has: a server may tell a wrong length
+twice."""
 NEVER = threading.Event()
 """The `stop` of those who wait for as long as it takes."""
 
@@ -48,14 +51,16 @@ class RemoteConfig:
     """How shards named by http://, https://, s3:// or pipe: are read."""
 
     mode: Literal["cache", "stream"] = "cache"
-    """cache: whole shards in a bounded folder on the local disk; exact order, exact resume. stream: no disk, through
-    webdataset; order and resume are approximate, and --remote.epoch-samples must be given."""
+    """cache: whole shards in a bounded folder on the local disk; exact order, exact resume. stream:
+    no disk, through webdataset; order and resume are approximate, and --remote.epoch-samples must
+    be given."""
     cache_folder: str | None = None
     """Where cached shards lie, for all processes of this host; None for the user's cache folder."""
     cache_gb: float = 64.0
     """Bound of that folder, GB (10^9 bytes); the shards least recently used go first."""
     ahead: int = 16
-    """Shards downloaded before their turn at most, as far as the cache has room: by default a block of the shuffle."""
+    """Shards downloaded before their turn at most, as far as the cache has room: by default a block
+    of the shuffle."""
     downloads: int = 4
     """Shards downloaded at a time, by each process."""
     request_mb: float = 8.0
@@ -63,29 +68,36 @@ class RemoteConfig:
     timeout: float = 60.0
     """Seconds that one request may take."""
     patience: float = 600.0
-    """Seconds for which a shard's requests may fail in a row before the run ends: the outage that is sat out."""
+    """Seconds for which a shard's requests may fail in a row before the run ends: the outage that
+    is sat out."""
     backoff: float = 0.5
     """Seconds that the first repetition waits at most; each further one twice as long, up to 30."""
     s3_endpoint: str | None = None
-    """URL of an S3 API other than Amazon's; None for the environment's AWS_ENDPOINT_URL, where that is set."""
+    """URL of an S3 API other than Amazon's; None for the environment's AWS_ENDPOINT_URL, where that
+    is set."""
     s3_anonymous: bool = False
     """Read public buckets without credentials."""
     epoch_samples: int | None = None
-    """stream: samples that count as an epoch over all processes, since nobody has counted those in the shards."""
+    """stream: samples that count as an epoch over all processes, since nobody has counted those in
+    the shards."""
     shuffle_buffer: int = 2000
     """stream: encoded samples among which each process shuffles."""
 
     def __post_init__(self) -> None:
         for name in ("cache_gb", "request_mb", "timeout", "patience", "backoff"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"RemoteConfig.{name} is {getattr(self, name)}; it wants more than 0")
+                raise InvalidInput(
+                    f"RemoteConfig.{name} is {getattr(self, name)}; it wants more than 0"
+                )
         for name in ("downloads", "shuffle_buffer"):
             if getattr(self, name) < 1:
-                raise ValueError(f"RemoteConfig.{name} is {getattr(self, name)}; it wants at least 1")
+                raise InvalidInput(
+                    f"RemoteConfig.{name} is {getattr(self, name)}; it wants at least 1"
+                )
         if self.ahead < 0:
-            raise ValueError(f"RemoteConfig.ahead is {self.ahead}; it wants at least 0")
+            raise InvalidInput(f"RemoteConfig.ahead is {self.ahead}; it wants at least 0")
         if self.mode == "stream" and (self.epoch_samples or 0) < 1:
-            raise ValueError(
+            raise InvalidInput(
                 f"RemoteConfig.epoch_samples is {self.epoch_samples}; a stream is not counted beforehand, so give the "
                 "samples of an epoch with --remote.epoch-samples, or read through the cache with --remote.mode cache"
             )
@@ -99,7 +111,8 @@ class RemoteShard:
     size: int
     """Bytes; -1 where only reading it tells (a pipe's, at first)."""
     tag: str
-    """What the server changes when it changes the shard: its ETag, or else its date; empty for a pipe."""
+    """What the server changes when it changes the shard: its ETag, or else its date; empty for a
+    pipe."""
     digest: str = ""
     """A hash of the bytes, once they have been read."""
 
@@ -110,7 +123,8 @@ class RemoteShard:
 
 
 class RemoteStore:
-    """Looks remote shards up and reads them. Any thread's; `faults` counts what went wrong by reason."""
+    """Looks remote shards up and reads them. Any thread's; `faults` counts what went wrong by
+    reason."""
 
     def __init__(self, config: RemoteConfig) -> None:
         self.config = config
@@ -119,8 +133,11 @@ class RemoteStore:
         self._systems: dict[str, Any] = {}
         self._lock = threading.Lock()
 
-    def look_up(self, url: str, stop: threading.Event = NEVER, *, sure: bool = False) -> RemoteShard:
-        """Size and tag of a shard; `sure`: as told twice in a row, since a server may tell wrong lengths too.
+    def look_up(
+        self, url: str, stop: threading.Event = NEVER, *, sure: bool = False
+    ) -> RemoteShard:
+        """Size and tag of a shard; `sure`: as told twice in a row, since a server may tell wrong
+        lengths too.
 
         FileNotFoundError where there is none, RemoteError where no answer is to be had.
         """
@@ -132,36 +149,57 @@ class RemoteStore:
             facts = again
         return facts
 
-    def blocks(self, shard: RemoteShard, start: int = 0, stop: threading.Event = NEVER) -> Iterator[bytes]:
+    def blocks(
+        self, shard: RemoteShard, start: int = 0, stop: threading.Event = NEVER
+    ) -> Iterator[bytes]:
         """The shard's bytes from `start` on, each once and in order, whatever happens on the way.
 
-        FileNotFoundError, RemoteError as `look_up`; ShardChanged where the shard has another length or tag by now;
-        ReadEnded once `stop` is set.
+        FileNotFoundError, RemoteError as `look_up`; ShardChanged where the shard has another length
+        or tag by now; ReadEnded once `stop` is set.
         """
-        return self._pipe_blocks(shard, start, stop) if shard.is_pipe else self._ranged_blocks(shard, start, stop)
+        return (
+            self._pipe_blocks(shard, start, stop)
+            if shard.is_pipe
+            else self._ranged_blocks(shard, start, stop)
+        )
 
     def _ask(self, url: str, stop: threading.Event) -> RemoteShard:
         system = self._system(url)
         facts = self._persist(url, stop, lambda: self._answer(system, system._info(url), stop))
         if facts.get("size") is None:
             raise RemoteError(
-                f"{shown(url)}: the server does not tell its length, without which a cut download cannot be told from "
+                f"{redact_url(url)}: the server does not tell its length, without which a cut download cannot be told from "
                 "a whole one; read it through a pipe, 'pipe:curl -fsSL …'"
             )
-        tag = next((str(facts[name]) for name in ("ETag", "Last-Modified", "LastModified") if facts.get(name)), "")
+        tag = next(
+            (
+                str(facts[name])
+                for name in ("ETag", "Last-Modified", "LastModified")
+                if facts.get(name)
+            ),
+            "",
+        )
         return RemoteShard(url=url, size=int(facts["size"]), tag=tag)
 
-    def _ranged_blocks(self, shard: RemoteShard, start: int, stop: threading.Event) -> Iterator[bytes]:
+    def _ranged_blocks(
+        self, shard: RemoteShard, start: int, stop: threading.Event
+    ) -> Iterator[bytes]:
         system, step = self._system(shard.url), max(int(self.config.request_mb * 1e6), 1)
         while start < shard.size:
             end = min(start + step, shard.size)
-            data = self._persist(shard.url, stop, lambda: self._range(system, shard, start, end, stop))  # noqa: B023
+            data = self._persist(
+                shard.url, stop, lambda: self._range(system, shard, start, end, stop)
+            )
             start += len(data)
             yield data
 
-    def _range(self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event) -> bytes:
+    def _range(
+        self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event
+    ) -> bytes:
         data = self._answer(system, system._cat_file(shard.url, start=start, end=end), stop)
-        if len(data) == shard.size:  # the server knows no ranges: what it sent is all that is left to read
+        if (
+            len(data) == shard.size
+        ):  # the server knows no ranges: what it sent is all that is left to read
             return data[start:]
         if len(data) != end - start:
             self.check(shard, stop)
@@ -187,7 +225,8 @@ class RemoteStore:
         return len(self._persist(shard.url, stop, one_byte_more)) in (0, shard.size)
 
     def check(self, shard: RemoteShard, stop: threading.Event = NEVER) -> None:
-        """ShardChanged where the server, asked `BELIEVED` times in a row, no longer tells the same of the shard."""
+        """ShardChanged where the server, asked `BELIEVED` times in a row, no longer tells the same
+        of the shard."""
         now = shard
         for _ in range(0 if shard.is_pipe else BELIEVED):
             now = self.look_up(shard.url, stop)
@@ -198,12 +237,14 @@ class RemoteStore:
             if shard.is_pipe:
                 return
             raise ShardChanged(
-                f"{shown(shard.url)} has changed since it was indexed: {shard.size} bytes and tag {shard.tag} then, "
+                f"{redact_url(shard.url)} has changed since it was indexed: {shard.size} bytes and tag {shard.tag} then, "
                 f"{now.size} and {now.tag} now. Start again in another --run-dir, which indexes it anew; a run in "
                 "progress wants the old shard back"
             )
 
-    def _pipe_blocks(self, shard: RemoteShard, start: int, stop: threading.Event) -> Iterator[bytes]:
+    def _pipe_blocks(
+        self, shard: RemoteShard, start: int, stop: threading.Event
+    ) -> Iterator[bytes]:
         trouble = _Trouble(self, shard.url, stop)
         while True:
             try:
@@ -225,7 +266,8 @@ class RemoteStore:
                 trouble.met(error)
 
     def _answer(self, system: Any, request: Coroutine[Any, Any, T], stop: threading.Event) -> T:
-        """What a request to one of fsspec's systems brings; it is cancelled after `timeout`, or once `stop` is set."""
+        """What a request to one of fsspec's systems brings; it is cancelled after `timeout`, or
+        once `stop` is set."""
         bounded = asyncio.wait_for(request, self.config.timeout)
         answer = asyncio.run_coroutine_threadsafe(bounded, system.loop)
         while not concurrent.futures.wait([answer], STOP_POLL).done:
@@ -249,7 +291,8 @@ class RemoteStore:
             raise ReadEnded("the read was ended")
 
     def _system(self, url: str) -> Any:
-        """The file system of a URL's protocol. Repeating requests is our business, so its own repetitions are off."""
+        """The file system of a URL's protocol. Repeating requests is our business, so its own
+        repetitions are off."""
         protocol = "s3" if url.startswith("s3:") else "http"
         with self._lock:
             if protocol not in self._systems:
@@ -257,7 +300,7 @@ class RemoteStore:
                     self._systems[protocol] = self._open_s3() if protocol == "s3" else _open_http()
                 except ImportError as error:
                     raise RemoteError(
-                        f"{shown(url)}: reading it needs {error.name}: pip install 'maskco-fast[remote]'"
+                        f"{redact_url(url)}: reading it needs {error.name}: pip install 'maskco-fast[remote]'"
                     ) from error
             return self._systems[protocol]
 
@@ -298,7 +341,8 @@ class _Trouble:
         self._times, self._since, self._told = 0, time.monotonic(), False
 
     def met(self, error: BaseException) -> None:
-        """Count a failure and wait; raises what ends the run where repeating is of no use or has gone on too long."""
+        """Count a failure and wait; raises what ends the run where repeating is of no use or has
+        gone on too long."""
         if isinstance(error, RemoteError):
             raise error
         config, reason = self._store.config, reason_of(error)
@@ -309,15 +353,17 @@ class _Trouble:
         lasted = time.monotonic() - self._since
         if lasted >= config.patience:
             raise RemoteError(
-                f"{shown(self._url)}: {self._times} attempts in {lasted:.0f} s have failed, the last with: {reason}. "
+                f"{redact_url(self._url)}: {self._times} attempts in {lasted:.0f} s have failed, the last with: {reason}. "
                 "See whether the server is up; the same command goes on from there, and a longer --remote.patience "
                 "sits out longer outages"
             ) from error
         if lasted >= TOLD_AFTER and not self._told:
             self._told = True
             warnings.warn(
-                f"{shown(self._url)}: {self._times} attempts have failed, the last with: {reason}; "
+                f"{redact_url(self._url)}: {self._times} attempts have failed, the last with: {reason}; "
                 f"it is tried for {config.patience - lasted:.0f} s more",
                 stacklevel=2,
             )
-        self._store.wait(min(config.backoff * 2.0 ** min(self._times - 1, 16), LONGEST_WAIT), self._stop)
+        self._store.wait(
+            min(config.backoff * 2.0 ** min(self._times - 1, 16), LONGEST_WAIT), self._stop
+        )

@@ -1,10 +1,11 @@
 """Shards read as a stream by the webdataset package, for machines without the disk to keep any.
 
-What it does not promise, where `Dataset` and `RemoteDataset` do: nothing is indexed, so nobody has counted the samples
-and an epoch is as many as `RemoteConfig.epoch_samples` says. The order is that of shuffled shards through a shuffle
-buffer: it depends on the number of processes, mixes less, and is not the other loaders' order. A rank reads whole
-shards of its own, so that some samples may come twice in an epoch and others not at all. A run that resumes begins with
-another shuffle: in that epoch, samples may come again or not at all. Within a pass a fault neither loses nor repeats a
+What it does not promise, where `Dataset` and `RemoteDataset` do: nothing is indexed, so nobody has
+counted the samples and an epoch is as many as `RemoteConfig.epoch_samples` says. The order is that
+of shuffled shards through a shuffle buffer: it depends on the number of processes, mixes less, and
+is not the other loaders' order. A rank reads whole shards of its own, so that some samples may come
+twice in an epoch and others not at all. A run that resumes begins with another shuffle: in that
+epoch, samples may come again or not at all. Within a pass a fault neither loses nor repeats a
 sample: the stream goes on at the byte where it broke.
 """
 
@@ -20,22 +21,25 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.errors import InvalidInput
 from ..order import order
 from ..quarantine import BadSample, Quarantine
 from ..request import LoaderConfig
 from ..shards.dataset import Dataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, judge_image, split_name
-from ..shards.names import IMAGE_SUFFIXES, is_remote, shown
+from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
 from .store import RemoteConfig, RemoteShard, RemoteStore
 
 KEPT_BATCHES = 6
-"""Batches whose samples stay at hand beyond those in the making: delivered ones that a device has yet to finish."""
+"""Batches whose samples stay at hand beyond those in the making: delivered ones that a device has
+yet to finish."""
 
 
 class StreamDataset(Dataset):
     """The last samples of an endless stream, which `batches` draws on; an index is the sample's id.
 
-    For loaders that ask for samples by `samples[indices]` and `read(index)`. ValueError where a rank has no shard.
+    For loaders that ask for samples by `samples[indices]` and `read(index)`. ValueError where a
+    rank has no shard.
     """
 
     def __init__(self, urls: Sequence[str], config: RemoteConfig) -> None:
@@ -56,7 +60,14 @@ class StreamDataset(Dataset):
         self._quarantine = quarantine
 
     def batches(
-        self, config: LoaderConfig, *, epoch: int, consumed: int, rank: int, world_size: int, count: int
+        self,
+        config: LoaderConfig,
+        *,
+        epoch: int,
+        consumed: int,
+        rank: int,
+        world_size: int,
+        count: int,
     ) -> Iterator[np.ndarray]:
         """The next `count` batches (config.batch_size,) of this rank's stream, waiting for it.
 
@@ -65,18 +76,23 @@ class StreamDataset(Dataset):
         self.leave()
         mine = self.urls[rank::world_size]
         if not mine:
-            raise ValueError(
+            raise InvalidInput(
                 f"{len(self.urls)} shards are too few for {world_size} processes: a stream gives whole shards to each. "
                 "Cut them smaller, or read through the cache with --remote.mode cache"
             )
         self.samples.room = (config.prefetch + KEPT_BATCHES) * config.batch_size
-        # a position in mid-epoch gets a shuffle of its own: what came before is not read again for the order's sake
+        # a position in mid-epoch gets a shuffle of its own: what came before is not read again for
+        # the order's sake
         random = Random(f"{config.seed} {epoch} {consumed} {rank}")
-        reader = self._reader = _Reader(self._passes(mine, config, epoch, random), 2 * config.batch_size)
+        reader = self._reader = _Reader(
+            self._passes(mine, config, epoch, random), 2 * config.batch_size
+        )
         if self._interrupted:  # before the new reader took the old one's place
             reader.stop.set()
         for _ in range(count):
-            yield np.array([self.samples.add(reader.next()) for _ in range(config.batch_size)], np.int64)
+            yield np.array(
+                [self.samples.add(reader.next()) for _ in range(config.batch_size)], np.int64
+            )
 
     def substitutes(self, index: int) -> Iterator[int]:
         """The sample itself, then those before it in the stream, the nearest first."""
@@ -112,7 +128,8 @@ class StreamDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """A hash of the shards' names and the length of an epoch, since their samples are not known."""
+        """A hash of the shards' names and the length of an epoch, since their samples are not
+        known."""
         text = "\n".join([*self.urls, str(self.remote.epoch_samples)])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -125,8 +142,15 @@ class StreamDataset(Dataset):
             from webdataset import filters, tariterators
 
             while not stop.is_set():
-                numbers = order([1] * len(urls), seed=random.getrandbits(63), epoch=epoch, shuffle=config.shuffle)
-                opened = ({"url": urls[n], "stream": self._open(urls[n], stop)} for n in numbers.tolist())
+                numbers = order(
+                    [1] * len(urls),
+                    seed=random.getrandbits(63),
+                    epoch=epoch,
+                    shuffle=config.shuffle,
+                )
+                opened = (
+                    {"url": urls[n], "stream": self._open(urls[n], stop)} for n in numbers.tolist()
+                )
                 files = tariterators.tar_file_expander(opened, handler=self._shard_damaged)
                 groups = tariterators.group_by_keys(files, keys=split_name, handler=_first_counts)
                 entries = (entry for group in groups for entry in self._entry(group))
@@ -138,28 +162,38 @@ class StreamDataset(Dataset):
                     empty = False
                     yield entry
                 if empty:
-                    raise ValueError(f"no usable image in {len(urls)} shards ({shown(urls[0])} first)")
+                    raise InvalidInput(
+                        f"no usable image in {len(urls)} shards ({redact_url(urls[0])} first)"
+                    )
 
         return passes
 
     def _open(self, url: str, stop: threading.Event) -> io.BufferedIOBase:
         if not is_remote(url):
             return open(url, "rb")
-        return io.BufferedReader(_Stream(self.store, self.store.look_up(url, stop, sure=True), stop), 1 << 20)
+        return io.BufferedReader(
+            _Stream(self.store, self.store.look_up(url, stop, sure=True), stop), 1 << 20
+        )
 
     def _shard_damaged(self, error: Exception) -> bool:
-        """webdataset's handler: goes on with the next shard after one that is no archive, or not a whole one."""
+        """webdataset's handler: goes on with the next shard after one that is no archive, or not a
+        whole one."""
         url = error.args[-1]  # webdataset puts it there when the whole of the shard is given up
         if isinstance(error, tarfile.TarError) and url in self.urls:
-            self._note(BadSample(shard=url, key="", reason="shard damaged from here on", found="index"))
+            self._note(
+                BadSample(shard=url, key="", reason="shard damaged from here on", found="index")
+            )
             return True
         error.args = error.args[:1]
         raise error
 
     def _entry(self, group: dict[str, Any]) -> Iterator["Entry"]:
-        """The group's first image, judged by its header; nothing where there is none that can be used."""
+        """The group's first image, judged by its header; nothing where there is none that can be
+        used."""
         url, key = group["__url__"], group["__key__"]
-        suffix = next((name for name in group if "." + name.rpartition(".")[2] in IMAGE_SUFFIXES), None)
+        suffix = next(
+            (name for name in group if "." + name.rpartition(".")[2] in IMAGE_SUFFIXES), None
+        )
         if suffix is None:
             self._note(BadSample(shard=url, key=key, reason="no image member", found="index"))
             return
@@ -186,7 +220,8 @@ Entry = tuple[ShardIndex, bytes]
 
 
 class _Window:
-    """The facts of the stream's last samples: what `Dataset.samples` is to the loaders, by sample ids."""
+    """The facts of the stream's last samples: what `Dataset.samples` is to the loaders, by sample
+    ids."""
 
     def __init__(self) -> None:
         self.room = 1
@@ -227,7 +262,9 @@ class _Reader:
         self.stop = threading.Event()
         """Set it to end the reading; `close` is still to be called."""
         self._ready: queue.Queue[Any] = queue.Queue(ahead)
-        self._thread = threading.Thread(target=self._run, args=(source,), name="remote-stream", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(source,), name="remote-stream", daemon=True
+        )
         self._thread.start()
 
     def next(self) -> Entry:

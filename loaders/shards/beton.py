@@ -1,9 +1,10 @@
-"""FFCV's .beton files: their layout, and a dataset that reads them, for any loader and without FFCV.
+"""FFCV's .beton files: their layout, and a dataset that reads them, for any loader and without
+FFCV.
 
-The layout is that of FFCV 1.0 (its types.py, writer.py and fields/): header, field descriptors, a row a sample, pages
-of data, allocation table. `beton_writer` adds what FFCV has no place for (the shards, the samples' names, the
-quarantine) as a block that the descriptor of the field `sample_id` points to; FFCV itself ignores it and reads such
-files as its own.
+The layout is that of FFCV 1.0 (its types.py, writer.py and fields/): header, field descriptors, a
+row a sample, pages of data, allocation table. `beton_writer` adds what FFCV has no place for (the
+shards, the samples' names, the quarantine) as a block that the descriptor of the field `sample_id`
+points to; FFCV itself ignores it and reads such files as its own.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels import headers
+from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from .dataset import Dataset
 from .index import SAMPLE_DTYPE, ShardIndex, sample_id
@@ -25,7 +27,8 @@ from .index import SAMPLE_DTYPE, ShardIndex, sample_id
 VERSION = 2
 """FFCV's, of the layout."""
 MAGIC = b"maskco-fast 1".ljust(16, b"\0")
-"""Begins the arguments of the field `sample_id`; the block's offset and size follow, as two uint64."""
+"""Begins the arguments of the field `sample_id`; the block's offset and size follow, as two uint64.
+"""
 
 HEADER_DTYPE = np.dtype(
     [
@@ -37,7 +40,9 @@ HEADER_DTYPE = np.dtype(
     ],
     align=True,
 )
-FIELD_DTYPE = np.dtype([("type_id", "<u1"), ("name", "<u1", (16,)), ("arguments", "<u1", (1024,))], align=True)
+FIELD_DTYPE = np.dtype(
+    [("type_id", "<u1"), ("name", "<u1", (16,)), ("arguments", "<u1", (1024,))], align=True
+)
 IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 MAX_SIDE = 2**16 - 1
@@ -67,7 +72,8 @@ def row_dtype(types: Sequence[int]) -> np.dtype:
 
 
 def beton_head(samples: int, page_size: int, table: int, block: tuple[int, int]) -> bytes:
-    """Header and field descriptors; `table` the allocation table's offset, `block` the offset and size of our own."""
+    """Header and field descriptors; `table` the allocation table's offset, `block` the offset and
+    size of our own."""
     header = np.zeros(1, HEADER_DTYPE)
     header[0] = (VERSION, len(FIELDS), page_size, samples, table)
     fields = np.zeros(len(FIELDS), FIELD_DTYPE)
@@ -89,7 +95,9 @@ def pack_block(shards: Sequence[ShardIndex]) -> bytes:
         {
             "path": shard.path,
             "samples": len(shard.samples),
-            "bad": [{"key": bad.key, "reason": bad.reason, "found": bad.found} for bad in shard.bad],
+            "bad": [
+                {"key": bad.key, "reason": bad.reason, "found": bad.found} for bad in shard.bad
+            ],
         }
         for shard in shards
     ]
@@ -101,7 +109,8 @@ def pack_block(shards: Sequence[ShardIndex]) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class BetonShard(ShardIndex):
-    """A shard whose samples lie in a .beton: `path` is where they came from, so that plans and quarantine agree."""
+    """A shard whose samples lie in a .beton: `path` is where they came from, so that plans and
+    quarantine agree."""
 
     beton: str
 
@@ -111,42 +120,64 @@ class BetonShard(ShardIndex):
 
 
 def read_beton(path: str) -> list[BetonShard]:
-    """The shards that a .beton was made of; one that FFCV's own writer made is one shard, its keys the row numbers.
+    """The shards that a .beton was made of; one that FFCV's own writer made is one shard, its keys
+    the row numbers.
 
     ValueError names what is wrong with a file that is none, is cut short or has no image field.
     """
     length = os.path.getsize(path)
     header = np.fromfile(path, HEADER_DTYPE, 1)
     if len(header) == 0 or header[0]["version"] != VERSION:
-        raise ValueError(f"{path} is not a .beton of FFCV's layout {VERSION}: write it with `maskco-fast beton`")
+        raise InvalidInput(
+            f"{path} is not a .beton of FFCV's layout {VERSION}: write it with `maskco-fast beton`"
+        )
     count, table_at = int(header[0]["num_samples"]), int(header[0]["alloc_table_ptr"])
-    fields = np.fromfile(path, FIELD_DTYPE, int(header[0]["num_fields"]), offset=HEADER_DTYPE.itemsize)
+    fields = np.fromfile(
+        path, FIELD_DTYPE, int(header[0]["num_fields"]), offset=HEADER_DTYPE.itemsize
+    )
     rows_at = HEADER_DTYPE.itemsize + fields.nbytes
     types = fields["type_id"].tolist()
     if not set(types) <= set(_ROW_FORMATS) or _IMAGE not in types:
-        raise ValueError(f"{path} has fields of the types {types}; a usable .beton has an RGBImageField ({_IMAGE})")
+        raise InvalidInput(
+            f"{path} has fields of the types {types}; a usable .beton has an RGBImageField ({_IMAGE})"
+        )
     rows = np.fromfile(path, row_dtype(types), count, offset=rows_at)
-    if len(rows) != count or not rows_at + rows.nbytes <= table_at <= length or (length - table_at) % 24:
-        raise ValueError(f"{path} is cut short, or its writer did not finish: write it again with `maskco-fast beton`")
+    if (
+        len(rows) != count
+        or not rows_at + rows.nbytes <= table_at <= length
+        or (length - table_at) % 24
+    ):
+        raise InvalidInput(
+            f"{path} is cut short, or its writer did not finish: write it again with `maskco-fast beton`"
+        )
     table = np.fromfile(path, ALLOCATION_DTYPE, offset=table_at)
-    samples = _samples(path, rows, types, [bytes(name).partition(b"\0")[0] for name in fields["name"]], table)
+    samples = _samples(
+        path, rows, types, [bytes(name).partition(b"\0")[0] for name in fields["name"]], table
+    )
     arguments = fields[-1]["arguments"].tobytes()
     if not arguments.startswith(MAGIC):
         names = np.array([f"{number}.jpg".encode() for number in range(count)] or [b""])[:count]
         samples["sample_id"] = [sample_id(str(number)) for number in range(count)]
         return [BetonShard(path=path, beton=path, samples=samples, names=names, bad=())]
     block_at, block_size = np.frombuffer(arguments, "<u8", 2, len(MAGIC)).tolist()
-    return _shards(path, samples, np.fromfile(path, np.uint8, block_size, offset=block_at).tobytes())
+    return _shards(
+        path, samples, np.fromfile(path, np.uint8, block_size, offset=block_at).tobytes()
+    )
 
 
-def _samples(path: str, rows: np.ndarray, types: list[int], names: list[bytes], table: np.ndarray) -> np.ndarray:
-    """(n,) SAMPLE_DTYPE of the rows. A raw image is of the format OTHER: `BetonDataset.read` makes a file of it."""
+def _samples(
+    path: str, rows: np.ndarray, types: list[int], names: list[bytes], table: np.ndarray
+) -> np.ndarray:
+    """(n,) SAMPLE_DTYPE of the rows. A raw image is of the format OTHER: `BetonDataset.read` makes
+    a file of it."""
     image = rows[f"f{types.index(_IMAGE)}"]
     samples = np.zeros(len(rows), SAMPLE_DTYPE)
     table = table[np.argsort(table["ptr"])]
     found = np.searchsorted(table["ptr"], image["data_ptr"]).clip(max=max(len(table) - 1, 0))
     if len(rows) > len(table) or not np.array_equal(table["ptr"][found], image["data_ptr"]):
-        raise ValueError(f"{path}: images lie outside the allocation table; write it again with `maskco-fast beton`")
+        raise InvalidInput(
+            f"{path}: images lie outside the allocation table; write it again with `maskco-fast beton`"
+        )
     samples["offset"], samples["size"] = image["data_ptr"], table["size"][found]
     samples["height"], samples["width"] = image["height"], image["width"]
     samples["format"] = np.where(image["mode"] == JPEG_MODE, headers.JPEG, headers.OTHER)
@@ -164,14 +195,20 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
     for fact in facts:
         bad = tuple(BadSample(shard=fact["path"], **entry) for entry in fact["bad"])
         here = slice(begin, begin := begin + fact["samples"])
-        shards.append(BetonShard(path=fact["path"], beton=path, samples=samples[here], names=names[here], bad=bad))
+        shards.append(
+            BetonShard(
+                path=fact["path"], beton=path, samples=samples[here], names=names[here], bad=bad
+            )
+        )
     return shards
 
 
 class BetonDataset(Dataset):
-    """The samples of one or more .beton files, under the numbering of the shards that they were made of.
+    """The samples of one or more .beton files, under the numbering of the shards that they were
+    made of.
 
-    Plans, order and state are those of the shards themselves: a run may go on from one with the other.
+    Plans, order and state are those of the shards themselves: a run may go on from one with the
+    other.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -188,7 +225,8 @@ class BetonDataset(Dataset):
 
 
 def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """A .beton of the dataset's rows without their data: what FFCV's reader wants to know of other shards.
+    """A .beton of the dataset's rows without their data: what FFCV's reader wants to know of other
+    shards.
 
     Data pointers are sample numbers, and no image is raw.
     """
@@ -204,4 +242,6 @@ def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:
 
 def without(shard: ShardIndex, kept: np.ndarray, bad: Sequence[BadSample]) -> ShardIndex:
     """The shard with only the usable samples numbered `kept`, `bad` added to its quarantine."""
-    return dataclasses.replace(shard, samples=shard.samples[kept], names=shard.names[kept], bad=(*shard.bad, *bad))
+    return dataclasses.replace(
+        shard, samples=shard.samples[kept], names=shard.names[kept], bad=(*shard.bad, *bad)
+    )

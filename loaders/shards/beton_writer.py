@@ -1,7 +1,8 @@
-"""Writes tar shards or folders into one .beton: in parallel, resumable, the original JPEG bytes kept.
+"""Writes tar shards or folders into one .beton: in parallel, resumable, the original JPEG bytes
+kept.
 
-Threads read and encode; the calling thread writes in the samples' order. So the file is the same whatever the number of
-threads, and nothing waits for a worker that died.
+Threads read and encode; the calling thread writes in the samples' order. So the file is the same
+whatever the number of threads, and nothing waits for a worker that died.
 """
 
 import collections
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,10 @@ import simplejpeg
 from PIL import Image
 
 from ...kernels import headers
+from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
+from ..system.cpus import usable_cpus
+from ..system.progress import Progress, no_progress
 from .beton import (
     ALLOCATION_DTYPE,
     FIELDS,
@@ -48,7 +52,7 @@ PROBES = 32
 """Samples that the estimate encodes."""
 
 
-class BetonMismatch(ValueError):
+class BetonMismatch(InvalidInput):
     """The file written does not hold the shards' bytes."""
 
 
@@ -57,15 +61,16 @@ class BetonOptions:
     """How images are stored."""
 
     max_side: int | None = None
-    """Longest side, pixels; larger images are shrunk and encoded anew. None keeps every JPEG's original bytes."""
+    """Longest side, pixels; larger images are shrunk and encoded anew. None keeps every JPEG's
+    original bytes."""
     quality: int = 90
     """JPEG quality of what is encoded anew, 1..100 (FFCV's default)."""
 
     def __post_init__(self) -> None:
         if self.max_side is not None and not 16 <= self.max_side <= MAX_SIDE:
-            raise ValueError(f"max_side is {self.max_side}; it wants 16..{MAX_SIDE} pixels")
+            raise InvalidInput(f"max_side is {self.max_side}; it wants 16..{MAX_SIDE} pixels")
         if not 1 <= self.quality <= 100:
-            raise ValueError(f"quality is {self.quality}; it wants 1..100")
+            raise InvalidInput(f"quality is {self.quality}; it wants 1..100")
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ class Stored:
 def store(dataset: Dataset, index: int, options: BetonOptions, decoder: Decoder) -> Stored:
     """Sample `index` as the options want it. BadImage where it cannot be stored.
 
-    JPEGs of one or three components keep their bytes; what FFCV's decoder does not take (PNG, CMYK, …) becomes pixels.
+    JPEGs of one or three components keep their bytes; what FFCV's decoder does not take (PNG, CMYK,
+    …) becomes pixels.
     """
     sample = dataset.samples[index]
     height, width = int(sample["height"]), int(sample["width"])
@@ -114,7 +120,8 @@ def store(dataset: Dataset, index: int, options: BetonOptions, decoder: Decoder)
 
 
 def estimate(dataset: Dataset, options: BetonOptions, threads: int) -> Estimate:
-    """Size and time, from samples spread evenly over the shards, of which a few that do not decode are left out."""
+    """Size and time, from samples spread evenly over the shards, of which a few that do not decode
+    are left out."""
     decoder = Decoder()
     began, measured, size = time.perf_counter(), 0, 0
     for index in np.linspace(0, len(dataset) - 1, min(PROBES, len(dataset))).astype(int).tolist():
@@ -138,16 +145,18 @@ def write_beton(
     *,
     threads: int | None = None,
     check: bool = True,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> list[BadSample]:
-    """Write the dataset to `path` and return the samples left out. An interrupted call is taken up by the next.
+    """Write the dataset to `path` and return the samples left out. An interrupted call is taken up
+    by the next.
 
-    `check`: read the file again and compare what kept its bytes with the shards; BetonMismatch where it differs.
-    `progress("written" or "checked", samples done, samples)` after every chunk. OSError where the disk is too small,
-    TooManyBadSamples never: what is left out is returned, and stands in the file's quarantine.
+    `check`: read the file again and compare what kept its bytes with the shards; BetonMismatch
+    where it differs. `progress("written" or "checked", samples done, samples)` after every chunk.
+    OSError where the disk is too small, TooManyBadSamples never: what is left out is returned, and
+    stands in the file's quarantine.
     """
     writer = _Writer(dataset, Path(path), options or BetonOptions())
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_cpus()
     with ThreadPoolExecutor(threads, thread_name_prefix="beton") as pool:
         bad = writer.write(pool, 2 * threads, progress)
     if check:
@@ -156,9 +165,10 @@ def write_beton(
 
 
 def check_beton(
-    dataset: Dataset, path: str | os.PathLike[str], progress: Callable[[str, int, int], None] | None = None
+    dataset: Dataset, path: str | os.PathLike[str], progress: Progress = no_progress
 ) -> int:
-    """Compare every original JPEG in the file with the shards, and return how many; BetonMismatch where one differs.
+    """Compare every original JPEG in the file with the shards, and return how many; BetonMismatch
+    where one differs.
 
     A sample that was encoded anew is told by its size in pixels or its format.
     """
@@ -169,22 +179,30 @@ def check_beton(
         while source < len(dataset) and dataset.samples["sample_id"][source] != mine["sample_id"]:
             source += 1  # left out
         if source == len(dataset):
-            raise BetonMismatch(f"{path}: row {index} is not in its place among the shards' samples")
+            raise BetonMismatch(
+                f"{path}: row {index} is not in its place among the shards' samples"
+            )
         theirs = dataset.samples[source]
-        original = theirs["format"] == headers.JPEG == mine["format"] and mine["height"] == theirs["height"]
+        original = (
+            theirs["format"] == headers.JPEG == mine["format"]
+            and mine["height"] == theirs["height"]
+        )
         if original and mine["width"] == theirs["width"]:
             if beton.read(index) != dataset.read(source):
                 shard, number = dataset.locate(source)
-                raise BetonMismatch(f"{path}: row {index} differs from {shard.key(number)} in {shard.path}")
+                raise BetonMismatch(
+                    f"{path}: row {index} differs from {shard.key(number)} in {shard.path}"
+                )
             same += 1
-        if progress is not None and (index % CHUNK == CHUNK - 1 or index == len(beton) - 1):
+        if index % CHUNK == CHUNK - 1 or index == len(beton) - 1:
             progress("checked", index + 1, len(beton))
     beton.reader.close()
     return same
 
 
 class _Writer:
-    """One file in the making: `NAME.partial` holds rows and data, `NAME.journal` what of it is complete."""
+    """One file in the making: `NAME.partial` holds rows and data, `NAME.journal` what of it is
+    complete."""
 
     def __init__(self, dataset: Dataset, path: Path, options: BetonOptions) -> None:
         self._dataset = dataset
@@ -194,7 +212,9 @@ class _Writer:
         self._journal = path.with_name(path.name + ".journal")
         samples = dataset.samples
         pixels = 3 * int((samples["height"].astype(np.int64) * samples["width"]).max())
-        largest = max(int(samples["size"].max()), pixels if (samples["format"] != headers.JPEG).any() else 0)
+        largest = max(
+            int(samples["size"].max()), pixels if (samples["format"] != headers.JPEG).any() else 0
+        )
         if options.max_side is not None:
             largest = max(largest, 2 * 3 * options.max_side**2)
         self._page = MIN_PAGE_SIZE
@@ -220,14 +240,16 @@ class _Writer:
             "quality": options.quality,
         }
 
-    def write(
-        self, pool: ThreadPoolExecutor, ahead: int, progress: Callable[[str, int, int], None] | None
-    ) -> list[BadSample]:
-        """Encode in `pool`, `ahead` chunks at a time, and write; the finished file takes the partial one's place."""
+    def write(self, pool: ThreadPoolExecutor, ahead: int, progress: Progress) -> list[BadSample]:
+        """Encode in `pool`, `ahead` chunks at a time, and write; the finished file takes the
+        partial one's place."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         begin = self._take_up()
         self._check_space(begin)
-        with self._partial.open("r+b" if begin else "w+b") as file, self._journal.open("a") as journal:
+        with (
+            self._partial.open("r+b" if begin else "w+b") as file,
+            self._journal.open("a") as journal,
+        ):
             if not begin:
                 journal.write(json.dumps(self._settings) + "\n")
             lines: list[str] = []
@@ -240,8 +262,7 @@ class _Writer:
                     if written >= COMMIT_BYTES:
                         self._commit(file.fileno(), journal, lines)
                         written = 0
-                    if progress is not None:
-                        progress("written", first + len(chunk), len(self._dataset))
+                    progress("written", first + len(chunk), len(self._dataset))
             finally:
                 self._commit(file.fileno(), journal, lines)
             bad = self._finish(file.fileno())
@@ -255,7 +276,9 @@ class _Writer:
             needed = int(self._dataset.samples["size"][begin:].sum())
             free = shutil.disk_usage(self._path.parent).free
             if needed > free:
-                raise OSError(f"{self._path} needs {needed / 1e9:.1f} GB and {self._path.parent} has {free / 1e9:.1f}")
+                raise OSError(
+                    f"{self._path} needs {needed / 1e9:.1f} GB and {self._path.parent} has {free / 1e9:.1f}"
+                )
 
     def _take_up(self) -> int:
         """The first sample that is still to be written: 0 where there is nothing to go on with."""
@@ -263,8 +286,12 @@ class _Writer:
             lines = self._journal.read_text().splitlines()
             written = self._partial.stat().st_size
             whole = [json.loads(line) for line in lines[1:-1]]
-            if not lines or json.loads(lines[0]) != self._settings or (whole and whole[-1]["cursor"] > written):
-                raise ValueError("made of other shards, with other options, or cut short")
+            if (
+                not lines
+                or json.loads(lines[0]) != self._settings
+                or (whole and whole[-1]["cursor"] > written)
+            ):
+                raise InvalidInput("made of other shards, with other options, or cut short")
         except (FileNotFoundError, ValueError):  # begin anew
             self._journal.unlink(missing_ok=True)
             return 0
@@ -287,7 +314,9 @@ class _Writer:
         self, pool: ThreadPoolExecutor, ahead: int, begin: int
     ) -> Iterator[tuple[int, list[Stored | BadImage]]]:
         """(first sample, its chunk as stored), in order; what a thread raises is raised here."""
-        pending: collections.deque[tuple[int, Future[list[Stored | BadImage]]]] = collections.deque()
+        pending: collections.deque[tuple[int, Future[list[Stored | BadImage]]]] = (
+            collections.deque()
+        )
         firsts = iter(range(begin, len(self._dataset), CHUNK))
         try:
             for first in firsts:
@@ -369,11 +398,17 @@ class _Writer:
             bad += left_out
             at = end
         if not len(kept):
-            raise ValueError(f"not one of {len(self._dataset)} samples can be stored; the first: {self._bad[0][1]}")
+            raise InvalidInput(
+                f"not one of {len(self._dataset)} samples can be stored; the first: {self._bad[0][1]}"
+            )
         block = pack_block(shards)
         _write_all(file, block, self._cursor)
         table = np.zeros(len(kept), ALLOCATION_DTYPE)
-        table["sample_id"], table["ptr"], table["size"] = np.arange(len(kept)), self._pointers, self._sizes
+        table["sample_id"], table["ptr"], table["size"] = (
+            np.arange(len(kept)),
+            self._pointers,
+            self._sizes,
+        )
         table_at = self._cursor + len(block)
         _write_all(file, table.tobytes(), table_at)
         os.ftruncate(file, table_at + table.nbytes)

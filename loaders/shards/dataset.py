@@ -6,26 +6,29 @@ import hashlib
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ...kernels.errors import InvalidInput
 from ..order import batch_positions, order
 from ..quarantine import Quarantine
 from ..remote.store import RemoteConfig
 from ..request import LoaderConfig
+from ..system.progress import Progress, no_progress
 from .index import ShardIndex, index_shards
 from .names import ShardReader, expand, is_remote
 
 
-class EmptyDataset(ValueError):
+class EmptyDataset(InvalidInput):
     """Not one usable sample in the shards given."""
 
 
 class Dataset:
     """The indexed samples of a list of shards.
 
-    `samples` (n,) SAMPLE_DTYPE; `shard_sizes` usable samples of each shard. EmptyDataset where there is none.
+    `samples` (n,) SAMPLE_DTYPE; `shard_sizes` usable samples of each shard. EmptyDataset where
+    there is none.
     """
 
     def __init__(self, shards: Iterable[ShardIndex]) -> None:
@@ -57,26 +60,33 @@ class Dataset:
         *,
         index_folder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
-        progress: Callable[[int, int, int], None] | None = None,
+        progress: Progress = no_progress,
         remote: RemoteConfig | None = None,
     ) -> "Dataset":
-        """Expand the patterns, index what is not yet indexed, number the samples. See `expand`, `index_shards`.
+        """Expand the patterns, index what is not yet indexed, number the samples. See `expand`,
+        `index_shards`.
 
-        .beton files need no index; ValueError where they are mixed with other shards. `remote` says how shards on
-        servers are read.
+        .beton files need no index; ValueError where they are mixed with other shards. `remote` says
+        how shards on servers are read.
         """
         paths = expand(shards)
         remote = remote or RemoteConfig()
         if remote.mode == "stream":
-            return importlib.import_module("..remote.stream", __package__).StreamDataset(paths, remote)
+            return importlib.import_module("..remote.stream", __package__).StreamDataset(
+                paths, remote
+            )
         betons = [path for path in paths if path.endswith(".beton")]
         if betons:
             if len(betons) != len(paths):
-                raise ValueError(f"{len(betons)} of {len(paths)} shards are .beton files: give them alone, or none")
+                raise InvalidInput(
+                    f"{len(betons)} of {len(paths)} shards are .beton files: give them alone, or none"
+                )
             return importlib.import_module(".beton", __package__).BetonDataset(betons)
         if any(map(is_remote, paths)):
             remote_dataset = importlib.import_module("..remote.dataset", __package__).RemoteDataset
-            return remote_dataset.index(paths, remote, index_folder=index_folder, threads=threads, progress=progress)
+            return remote_dataset.index(
+                paths, remote, index_folder=index_folder, threads=threads, progress=progress
+            )
         return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
 
     def __len__(self) -> int:
@@ -94,26 +104,45 @@ class Dataset:
         return self.reader.read(shard.file(number), int(sample["offset"]), int(sample["size"]))
 
     def batches(
-        self, config: LoaderConfig, *, epoch: int, consumed: int, rank: int, world_size: int, count: int
+        self,
+        config: LoaderConfig,
+        *,
+        epoch: int,
+        consumed: int,
+        rank: int,
+        world_size: int,
+        count: int,
     ) -> Iterator[np.ndarray]:
-        """A rank's next `count` batches after `consumed` samples of an epoch: indices (config.batch_size,) int64."""
-        positions = order(self.shard_sizes, seed=config.seed, epoch=epoch, shuffle=config.shuffle, block=config.block)
+        """A rank's next `count` batches after `consumed` samples of an epoch: indices
+        (config.batch_size,) int64."""
+        positions = order(
+            self.shard_sizes,
+            seed=config.seed,
+            epoch=epoch,
+            shuffle=config.shuffle,
+            block=config.block,
+        )
         for batch in range(count):
-            yield positions[batch_positions(batch, consumed, config.batch_size, rank, world_size)].copy()
+            yield positions[
+                batch_positions(batch, consumed, config.batch_size, rank, world_size)
+            ].copy()
 
     def substitutes(self, index: int) -> Iterator[int]:
-        """The sample itself, then those that take its place where it does not decode, the next one first."""
+        """The sample itself, then those that take its place where it does not decode, the next one
+        first."""
         for step in range(len(self)):
             yield (index + step) % len(self)
 
     def report_to(self, quarantine: Quarantine) -> None:
-        """Where samples are recorded that are found to be bad later than when the dataset was opened."""
+        """Where samples are recorded that are found to be bad later than when the dataset was
+        opened."""
 
     def leave(self) -> None:
         """The batches are not wanted any more: until others are, reading waits for no server."""
 
     def interrupt(self) -> None:
-        """Until `close`, no reading waits for a server: what is not here raises ReadEnded. Any thread's."""
+        """Until `close`, no reading waits for a server: what is not here raises ReadEnded. Any
+        thread's."""
 
     def close(self) -> None:
         """Let go of the open files; they are opened anew when they are wanted."""
@@ -121,5 +150,6 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the samples and their order; 16 hex digits. Equal where positions mean the same samples."""
+        """A hash of the samples and their order; 16 hex digits. Equal where positions mean the same
+        samples."""
         return hashlib.blake2b(self.samples["sample_id"].tobytes(), digest_size=8).hexdigest()

@@ -1,6 +1,8 @@
-"""From encoded bytes to RGB pixels, by one rule: what Pillow decodes is used, whichever library is the faster one.
+"""From encoded bytes to RGB pixels, by one rule: what Pillow decodes is used, whichever library is
+the faster one.
 
-EXIF orientation is left as it is, as torchvision leaves it, so that the header's height and width hold.
+EXIF orientation is left as it is, as torchvision leaves it, so that the header's height and width
+hold.
 """
 
 import io
@@ -13,7 +15,8 @@ from PIL import Image
 from ...kernels import headers
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-"""Images that claim more are quarantined before anything is allocated (Pillow's own limit for a warning)."""
+"""Images that claim more are quarantined before anything is allocated (Pillow's own limit for a
+warning)."""
 
 
 class BadImage(Exception):
@@ -31,7 +34,16 @@ def decode_pillow(data: bytes) -> np.ndarray:
         raise BadImage("not an image") from None
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ) as error:
         reason = "truncated" if "truncated" in str(error).lower() else "does not decode"
         raise BadImage(reason) from error
 
@@ -46,7 +58,8 @@ class Decoded(NamedTuple):
 
 
 def whole(image: np.ndarray, sample: np.void) -> np.ndarray:
-    """The image; BadImage where it has not the size that its header said, by which its crops were drawn."""
+    """The image; BadImage where it has not the size that its header said, by which its crops were
+    drawn."""
     if image.shape[:2] != (sample["height"], sample["width"]):
         raise BadImage("size differs from the header")
     return image
@@ -55,11 +68,12 @@ def whole(image: np.ndarray, sample: np.void) -> np.ndarray:
 class Decoder:
     """One thread's decoder, with a buffer of its own, so that an image costs no allocation.
 
-    `decode` is exact, and so is `decode_scaled`, but for `fast`: then by libjpeg's fast IDCT and plain chroma
-    upsampling, and scaled down in the IDCT as far as it is allowed to.
+    `decode` is exact, and so is `decode_scaled`, but for `fast`: then by libjpeg's fast IDCT and
+    plain chroma upsampling, and scaled down in the IDCT as far as it is allowed to.
 
-    Always the whole image, as libjpeg-turbo's regions take nearly as long and pass over damage below them. Threads of
-    our own decode plain JPEGs by `kernels.jpeg` instead, whose pixels and verdicts are the same.
+    Always the whole image, as libjpeg-turbo's regions take nearly as long and pass over damage
+    below them. Threads of our own decode plain JPEGs by `kernels.jpeg` instead, whose pixels and
+    verdicts are the same.
     """
 
     KEPT = 64 << 20
@@ -70,17 +84,21 @@ class Decoder:
         self._buffer = np.empty(1 << 20, np.uint8)
 
     def decode(self, data: bytes, sample: np.void) -> np.ndarray:
-        """(H, W, 3) uint8, C-contiguous, valid until the next call. BadImage where no library decodes it.
+        """(H, W, 3) uint8, C-contiguous, valid until the next call. BadImage where no library
+        decodes it.
 
-        `sample` is its SAMPLE_DTYPE record. JPEGs of one or three components go to libjpeg-turbo through simplejpeg, at
-        its exact settings; whatever it warns of is Pillow's to judge, so that every loader uses the same images.
+        `sample` is its SAMPLE_DTYPE record. JPEGs of one or three components go to libjpeg-turbo
+        through simplejpeg, at its exact settings; whatever it warns of is Pillow's to judge, so
+        that every loader uses the same images.
         """
         if sample["format"] != headers.JPEG:
             return whole(decode_pillow(data), sample)
         buffer = self._room(3 * int(sample["height"]) * int(sample["width"]))
         try:
             return whole(simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True), sample)
-        except ValueError:  # a warning or an error of libjpeg's, or an image larger than its header said
+        except (
+            ValueError
+        ):  # a warning or an error of libjpeg's, or an image larger than its header said
             return whole(decode_pillow(data), sample)
 
     def decode_scaled(self, data: bytes, sample: np.void, shrink: int = 1) -> Decoded:
@@ -114,13 +132,23 @@ class Decoder:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) that Pillow reads from the header; BadImage where it recognises nothing or too much."""
+    """(height, width) that Pillow reads from the header; BadImage where it recognises nothing or
+    too much."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError):
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        OverflowError,
+    ):
         raise BadImage("not an image") from None
     if width * height > MAX_PIXELS:
         raise BadImage("too many pixels")

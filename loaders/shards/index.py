@@ -1,6 +1,7 @@
 """The index: where every usable sample lies, how large it is, and why the others are not used.
 
-Made once a shard and kept in the cache folder; used again while the shard's size and time of change agree.
+Made once a shard and kept in the cache folder; used again while the shard's size and time of change
+agree.
 """
 
 import functools
@@ -9,7 +10,6 @@ import json
 import os
 import tarfile
 import threading
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +23,9 @@ from ...kernels.compiler.cache import cache_folder
 from ...kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
 from ..quarantine import BadSample
 from ..remote.store import RemoteShard
+from ..system.cpus import usable_cpus
+from ..system.files import write_atomically
+from ..system.progress import Progress, no_progress
 from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
 from .names import IMAGE_SUFFIXES, image_files, is_remote
 
@@ -40,20 +43,24 @@ SAMPLE_DTYPE = np.dtype(
         ("format", np.uint8),
     ]
 )
-"""A usable sample: its key's hash; where its bytes lie; pixels; label or -1; format (`kernels.headers`)."""
+"""A usable sample: its key's hash; where its bytes lie; pixels; label or -1; format
+(`kernels.headers`)."""
 
 
 _PARSING = threading.Lock()
-"""np.load parses with `ast`, which in CPython 3.11 fails now and then where two threads do so (gh-106905)."""
+"""np.load parses with `ast`, which in CPython 3.11 fails now and then where two threads do so
+(gh-106905)."""
 
 
 def sample_id(key: str) -> int:
-    """The 63-bit hash of a key that its plan is drawn from: the same on every machine and for every loader."""
+    """The 63-bit hash of a key that its plan is drawn from: the same on every machine and for every
+    loader."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member, by webdataset's rule: the suffix starts at the first dot of the file's name."""
+    """Key and suffix of a member, by webdataset's rule: the suffix starts at the first dot of the
+    file's name."""
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return folder + slash + stem, suffix.lower()
@@ -78,7 +85,9 @@ class ShardIndex:
 
     def file(self, number: int) -> str:
         """The path of the file that holds usable sample `number`."""
-        return os.path.join(self.path, self.names[number].decode()) if self._is_folder else self.path
+        return (
+            os.path.join(self.path, self.names[number].decode()) if self._is_folder else self.path
+        )
 
     @functools.cached_property
     def _is_folder(self) -> bool:
@@ -113,17 +122,24 @@ def _index_tar(path: str) -> ShardIndex:
     if ending == CUT and not (found.offsets and found.offsets[-1] + found.sizes[-1] > len(data)):
         found.bad.append(BadSample(shard=path, key="", reason="shard cut short", found="index"))
     elif ending == BAD_HEADER:
-        found.bad.append(BadSample(shard=path, key="", reason="shard damaged from here on", found="index"))
+        found.bad.append(
+            BadSample(shard=path, key="", reason="shard damaged from here on", found="index")
+        )
     return _judge(path, found, data)
 
 
 def _nothing(path: str, reason: str) -> ShardIndex:
     bad = (BadSample(shard=path, key="", reason=reason, found="index"),)
-    return ShardIndex(path=path, samples=np.empty(0, SAMPLE_DTYPE), names=np.empty(0, "S1"), bad=bad)
+    return ShardIndex(
+        path=path, samples=np.empty(0, SAMPLE_DTYPE), names=np.empty(0, "S1"), bad=bad
+    )
 
 
-def _member_names(path: str, data: np.ndarray, table: np.ndarray, *, whole: bool) -> tuple[list[str], np.ndarray]:
-    """Names of the members, by the plain header where it holds them and by `tarfile` where it does not."""
+def _member_names(
+    path: str, data: np.ndarray, table: np.ndarray, *, whole: bool
+) -> tuple[list[str], np.ndarray]:
+    """Names of the members, by the plain header where it holds them and by `tarfile` where it does
+    not."""
     if whole:
         with tarfile.open(path, "r:") as archive:
             members = [member for member in archive if member.isreg()]
@@ -160,7 +176,11 @@ def _find_images(path: str, names: Sequence[str], table: np.ndarray, data: np.nd
             text = bytes(data[offset : offset + min(size, 20)]).strip()
             if text.lstrip(b"-").isdigit():
                 labels[key] = int(text)
-    bad = [BadSample(shard=path, key=key, reason="no image member", found="index") for key in keys if key not in images]
+    bad = [
+        BadSample(shard=path, key=key, reason="no image member", found="index")
+        for key in keys
+        if key not in images
+    ]
     numbers = np.fromiter(images.values(), np.int64, len(images))
     return _Found(
         names=[names[number] for number in images.values()],
@@ -176,7 +196,10 @@ def _index_folder(path: str) -> ShardIndex:
     names = image_files(path)
     if not names:
         return _nothing(path, "holds no images")
-    classes = {name: number for number, name in enumerate(sorted({n.split("/")[0] for n in names if "/" in n}))}
+    classes = {
+        name: number
+        for number, name in enumerate(sorted({n.split("/")[0] for n in names if "/" in n}))
+    }
     parts = []
     for name in names:
         data = np.fromfile(os.path.join(path, name), np.uint8)
@@ -192,7 +215,9 @@ def _index_folder(path: str) -> ShardIndex:
 
 def judge_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
     """The index of one image by itself, as if it were all that the shard `path` holds."""
-    return _judge(path, _Found([name], [0], [len(data)], [target], []), np.frombuffer(data, np.uint8))
+    return _judge(
+        path, _Found([name], [0], [len(data)], [target], []), np.frombuffer(data, np.uint8)
+    )
 
 
 def _judge(path: str, found: _Found, data: np.ndarray) -> ShardIndex:
@@ -223,15 +248,23 @@ def _judge(path: str, found: _Found, data: np.ndarray) -> ShardIndex:
     samples["sample_id"] = [sample_id(split_name(found.names[number])[0]) for number in good]
     samples["target"] = [found.targets[number] for number in good]
     samples["offset"], samples["size"] = offsets[good], sizes[good]
-    samples["height"], samples["width"], samples["format"] = heights[good], widths[good], formats[good]
-    names = np.array([found.names[number].encode("utf-8", "surrogateescape") for number in good] or [b""])[: len(good)]
+    samples["height"], samples["width"], samples["format"] = (
+        heights[good],
+        widths[good],
+        formats[good],
+    )
+    names = np.array(
+        [found.names[number].encode("utf-8", "surrogateescape") for number in good] or [b""]
+    )[: len(good)]
     return ShardIndex(path=path, samples=samples, names=names, bad=tuple(bad))
 
 
 def _second_opinion(data: bytes, verdict: int) -> tuple[int, int, int]:
-    """(format, height, width) where Pillow takes an image that the header scan did not; BadImage where it does not.
+    """(format, height, width) where Pillow takes an image that the header scan did not; BadImage
+    where it does not.
 
-    What looks damaged is decoded in full, since many a decoder draws what a truncated file still holds.
+    What looks damaged is decoded in full, since many a decoder draws what a truncated file still
+    holds.
     """
     if verdict == headers.EMPTY:
         raise BadImage("empty")
@@ -263,28 +296,42 @@ def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
         with _PARSING, np.load(file, allow_pickle=False) as stored:
             if str(stored["stamp"]) != stamp:
                 return None
-            bad = tuple(BadSample(**{**entry, "shard": path}) for entry in json.loads(str(stored["bad"])))
-            remote = RemoteShard(url=path, **json.loads(str(stored["remote"]))) if "remote" in stored else None
-            return ShardIndex(path=path, samples=stored["samples"], names=stored["names"], bad=bad, remote=remote)
+            bad = tuple(
+                BadSample(**{**entry, "shard": path}) for entry in json.loads(str(stored["bad"]))
+            )
+            remote = (
+                RemoteShard(url=path, **json.loads(str(stored["remote"])))
+                if "remote" in stored
+                else None
+            )
+            return ShardIndex(
+                path=path, samples=stored["samples"], names=stored["names"], bad=bad, remote=remote
+            )
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
-        warnings.warn(f"the index of {path} in {file} cannot be read ({error}); it is made anew", stacklevel=2)
+        warnings.warn(
+            f"the index of {path} in {file} cannot be read ({error}); it is made anew", stacklevel=2
+        )
         return None
 
 
 def write_cached(file: Path, stamp: str, index: ShardIndex) -> None:
-    """Store an index, under a temporary name first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{time.monotonic_ns()}")
-    bad = json.dumps([{"key": entry.key, "reason": entry.reason, "found": entry.found} for entry in index.bad])
-    arrays = {"stamp": np.array(stamp), "samples": index.samples, "names": index.names, "bad": np.array(bad)}
+    """Store an index."""
+    bad = json.dumps(
+        [{"key": entry.key, "reason": entry.reason, "found": entry.found} for entry in index.bad]
+    )
+    arrays = {
+        "stamp": np.array(stamp),
+        "samples": index.samples,
+        "names": index.names,
+        "bad": np.array(bad),
+    }
     if index.remote is not None:
         facts = {"size": index.remote.size, "tag": index.remote.tag, "digest": index.remote.digest}
         arrays["remote"] = np.array(json.dumps(facts))
-    with temporary.open("wb") as out:
+    with write_atomically(file) as out:
         np.savez(out, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, file)
 
 
 def load_or_index(path: str, folder: Path | None = None) -> ShardIndex:
@@ -303,21 +350,20 @@ def index_shards(
     *,
     folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: Progress = no_progress,
     load: Callable[[str, Path], ShardIndex] = load_or_index,
 ) -> list[ShardIndex]:
     """The indexes of all shards, in their order, those not yet known made in parallel.
 
-    `progress(shards done, shards, samples so far)` is called after each. `folder` holds the indexes (default: the cache
+    `progress` is called after each. `folder` holds the indexes (default: the cache
     folder); `load(path, folder)` gets one.
     """
     where = Path(folder) if folder is not None else cache_folder("index")
     done: list[ShardIndex] = []
     samples = 0
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), thread_name_prefix="index") as pool:
+    with ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="index") as pool:
         for index in pool.map(lambda path: load(path, where), paths):
             done.append(index)
             samples += len(index.samples)
-            if progress is not None:
-                progress(len(done), len(paths), samples)
+            progress(f"shards indexed, {samples} samples", len(done), len(paths))
     return done

@@ -11,7 +11,9 @@ from pathlib import Path
 import braceexpand
 
 _ANGLE_RANGE = re.compile(r"<(\d+)\.\.(\d+)>")
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+)
 OPEN_FILES = 128
 PIPE = "pipe:"
 REMOTE = ("http://", "https://", "s3://", PIPE)
@@ -23,8 +25,9 @@ def is_remote(name: str) -> bool:
     return name.startswith(REMOTE)
 
 
-def shown(name: str) -> str:
-    """A shard's name as it may stand in a log: a URL without its user and its query, which may hold secrets."""
+def redact_url(name: str) -> str:
+    """A shard's name as it may stand in a log: a URL without its user and its query, which may hold
+    secrets."""
     if name.startswith(PIPE) or not is_remote(name):
         return name
     scheme, _, rest = name.partition("://")
@@ -33,16 +36,19 @@ def shown(name: str) -> str:
 
 
 def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The shards that a pattern, or a list of patterns, names: in the order given, a glob's matches sorted.
+    """The shards that a pattern, or a list of patterns, names: in the order given, a glob's matches
+    sorted.
 
-    Understands paths, globs, `{0000..0331}` with the rest of bash's braces, and `<0000..0331>`. A folder of tar files
-    stands for those; any other folder is itself a shard, its images found recursively. Names that begin as `REMOTE`
-    says are expanded but not looked up. FileNotFoundError names each pattern that matches nothing and each shard that
-    is missing.
+    Understands paths, globs, `{0000..0331}` with the rest of bash's braces, and `<0000..0331>`. A
+    folder of tar files stands for those; any other folder is itself a shard, its images found
+    recursively. Names that begin as `REMOTE` says are expanded but not looked up. FileNotFoundError
+    names each pattern that matches nothing and each shard that is missing.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
     if not patterns:
-        raise FileNotFoundError("no shards were given; name tar files such as 'cc3m-{0000..0331}.tar', or a folder")
+        raise FileNotFoundError(
+            "no shards were given; name tar files such as 'cc3m-{0000..0331}.tar', or a folder"
+        )
     paths: list[str] = []
     missing: list[str] = []
     names = [os.fspath(pattern) for pattern in patterns]
@@ -53,7 +59,9 @@ def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
             if not found:
                 missing.append(name)
     if missing:
-        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        listed = ", ".join(missing[:5]) + (
+            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        )
         raise FileNotFoundError(
             f"{len(missing)} of {len(missing) + len(paths)} shards do not exist: {listed}. "
             f"The pattern was {', '.join(names)}, seen from {os.getcwd()}"
@@ -82,13 +90,16 @@ def image_files(folder: str) -> list[str]:
     names = []
     for path in Path(folder).rglob("*"):
         relative = path.relative_to(folder)
-        if path.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in relative.parts):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not any(
+            part.startswith(".") for part in relative.parts
+        ):
             names.append(relative.as_posix())
     return sorted(names)
 
 
 def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
-    """`size` bytes at `offset` of an open file, from any thread; EOFError names `path` where it has become shorter."""
+    """`size` bytes at `offset` of an open file, from any thread; EOFError names `path` where it has
+    become shorter."""
     data = os.pread(file.fileno(), size, offset)
     while len(data) < size:
         more = os.pread(file.fileno(), size - len(data), offset + len(data))
@@ -102,10 +113,11 @@ def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
 
 
 class ShardReader:
-    """Reads bytes at an offset of a file, from any thread, keeping the most recently used files open.
+    """Reads bytes at an offset of a file, from any thread, keeping the most recently used files
+    open.
 
-    It reads rather than maps: a shard that shrinks under a mapping, or a network file system that fails, would kill the
-    process, where a read raises.
+    It reads rather than maps: a shard that shrinks under a mapping, or a network file system that
+    fails, would kill the process, where a read raises.
     """
 
     def __init__(self) -> None:

@@ -1,14 +1,15 @@
-"""The `bench` command: how fast each loader feeds a trainer on your shards, beside what others do with the same images.
+"""The `bench` command: how fast each loader feeds a trainer on your shards, beside what others do
+with the same images.
 
-Every row runs in a process of its own, which is asked for one epoch at a time; rounds go through all rows in turn, so
-that what else the machine does falls on all alike. The rows whose turn it is not are stopped: a pipeline that reads
-ahead beyond its epoch would take time from the next row (DALI's two batches halved the next one's speed). A row of
-ours is timed only when its views are those of the reference loader; a peer's row says how its recipe differs.
+Every row runs in a process of its own, which is asked for one epoch at a time; rounds go through
+all rows in turn, so that what else the machine does falls on all alike. The rows whose turn it is
+not are stopped: a pipeline that reads ahead beyond its epoch would take time from the next row
+(DALI's two batches halved the next one's speed). A row of ours is timed only when its views are
+those of the reference loader; a peer's row says how its recipe differs.
 """
 
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -26,6 +27,9 @@ import torch
 from maskco_fast.bench.rows import ROWS, Setting
 from maskco_fast.bench.stages import print_stages
 from maskco_fast.errors import say
+from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.loaders.system.files import write_json
 from maskco_fast.pictures.pictures import bench_picture
 
 DEFAULT_ROWS = "native,torchvision_pil,torchvision_v2,decode_only,cached_batch"
@@ -40,7 +44,8 @@ class BenchConfig:
     rows: str = DEFAULT_ROWS
     """What to time, separated by commas; "all" for every row, "help" to list them."""
     rounds: int = 5
-    """Epochs a row, in turn with the others, after one that is not counted. The median is reported."""
+    """Epochs a row, in turn with the others, after one that is not counted. The median is reported.
+    """
     images: int | None = None
     """At most so many images a round; None for all."""
     batch_size: int = 50
@@ -48,13 +53,16 @@ class BenchConfig:
     size: int = 224
     """Side of the views, pixels."""
     workers: int | None = None
-    """Threads of our loaders and worker processes of the others'; None for the CPUs that this process may use."""
+    """Threads of our loaders and worker processes of the others'; None for the CPUs that this
+    process may use."""
     dtype: str = "float32"
     """Of our views: float32, float16, bfloat16 or uint8."""
     decode: Literal["exact", "fast"] = "exact"
-    """Of our rows native and ffcv; fast has no parity gate, its difference stands beside its speed."""
+    """Of our rows native and ffcv; fast has no parity gate, its difference stands beside its speed.
+    """
     gpu_images_per_s: float = 2500.0
-    """What one GPU asks for, for the count of cores that feed it (an assumption: give your trainer's own figure)."""
+    """What one GPU asks for, for the count of cores that feed it (an assumption: give your
+    trainer's own figure)."""
     ffcv_ssl: pathlib.Path | None = None
     """A checkout of FFCV-SSL that has been built in place, for its row."""
     stages: bool = False
@@ -66,7 +74,9 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.batch_size < 1:
-            raise ValueError(f"rounds {self.rounds} and batch_size {self.batch_size} want at least 1")
+            raise InvalidInput(
+                f"rounds {self.rounds} and batch_size {self.batch_size} want at least 1"
+            )
 
     @property
     def setting(self) -> Setting:
@@ -75,7 +85,7 @@ class BenchConfig:
             shards=self.shards,
             batch_size=self.batch_size,
             size=self.size,
-            workers=self.workers or len(os.sched_getaffinity(0)),
+            workers=self.workers or usable_cpus(),
             dtype=self.dtype,
             decode=self.decode,
             images=self.images,
@@ -92,7 +102,8 @@ class Result:
     """ours, peer or bound."""
     what: str
     parity: str
-    """Of ours: the difference from the reference that its gate let through. Of a peer: how its recipe differs."""
+    """Of ours: the difference from the reference that its gate let through. Of a peer: how its
+    recipe differs."""
     error: str | None = None
     images_per_s: float | None = None
     """Median over the rounds."""
@@ -103,7 +114,8 @@ class Result:
     peak_mb: float | None = None
     """Resident memory of the row's processes at its highest, shared pages counted in each."""
     first_batch_s: float | None = None
-    """From asking for the first epoch to its first batch, compilation from a warm cache included."""
+    """From asking for the first epoch to its first batch, compilation from a warm cache included.
+    """
     of_decoding: float | None = None
     """Its images/s over those of `decode_only` in the same rounds; median."""
     rounds: list[float] = dataclasses.field(default_factory=list)
@@ -111,14 +123,19 @@ class Result:
 
 
 def bench(config: BenchConfig) -> int:
-    """Run the rows, print the table and what it means; returns 0, or 1 where a row of ours is not the reference's."""
+    """Run the rows, print the table and what it means; returns 0, or 1 where a row of ours is not
+    the reference's."""
     if config.rows == "help":
         print("\n".join(f"{name:18} {row.kind:6} {row.what}" for name, row in ROWS.items()))
         return 0
-    names = list(ROWS) if config.rows == "all" else [name.strip() for name in config.rows.split(",") if name.strip()]
+    names = (
+        list(ROWS)
+        if config.rows == "all"
+        else [name.strip() for name in config.rows.split(",") if name.strip()]
+    )
     unknown = [name for name in names if name not in ROWS]
     if unknown:
-        raise ValueError(f"there are no rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
+        raise InvalidInput(f"there are no rows {', '.join(unknown)}; choose from {', '.join(ROWS)}")
     torch.set_num_threads(1)
     runners = [_Runner(name, config.setting) for name in names]
     try:
@@ -127,7 +144,10 @@ def bench(config: BenchConfig) -> int:
         for number in range(config.rounds):
             for runner in runners:
                 runner.round()
-            say(f"round {number + 1} of {config.rounds}: " + ", ".join(runner.last for runner in runners))
+            say(
+                f"round {number + 1} of {config.rounds}: "
+                + ", ".join(runner.last for runner in runners)
+            )
         results = [runner.finish() for runner in runners]
     finally:
         for runner in runners:
@@ -139,7 +159,9 @@ def bench(config: BenchConfig) -> int:
     if config.json is not None:
         _write_json(config.json, results)
     if config.picture is not None:
-        bench_picture([dataclasses.asdict(result) for result in results], config.picture, title=machine())
+        bench_picture(
+            [dataclasses.asdict(result) for result in results], config.picture, title=machine()
+        )
     return int(any(result.kind == "ours" and result.error is not None for result in results))
 
 
@@ -148,12 +170,12 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        model = next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):  # no Linux: the generic name stands
         pass
-    return (
-        f"{model}, {len(os.sched_getaffinity(0))} CPUs; Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    return f"{model}, {usable_cpus()} CPUs; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 class _Runner:
@@ -212,7 +234,11 @@ class _Runner:
     @property
     def last(self) -> str:
         """The newest round, for the progress line."""
-        return f"{self.result.name} {self.result.rounds[-1]:.0f}" if self.result.rounds else f"{self.result.name} -"
+        return (
+            f"{self.result.name} {self.result.rounds[-1]:.0f}"
+            if self.result.rounds
+            else f"{self.result.name} -"
+        )
 
     def finish(self) -> Result:
         """The figures over all rounds."""
@@ -280,7 +306,8 @@ def _tree() -> list[int]:
 
 
 def _cpu_seconds() -> float:
-    """User and system time of this process, its living descendants and those that it has waited for."""
+    """User and system time of this process, its living descendants and those that it has waited
+    for."""
     ticks = 0
     for pid in _tree():
         try:
@@ -296,12 +323,16 @@ def _peak_kib(pid: int) -> int:
         status = pathlib.Path(f"/proc/{pid}/status").read_text()
     except OSError:  # it ended in between
         return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+    return next(
+        (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0
+    )
 
 
 def _compare(results: list[Result]) -> None:
     """Fill in each row's share of the decoder's speed, round by round."""
-    decoding = next((result for result in results if result.name == "decode_only" and result.rounds), None)
+    decoding = next(
+        (result for result in results if result.name == "decode_only" and result.rounds), None
+    )
     for result in results:
         if decoding is not None and result.rounds and result is not decoding:
             shares = [one / wall for one, wall in zip(result.rounds, decoding.rounds)]
@@ -310,7 +341,10 @@ def _compare(results: list[Result]) -> None:
 
 def _table(results: list[Result], config: BenchConfig) -> str:
     ours = next((result for result in results if result.kind == "ours" and result.rounds), None)
-    lines = [machine(), f"{'row':18}{'images/s':>10}{'slowest-fastest':>18}{'CPU ms':>9}{'peak MB':>9}{'decode':>8}"]
+    lines = [
+        machine(),
+        f"{'row':18}{'images/s':>10}{'slowest-fastest':>18}{'CPU ms':>9}{'peak MB':>9}{'decode':>8}",
+    ]
     lines[1] += f"{'ratio':>8}  parity"
     for result in results:
         if result.images_per_s is None:
@@ -325,7 +359,9 @@ def _table(results: list[Result], config: BenchConfig) -> str:
             f"{result.name:18}{result.images_per_s:>10.0f}{spread:>18}{result.cpu_ms_per_image:>9.2f}"
             f"{result.peak_mb:>9.0f}{share:>8}{ratio:>8}  {result.parity}"
         )
-    lines.append("decode: images/s over decode_only's in the same round; ratio: our first row over this one, likewise")
+    lines.append(
+        "decode: images/s over decode_only's in the same round; ratio: our first row over this one, likewise"
+    )
     lines.extend(_meaning(results, ours, config))
     return "\n".join(lines)
 
@@ -343,9 +379,14 @@ def _meaning(results: list[Result], ours: Result | None, config: BenchConfig) ->
             f"{ours.name} is bound by {bound}: of {ours.cpu_ms_per_image:.2f} CPU-ms an image, decoding alone takes "
             f"{decoding.cpu_ms_per_image:.2f}, everything else {rest:.2f}"
         )
-    cached = next((result for result in results if result.name == "cached_batch" and result.images_per_s), None)
+    cached = next(
+        (result for result in results if result.name == "cached_batch" and result.images_per_s),
+        None,
+    )
     if cached is not None and cached.images_per_s:
-        lines.append(f"a loader that cost nothing would hand over {cached.images_per_s:.0f} images/s (the same batch)")
+        lines.append(
+            f"a loader that cost nothing would hand over {cached.images_per_s:.0f} images/s (the same batch)"
+        )
     cores = config.gpu_images_per_s * ours.cpu_ms_per_image / 1000
     lines.append(
         f"a GPU that trains {config.gpu_images_per_s:.0f} images/s (--gpu-images-per-s) wants {cores:.1f} such cores"
@@ -354,8 +395,5 @@ def _meaning(results: list[Result], ours: Result | None, config: BenchConfig) ->
 
 
 def _write_json(path: pathlib.Path, results: list[Result]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps([dataclasses.asdict(result) for result in results], indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, [dataclasses.asdict(result) for result in results])
     print(f"{path}: {len(results)} rows", file=sys.stderr)

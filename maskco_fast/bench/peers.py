@@ -1,7 +1,7 @@
 """Other libraries' MoCo v2 pipelines, each as its own users would write it; `bench` times them.
 
-Each function takes the images and the bench's setting and returns an iterable of batches. What it needs is imported
-when it is called.
+Each function takes the images and the bench's setting and returns an iterable of batches. What it
+needs is imported when it is called.
 """
 
 import io
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 
 class _Images(torch.utils.data.Dataset):
-    """A map-style dataset over the shards' bytes: `load` decodes them, `views` makes a list of views of the image."""
+    """A map-style dataset over the shards' bytes: `load` decodes them, `views` makes a list of
+    views of the image."""
 
     def __init__(self, dataset: Dataset, load: Any, views: Any) -> None:
         self._dataset, self._load, self._views = dataset, load, views
@@ -127,7 +128,10 @@ def kornia_batched(dataset: Dataset, setting: "Setting") -> "_Mapped":
     import kornia.augmentation as K
 
     crop = v2.Compose(
-        [v2.RandomResizedCrop(setting.size, scale=(0.2, 1.0), antialias=True), v2.ToDtype(torch.float32, scale=True)]
+        [
+            v2.RandomResizedCrop(setting.size, scale=(0.2, 1.0), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
     )
     augment = K.AugmentationSequential(
         K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
@@ -139,7 +143,8 @@ def kornia_batched(dataset: Dataset, setting: "Setting") -> "_Mapped":
     )
     torch.set_num_threads(setting.workers)
     return _Mapped(
-        _data_loader(_Images(dataset, _tensor, _Twice(crop)), setting), lambda views: [augment(v) for v in views]
+        _data_loader(_Images(dataset, _tensor, _Twice(crop)), setting),
+        lambda views: [augment(v) for v in views],
     )
 
 
@@ -155,7 +160,8 @@ class _Mapped:
 
 
 def spdl_threads(dataset: Dataset, setting: "Setting") -> Any:
-    """SPDL's thread pipeline: its decoder (FFmpeg's libraries, from the system), torchvision v2 on the tensors."""
+    """SPDL's thread pipeline: its decoder (FFmpeg's libraries, from the system), torchvision v2 on
+    the tensors."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
@@ -163,7 +169,9 @@ def spdl_threads(dataset: Dataset, setting: "Setting") -> Any:
 
     def views(position: Any) -> Any:
         packets = spdl.io.demux_image(dataset.read(position))
-        frames = spdl.io.decode_packets(packets, filter_desc=spdl.io.get_video_filter_desc(pix_fmt="rgb24"))
+        frames = spdl.io.decode_packets(
+            packets, filter_desc=spdl.io.get_video_filter_desc(pix_fmt="rgb24")
+        )
         image = spdl.io.to_torch(spdl.io.convert_frames(frames)).permute(2, 0, 1)
         return [transform(image), transform(image)]
 
@@ -194,7 +202,9 @@ def dali_stock(dataset: Dataset, setting: "Setting") -> Any:
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
     def view(images: Any) -> Any:
-        out = fn.random_resized_crop(images, size=setting.size, random_area=(0.2, 1.0), device="cpu")
+        out = fn.random_resized_crop(
+            images, size=setting.size, random_area=(0.2, 1.0), device="cpu"
+        )
         if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
             out = fn.color_twist(
                 out,
@@ -215,7 +225,12 @@ def dali_stock(dataset: Dataset, setting: "Setting") -> Any:
             dtype=types.FLOAT,
         )
 
-    @pipeline_def(batch_size=setting.batch_size, num_threads=setting.workers, device_id=None, enable_conditionals=True)
+    @pipeline_def(
+        batch_size=setting.batch_size,
+        num_threads=setting.workers,
+        device_id=None,
+        enable_conditionals=True,
+    )
     def moco_v2() -> Any:
         paths = [shard.path for shard in dataset.shards]
         jpegs = fn.readers.webdataset(paths=paths, ext=["jpg"], random_shuffle=True, name="reader")
@@ -224,7 +239,11 @@ def dali_stock(dataset: Dataset, setting: "Setting") -> Any:
 
     pipeline = moco_v2()
     iterator = DALIGenericIterator(
-        pipeline, ["query", "key"], reader_name="reader", last_batch_policy=LastBatchPolicy.DROP, auto_reset=True
+        pipeline,
+        ["query", "key"],
+        reader_name="reader",
+        last_batch_policy=LastBatchPolicy.DROP,
+        auto_reset=True,
     )
     return _DaliEpochs(iterator)
 

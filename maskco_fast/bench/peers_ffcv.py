@@ -1,10 +1,12 @@
-"""FFCV's and FFCV-SSL's own pipelines, as their users would write them, from a .beton of the original JPEGs."""
+"""FFCV's and FFCV-SSL's own pipelines, as their users would write them, from a .beton of the
+original JPEGs."""
 
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 from maskco_fast.kernels.compiler.cache import cache_folder
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 
@@ -24,8 +26,12 @@ def ffcv_stock(dataset: Dataset, setting: "Setting") -> Any:
 def ffcv_ssl(dataset: Dataset, setting: "Setting") -> Any:
     """Two views: a pipeline each over the same field, both decoding (FFCV-SSL's examples)."""
     if setting.ffcv_ssl is None:
-        raise ValueError("the ffcv_ssl row wants the path of an FFCV-SSL checkout built in place: --ffcv-ssl DIR")
-    sys.path.insert(0, str(setting.ffcv_ssl))  # of this row's own process: the fork's package is called ffcv too
+        raise InvalidInput(
+            "the ffcv_ssl row wants the path of an FFCV-SSL checkout built in place: --ffcv-ssl DIR"
+        )
+    sys.path.insert(
+        0, str(setting.ffcv_ssl)
+    )  # of this row's own process: the fork's package is called ffcv too
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.transforms import RandomColorJitter, RandomGrayscale, RandomHorizontalFlip, ToTensor
 
@@ -33,12 +39,16 @@ def ffcv_ssl(dataset: Dataset, setting: "Setting") -> Any:
         return [
             RandomResizedCropRGBImageDecoder((setting.size, setting.size), scale=(0.2, 1.0)),
             RandomHorizontalFlip(),
-            RandomColorJitter(jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+            RandomColorJitter(
+                jitter_prob=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+            ),
             RandomGrayscale(gray_prob=0.2),
             ToTensor(),
         ]
 
-    return _loader(dataset, setting, {"image": view(), "key": view()}, custom_field_mapper={"key": "image"})
+    return _loader(
+        dataset, setting, {"image": view(), "key": view()}, custom_field_mapper={"key": "image"}
+    )
 
 
 def _loader(dataset: Dataset, setting: "Setting", pipelines: dict[str, Any], **options: Any) -> Any:

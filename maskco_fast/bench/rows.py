@@ -1,7 +1,8 @@
-"""What `bench` times: our loaders, others' pipelines as their own users would write them, and the bounds.
+"""What `bench` times: our loaders, others' pipelines as their own users would write them, and the
+bounds.
 
-Every pipeline makes two views of every image by MoCo v2's recipe (SPEC 1) unless its row says otherwise, from the same
-encoded bytes. Peers' packages are imported only by their own rows.
+Every pipeline makes two views of every image by MoCo v2's recipe (SPEC 1) unless its row says
+otherwise, from the same encoded bytes. Peers' packages are imported only by their own rows.
 """
 
 import pathlib
@@ -30,7 +31,8 @@ from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
 
 MEAN_LEVELS, FAR_SHARE = 0.5, 1 / 200
-"""The gate of our rows: mean difference from the reference in levels, and the share of values off by more than 3."""
+"""The gate of our rows: mean difference from the reference in levels, and the share of values off
+by more than 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,8 @@ class Running(ABC):
         """One pass over the images; yields the size of each batch as it is delivered."""
 
     def check_parity(self) -> str:
-        """What stands in the row's parity column, where it is measured; RuntimeError closes the gate."""
+        """What stands in the row's parity column, where it is measured; RuntimeError closes the
+        gate."""
         return ""
 
     def close(self) -> None:
@@ -104,7 +107,10 @@ class Ours(Running):
     def check_parity(self) -> str:
         count = min(32, self.images)
         name = self.loader.__class__.__module__.rpartition(".")[2]
-        with self._make(name, count, torch.float32) as mine, self._make("reference", count, torch.float32) as truth:
+        with (
+            self._make(name, count, torch.float32) as mine,
+            self._make("reference", count, torch.float32) as truth,
+        ):
             return _parity(next(iter(mine)), next(iter(truth)), gate=mine.config.decode == "exact")
 
     def close(self) -> None:
@@ -115,19 +121,26 @@ class Ours(Running):
 def _parity(mine: Batch, truth: Batch, *, gate: bool) -> str:
     for name in ("sample_id", "masked_box", "key_boxes"):
         if not torch.equal(getattr(mine, name), getattr(truth, name)):
-            raise RuntimeError(f"parity is red: {name} differs from the reference loader's; its speed is not timed")
+            raise RuntimeError(
+                f"parity is red: {name} differs from the reference loader's; its speed is not timed"
+            )
     scale = 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    apart = torch.cat([((one - other).abs() * scale).flatten() for one, other in zip(mine.views, truth.views)])
+    apart = torch.cat(
+        [((one - other).abs() * scale).flatten() for one, other in zip(mine.views, truth.views)]
+    )
     mean, far, worst = apart.mean().item(), (apart > 3).float().mean().item(), apart.max().item()
     if not gate:
         return f"fast decoding: {mean:.2f} levels mean, {worst:.0f} worst, boxes equal"
     if mean > MEAN_LEVELS or far > FAR_SHARE:
-        raise RuntimeError(f"parity is red: {mean:.2f} levels from the reference in the mean, {far:.2%} by more than 3")
+        raise RuntimeError(
+            f"parity is red: {mean:.2f} levels from the reference in the mean, {far:.2%} by more than 3"
+        )
     return f"green: {mean:.2f} levels mean, {worst:.0f} worst, boxes equal"
 
 
 class DecodeOnly(Running):
-    """Every image decoded in full by libjpeg-turbo in threads, into a buffer each: the wall that all loaders face."""
+    """Every image decoded in full by libjpeg-turbo in threads, into a buffer each: the wall that
+    all loaders face."""
 
     def epoch(self) -> Iterator[int]:
         positions = iter(range(self.images))
@@ -151,11 +164,14 @@ class DecodeOnly(Running):
 
 
 class CachedBatch(Running):
-    """One batch, copied into a fresh buffer each time: what a loader that cost nothing would hand over."""
+    """One batch, copied into a fresh buffer each time: what a loader that cost nothing would hand
+    over."""
 
     def epoch(self) -> Iterator[int]:
         setting = self.setting
-        pool = BufferPool((2, setting.batch_size, setting.size, setting.size, 3), setting.torch_dtype)
+        pool = BufferPool(
+            (2, setting.batch_size, setting.size, setting.size, 3), setting.torch_dtype
+        )
         cached = np.zeros_like(pool.take())
         for _ in range(max(self.images // setting.batch_size, 1)):
             array = pool.take()
@@ -164,7 +180,8 @@ class CachedBatch(Running):
 
 
 class Peer(Running):
-    """Another library's pipeline, made by a function of (dataset, setting) that returns an iterable of batches."""
+    """Another library's pipeline, made by a function of (dataset, setting) that returns an iterable
+    of batches."""
 
     def __init__(self, setting: Setting, make: Callable[[Dataset, Setting], Any]) -> None:
         super().__init__(setting)
@@ -208,22 +225,35 @@ ROWS: dict[str, Row] = {
     **{name: _ours(name) for name in LOADERS},
     "torchvision_pil": _peer("torchvision on Pillow, DataLoader workers", FREE, torchvision_pil),
     "torchvision_v2": _peer(
-        "torchvision v2 on tensors, decode_jpeg, DataLoader workers", f"{FREE}; blur 23 taps", torchvision_v2
+        "torchvision v2 on tensors, decode_jpeg, DataLoader workers",
+        f"{FREE}; blur 23 taps",
+        torchvision_v2,
     ),
     "lightly": _peer("lightly's MoCoV2Transform, DataLoader workers", FREE, lightly_moco),
     "kornia": _peer(
-        "torchvision crops in DataLoader workers, kornia on the batch", f"{FREE}; colours in float", kornia_batched
+        "torchvision crops in DataLoader workers, kornia on the batch",
+        f"{FREE}; colours in float",
+        kornia_batched,
     ),
     "spdl": _peer("SPDL threads, torchvision v2 on tensors", f"{FREE}; blur 23 taps", spdl_threads),
     "dali_stock": _peer(
-        "DALI on the CPU with its own operators", f"{FREE}; jitter in a fixed order, hue in YIQ", dali_stock
+        "DALI on the CPU with its own operators",
+        f"{FREE}; jitter in a fixed order, hue in YIQ",
+        dali_stock,
     ),
-    "ffcv_stock": _peer("FFCV's own crop and flip", "one view, INTER_AREA, no colour, uint8 out", ffcv_stock),
+    "ffcv_stock": _peer(
+        "FFCV's own crop and flip", "one view, INTER_AREA, no colour, uint8 out", ffcv_stock
+    ),
     "ffcv_ssl": _peer("FFCV-SSL's two views", f"{FREE}; INTER_AREA, no blur, uint8 out", ffcv_ssl),
     "decode_only": Row(
-        kind="bound", what="full decode, libjpeg-turbo, threads", parity="decodes only", open=DecodeOnly
+        kind="bound",
+        what="full decode, libjpeg-turbo, threads",
+        parity="decodes only",
+        open=DecodeOnly,
     ),
-    "cached_batch": Row(kind="bound", what="the same batch again", parity="no work", open=CachedBatch),
+    "cached_batch": Row(
+        kind="bound", what="the same batch again", parity="no work", open=CachedBatch
+    ),
 }
 """By the name that `bench --rows` takes."""
 

@@ -27,11 +27,13 @@ IMAGES, REPEATS = 200, 5
 
 
 def stages(setting: "Setting") -> dict[str, float]:
-    """Milliseconds an image by stage, both views, medians of `REPEATS` passes over `IMAGES` images of the shards.
+    """Milliseconds an image by stage, both views, medians of `REPEATS` passes over `IMAGES` images
+    of the shards.
 
-    Rendering is timed on images that have just been decoded, as in the loader: caches hold what they hold there.
-    Colour, blur and store are told apart by differences: rendered with the plan as drawn, without its blur, without its
-    colour too, and up to the seam alone. Hand-over is what Python does for a sample, see `hand_over`.
+    Rendering is timed on images that have just been decoded, as in the loader: caches hold what
+    they hold there. Colour, blur and store are told apart by differences: rendered with the plan as
+    drawn, without its blur, without its colour too, and up to the seam alone. Hand-over is what
+    Python does for a sample, see `hand_over`.
     """
     views = ViewConfig.maskco(setting.size)
     dataset = Dataset.open(setting.shards)
@@ -53,7 +55,9 @@ def stages(setting: "Setting") -> dict[str, float]:
         "sharp": lambda i, region: renderer.render(*region, sharp[i], out, i % setting.batch_size),
         "plain": lambda i, region: renderer.render(*region, plain[i], out, i % setting.batch_size),
     }
-    passes: dict[str, list[float]] = {name: [] for name in ("index", "plan", "read", "decode", *rendered)}
+    passes: dict[str, list[float]] = {
+        name: [] for name in ("index", "plan", "read", "decode", *rendered)
+    }
     for _ in range(REPEATS + 1):
         passes["index"].append(_milliseconds(lambda: index_shard(dataset.shards[0].path)))
         passes["plan"].append(_milliseconds(draw))
@@ -100,13 +104,16 @@ def _without(rows: np.ndarray, views: int, *columns: int) -> np.ndarray:
 
 
 def hand_over() -> float:
-    """Milliseconds of Python an image: an epoch of one-block images into small views, less what the kernels take of it.
+    """Milliseconds of Python an image: an epoch of one-block images into small views, less what the
+    kernels take of it.
 
     Of the process's time on all its threads. It holds the GIL for nearly all of it.
     """
     count, batch, views = 4000, 100, ViewConfig.maskco(16)
     encoded = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(encoded, "JPEG", subsampling=0)  # one that goes the way of a photograph
+    Image.new("RGB", (8, 8)).save(
+        encoded, "JPEG", subsampling=0
+    )  # one that goes the way of a photograph
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "tiny.tar")
         with tarfile.open(path, "w") as archive:
@@ -114,7 +121,9 @@ def hand_over() -> float:
                 member = tarfile.TarInfo(f"{number:06d}.jpg")
                 member.size = len(encoded.getvalue())
                 archive.addfile(member, io.BytesIO(encoded.getvalue()))
-        with make_loader(path, batch, views=views, backend="native", threads=1, index_folder=folder) as loader:
+        with make_loader(
+            path, batch, views=views, backend="native", threads=1, index_folder=folder
+        ) as loader:
             epochs = []
             for _ in range(REPEATS + 1):
                 began = time.process_time()

@@ -1,13 +1,15 @@
-"""The `beton` command: shards into one .beton file, which the FFCV loader and every other one here reads."""
+"""The `beton` command: shards into one .beton file, which the FFCV loader and every other one here
+reads."""
 
-import os
 import pathlib
-import sys
 import time
 from dataclasses import dataclass, field
 
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig
 from maskco_fast.loaders.shards.beton_writer import BetonOptions, estimate, write_beton
+from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.progress import ProgressLines, duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +17,13 @@ class BetonConfig:
     """Write shards into one .beton file. The same command goes on where an interrupted one stood."""
 
     shards: tuple[str, ...]
-    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
+    folders of images."""
     out: pathlib.Path
     """The file to write, by custom NAME.beton."""
     max_side: int | None = None
-    """Longest side, pixels: larger images are shrunk and encoded anew. None keeps every JPEG's original bytes."""
+    """Longest side, pixels: larger images are shrunk and encoded anew. None keeps every JPEG's
+    original bytes."""
     quality: int = 90
     """JPEG quality of what is encoded anew, 1..100."""
     check: bool = True
@@ -34,60 +38,41 @@ class BetonConfig:
 
     def __post_init__(self) -> None:
         if self.out.suffix != ".beton":
-            raise ValueError(f"out is {self.out}; loaders know the file by its suffix: name it {self.out.name}.beton")
+            raise InvalidInput(
+                f"out is {self.out}; loaders know the file by its suffix: name it {self.out.name}.beton"
+            )
 
 
 def beton(config: BetonConfig) -> int:
     """Tell what writing will take, write, check, and tell what was left out; returns 0.
 
-    FileNotFoundError, EmptyDataset, ValueError and OSError as `Dataset.open` and `write_beton` raise them.
+    FileNotFoundError, EmptyDataset, ValueError and OSError as `Dataset.open` and `write_beton`
+    raise them.
     """
     options = BetonOptions(max_side=config.max_side, quality=config.quality)
-    threads = config.threads or len(os.sched_getaffinity(0))
-    dataset = Dataset.open(config.shards, index_folder=config.index_folder, threads=threads, remote=config.remote)
+    threads = config.threads or usable_cpus()
+    dataset = Dataset.open(
+        config.shards, index_folder=config.index_folder, threads=threads, remote=config.remote
+    )
     wanted = estimate(dataset, options, threads)
     print(
         f"{wanted.samples} samples from {len(dataset.shards)} shards, {len(dataset.bad)} left out by the index; "
-        f"about {wanted.bytes / 1e6:.0f} MB, and {_duration(wanted.seconds)} with {threads} threads besides the disk",
+        f"about {wanted.bytes / 1e6:.0f} MB, and {duration(wanted.seconds)} with {threads} threads besides the disk",
         flush=True,
     )
     began = time.monotonic()
-    found = write_beton(dataset, config.out, options, threads=threads, check=config.check, progress=_Progress(began))
+    found = write_beton(
+        dataset, config.out, options, threads=threads, check=config.check, progress=ProgressLines()
+    )
     seconds = time.monotonic() - began
     quarantine = Quarantine([*dataset.bad, *found])
     if config.report is not None:
         quarantine.write(config.report)
     written = len(dataset) - len(found)
     size = config.out.stat().st_size
-    print(f"{config.out}: {written} samples, {size / 1e6:.0f} MB in {_duration(seconds)}; {len(quarantine)} left out")
+    print(
+        f"{config.out}: {written} samples, {size / 1e6:.0f} MB in {duration(seconds)}; {len(quarantine)} left out"
+    )
     for reason, count in quarantine.by_reason().items():
         print(f"  {count:>7}  {reason}")
     return 0
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02} h" if minutes >= 60 else f"{minutes}:{rest:02} min"
-
-
-class _Progress:
-    """Tells how far the writer is, twice a second on a terminal, every tenth on a log."""
-
-    def __init__(self, began: float) -> None:
-        self._began = {"written": began}
-        self._first: dict[str, int] = {}
-        self._told = began
-        self._tenth = {"written": 0, "checked": 0}
-
-    def __call__(self, kind: str, done: int, samples: int) -> None:
-        """`done` of `samples` are `kind`, "written" or "checked"."""
-        now = time.monotonic()
-        began, first = self._began.setdefault(kind, now), self._first.setdefault(kind, done)
-        tenth = 10 * done // samples
-        due = now - self._told > 0.5 if sys.stderr.isatty() else tenth > self._tenth[kind]
-        if not due and done != samples:
-            return
-        self._told, self._tenth[kind] = now, tenth
-        rate = (done - first) / max(now - began, 1e-9)
-        left = f", {_duration((samples - done) / rate)} left" if rate and done < samples else ""
-        print(f"{kind} {done}/{samples} samples{left}", file=sys.stderr, flush=True)

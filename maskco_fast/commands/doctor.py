@@ -1,8 +1,9 @@
 """What is installed here, which loaders and devices are usable, and what to install for the rest.
 
-Every package is tried in a process of its own (`probes`), so that asking has no side effects: nothing of CUDA, DALI or
-FFCV is loaded into the caller, and a package that crashes on import is a line of the report. This module itself needs
-only the standard library, so that it works when the rest does not.
+Every package is tried in a process of its own (`probes`), so that asking has no side effects:
+nothing of CUDA, DALI or FFCV is loaded into the caller, and a package that crashes on import is a
+line of the report. This module itself needs only the standard library, so that it works when the
+rest does not.
 """
 
 import dataclasses
@@ -19,12 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from maskco_fast.loaders.system.cpus import cpu_quota, usable_cpus
+
 State = Literal["ok", "missing", "broken"]
 
 PROBE_SECONDS = 120
 """A package that takes longer to import and answer than this counts as broken."""
 
-# Each probe prints one line of JSON: what there is to say about the package that it could import and use.
+# Each probe prints one line of JSON: what there is to say about the package that it could import
+# and use.
 PROBES = {
     "torch": """
         import torch
@@ -52,7 +56,7 @@ PROBES = {
     """,
     "kernel cache": """
         import shutil
-        from maskco_fast.kernels.cache import cache_folder
+        from maskco_fast.kernels.compiler.cache import cache_folder
         folder = cache_folder("numba")
         answer(None, folder=str(folder), free_gib=round(shutil.disk_usage(folder).free / 2**30, 1))
     """,
@@ -134,7 +138,9 @@ class Report:
     @property
     def usable(self) -> bool:
         """Whether training can run here at all: one loader and one device."""
-        return all(any(check.state == "ok" for check in checks) for checks in (self.loaders, self.devices))
+        return all(
+            any(check.state == "ok" for check in checks) for checks in (self.loaders, self.devices)
+        )
 
     def as_json(self) -> str:
         """The report as one JSON object: machine, packages, loaders, devices, usable."""
@@ -143,18 +149,28 @@ class Report:
     def as_text(self) -> str:
         """The report for people, a line a check and an indented line with the remedy."""
         lines = [f"{name:<14}{value}" for name, value in self.machine.items()]
-        for title, checks in (("Packages", self.packages), ("Loaders", self.loaders), ("Devices", self.devices)):
+        for title, checks in (
+            ("Packages", self.packages),
+            ("Loaders", self.loaders),
+            ("Devices", self.devices),
+        ):
             lines += ["", title]
             for check in checks:
                 lines.append(f"  {check.state:<8}{check.name:<14}{check.detail}")
                 if check.fix:
                     lines.append(f"  {'':<22}→ {check.fix}")
-        lines += ["", "Training can run here." if self.usable else "Training cannot run here; see the arrows above."]
+        lines += [
+            "",
+            "Training can run here."
+            if self.usable
+            else "Training cannot run here; see the arrows above.",
+        ]
         return "\n".join(lines)
 
 
 def install_command(package: str) -> str:
-    """The command that installs `package` (a PyPI name, or `maskco-fast[extra]`) into this interpreter."""
+    """The command that installs `package` (a PyPI name, or `maskco-fast[extra]`) into this
+    interpreter."""
     return f"{sys.executable} -m pip install '{package}'"
 
 
@@ -163,9 +179,19 @@ def _remedy(name: str) -> str:
     if name == "dali":
         return f"for --loader dali: {install_command('maskco-fast[dali]')} (with CUDA 12: nvidia-dali-cuda120)"
     if name == "ffcv":
-        wanted = [package for program, package in _FFCV_DEBIAN.items() if shutil.which(program) is None]
-        wanted += [] if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() else ["python3-dev"]
-        wanted += [package for library, package in _FFCV_LIBRARIES.items() if not _pkg_config_knows(library)]
+        wanted = [
+            package for program, package in _FFCV_DEBIAN.items() if shutil.which(program) is None
+        ]
+        wanted += (
+            []
+            if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
+            else ["python3-dev"]
+        )
+        wanted += [
+            package
+            for library, package in _FFCV_LIBRARIES.items()
+            if not _pkg_config_knows(library)
+        ]
         system = f"sudo apt-get install {' '.join(wanted)} && " if wanted else ""
         return f"for --loader ffcv: {system}{install_command('maskco-fast[ffcv]')}"
     if name == "s3fs":
@@ -183,7 +209,10 @@ def _pkg_config_knows(library: str) -> bool:
     program = shutil.which("pkg-config")
     if program is None:
         return False
-    return subprocess.run([program, "--exists", library], check=False, capture_output=True).returncode == 0
+    return (
+        subprocess.run([program, "--exists", library], check=False, capture_output=True).returncode
+        == 0
+    )
 
 
 def probe(name: str, code: str, seconds: float = PROBE_SECONDS) -> Check:
@@ -192,41 +221,64 @@ def probe(name: str, code: str, seconds: float = PROBE_SECONDS) -> Check:
     program = _PRELUDE + "\n".join(line[indent:] for line in code.splitlines())
     try:
         result = subprocess.run(
-            [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=seconds
+            [sys.executable, "-c", program],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return Check(name=name, state="broken", detail=f"no answer within {seconds:g} s", fix=_remedy(name))
+        return Check(
+            name=name, state="broken", detail=f"no answer within {seconds:g} s", fix=_remedy(name)
+        )
     if result.returncode == 0:
         facts = json.loads(result.stdout.strip().splitlines()[-1])
         return Check(name=name, state="ok", detail=_describe(facts), facts=facts)
     reason = (result.stderr.strip().splitlines() or [f"ended with code {result.returncode}"])[-1]
     missing = reason.startswith("ModuleNotFoundError")
-    return Check(name=name, state="missing" if missing else "broken", detail=reason, fix=_remedy(name))
+    return Check(
+        name=name, state="missing" if missing else "broken", detail=reason, fix=_remedy(name)
+    )
 
 
 def _describe(facts: dict[str, Any]) -> str:
     """A probe's answer in one line: the version, then what else it said."""
-    others = [f"{name} {value}" for name, value in facts.items() if name != "version" and value not in (None, [])]
+    others = [
+        f"{name} {value}"
+        for name, value in facts.items()
+        if name != "version" and value not in (None, [])
+    ]
     return ", ".join([str(facts["version"]), *others] if facts["version"] else others)
 
 
 def machine() -> dict[str, Any]:
     """Facts of the machine and the interpreter, name to value."""
     model, flags = _cpu()
-    wanted = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd")
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = (
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+        "avx512_bf16",
+        "amx_bf16",
+        "asimd",
+    )
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": model or platform.processor() or "unknown",
-        "cpus": f"{usable} usable of {os.cpu_count()}",
+        "cpus": f"{usable_cpus()} usable of {os.cpu_count()}",
         "instructions": " ".join(flag for flag in wanted if flag in flags) or "unknown",
     }
-    quota = _cpu_quota()
+    quota = cpu_quota()
     if quota is not None:
-        facts["cpu quota"] = f"{quota:g} CPUs (cgroup); give --threads accordingly"
+        facts["cpu quota"] = f"{quota:g} CPUs (control group); loaders start that many threads"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+        facts["memory"] = (
+            f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+        )
     return facts
 
 
@@ -243,15 +295,6 @@ def _cpu() -> tuple[str, set[str]]:
     return model, flags
 
 
-def _cpu_quota() -> float | None:
-    """The container's CPU limit (cgroup v2), in CPUs; None where there is none."""
-    path = pathlib.Path("/sys/fs/cgroup/cpu.max")
-    if not path.exists():
-        return None
-    quota, period = path.read_text().split()
-    return None if quota == "max" else int(quota) / int(period)
-
-
 LOADER_NEEDS = {
     "reference": ("torch", "torchvision", "numpy", "numba", "pillow"),
     "native": ("torch", "numpy", "numba", "kernel cache", "pillow", "simplejpeg"),
@@ -266,7 +309,9 @@ def _loader(name: str, found: dict[str, Check]) -> Check:
     package = importlib.util.find_spec("maskco_fast.loaders")
     folders = list(package.submodule_search_locations or []) if package is not None else []
     if not any(pathlib.Path(folder, f"{name}.py").exists() for folder in folders):
-        return Check(name=name, state="missing", detail="this version of maskco-fast does not have it")
+        return Check(
+            name=name, state="missing", detail="this version of maskco-fast does not have it"
+        )
     lacking = [found[need] for need in LOADER_NEEDS[name] if found[need].state != "ok"]
     if lacking:
         reasons = "; ".join(f"{check.name} is {check.state} ({check.detail})" for check in lacking)
@@ -278,22 +323,36 @@ def _devices(found: dict[str, Check]) -> list[Check]:
     """Which `--device` can be used here, from torch's probe."""
     torch = found["torch"]
     if torch.state != "ok":
-        return [Check(name=name, state="missing", detail="needs torch", fix=torch.fix) for name in ("cpu", "cuda")]
-    cpu = Check(name="cpu", state="ok", detail=f"{torch.facts['threads']} threads, {torch.facts['vectors']}")
+        return [
+            Check(name=name, state="missing", detail="needs torch", fix=torch.fix)
+            for name in ("cpu", "cuda")
+        ]
+    cpu = Check(
+        name="cpu", state="ok", detail=f"{torch.facts['threads']} threads, {torch.facts['vectors']}"
+    )
     if torch.facts["cuda"] is None:
         detail = "this torch is a build without CUDA"
         fix = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
         return [cpu, Check(name="cuda", state="missing", detail=detail, fix=fix)]
     if not torch.facts["devices"]:
         detail = f"torch is built for CUDA {torch.facts['cuda']}, but no GPU is seen"
-        return [cpu, Check(name="cuda", state="missing", detail=detail, fix="does nvidia-smi list a GPU here?")]
-    names = [f"{one['name']} (sm {one['capability']}, {one['gib']} GiB)" for one in torch.facts["devices"]]
+        return [
+            cpu,
+            Check(
+                name="cuda", state="missing", detail=detail, fix="does nvidia-smi list a GPU here?"
+            ),
+        ]
+    names = [
+        f"{one['name']} (sm {one['capability']}, {one['gib']} GiB)"
+        for one in torch.facts["devices"]
+    ]
     return [cpu, Check(name="cuda", state="ok", detail=", ".join(names))]
 
 
 def report() -> Report:
-    """Look at everything; takes a few seconds, since every package is imported in a process of its own."""
-    with ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2)) as pool:
+    """Look at everything; takes a few seconds, since every package is imported in a process of its
+    own."""
+    with ThreadPoolExecutor(max_workers=max(usable_cpus(), 2)) as pool:
         packages = list(pool.map(probe, PROBES.keys(), PROBES.values()))
     found = {check.name: check for check in packages}
     loaders = [_loader(name, found) for name in LOADER_NEEDS]
@@ -302,7 +361,8 @@ def report() -> Report:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Tell what is installed, which loaders and devices work here, and what to install for the rest."""
+    """Tell what is installed, which loaders and devices work here, and what to install for the
+    rest."""
 
     json: bool = False
     """Print JSON instead of text."""

@@ -3,7 +3,6 @@
 import collections
 import json
 import pathlib
-import sys
 import time
 from dataclasses import dataclass, field
 
@@ -11,11 +10,13 @@ import numpy as np
 import torch
 
 from maskco_fast.kernels import headers
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.plan import plan
 from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig, ViewConfig, make_loader
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
 from maskco_fast.loaders.shards.decode import decode_pillow
 from maskco_fast.pictures.pictures import PlannedImage, views_picture
+from maskco_fast.progress import ProgressLines
 
 NAMED = 20
 """Bad samples that `index` prints; `--report` and `--json` have them all."""
@@ -26,7 +27,8 @@ class IndexConfig:
     """Index shards: count what is usable, and name what is quarantined and why."""
 
     shards: tuple[str, ...]
-    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
+    folders of images."""
     threads: int | None = None
     """Shards read at a time; None for the CPUs that this process may use."""
     index_folder: pathlib.Path | None = None
@@ -44,20 +46,24 @@ def index(config: IndexConfig) -> int:
     """Index the shards and print the report; returns 0."""
     began = time.monotonic()
     if config.remote.mode == "stream":
-        raise ValueError("a stream has no index: leave --remote.mode out")
+        raise InvalidInput("a stream has no index: leave --remote.mode out")
     dataset = Dataset.open(
         config.shards,
         index_folder=config.index_folder,
         threads=config.threads,
-        progress=_progress(began),
+        progress=ProgressLines(),
         remote=config.remote,
     )
     seconds = time.monotonic() - began
     quarantine = Quarantine(dataset.bad)
     if config.report is not None:
         quarantine.write(config.report)
-    formats = collections.Counter(headers.FORMAT_NAMES[kind] for kind in dataset.samples["format"].tolist())
-    sides = np.percentile(np.minimum(dataset.samples["height"], dataset.samples["width"]), [5, 50, 95]).astype(int)
+    formats = collections.Counter(
+        headers.FORMAT_NAMES[kind] for kind in dataset.samples["format"].tolist()
+    )
+    sides = np.percentile(
+        np.minimum(dataset.samples["height"], dataset.samples["width"]), [5, 50, 95]
+    ).astype(int)
     facts = {
         "shards": len(dataset.shards),
         "samples": len(dataset),
@@ -77,29 +83,18 @@ def _mixing(dataset: Dataset, batch_size: int) -> float | None:
     """`order.mixing` of the first epoch, rounded; None where the samples do not fill a batch."""
     if len(dataset) < batch_size:
         return None
-    return round(mixing(order(dataset.shard_sizes, seed=0, epoch=0), dataset.shard_sizes, batch_size), 3)
-
-
-def _progress(began: float):
-    """Tells how many shards are indexed, twice a second, on a terminal; on a log at the end alone."""
-    told = began
-
-    def tell(done: int, shards: int, samples: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if (sys.stderr.isatty() and now - told > 0.5) or done == shards:
-            told = now
-            rate = samples / max(now - began, 1e-9)
-            print(f"indexed {done}/{shards} shards, {samples} samples, {rate:.0f} samples/s", file=sys.stderr)
-
-    return tell
+    return round(
+        mixing(order(dataset.shard_sizes, seed=0, epoch=0), dataset.shard_sizes, batch_size), 3
+    )
 
 
 def _as_text(facts: dict) -> str:
     lines = [
         f"{facts['samples']} usable samples in {facts['shards']} shards, {facts['bytes'] / 1e9:.2f} GB "
         f"({', '.join(f'{count} {name}' for name, count in facts['formats'].items())}); {facts['labelled']} labelled",
-        "short side, pixels: {} / {} / {} (5 % / median / 95 %)".format(*facts["short_side_p5_p50_p95"]),
+        "short side, pixels: {} / {} / {} (5 % / median / 95 %)".format(
+            *facts["short_side_p5_p50_p95"]
+        ),
     ]
     if facts["mixing"] is not None:
         lines.append(
@@ -118,10 +113,12 @@ def _as_text(facts: dict) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """Draw what the plan makes of a few images: both crops, the masked query, the key with its boxes."""
+    """Draw what the plan makes of a few images: both crops, the masked query, the key with its
+    boxes."""
 
     shards: tuple[str, ...]
-    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or folders of images."""
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
+    folders of images."""
     out: pathlib.Path = pathlib.Path("views.png")
     """The PNG to write."""
     count: int = 4
@@ -162,9 +159,17 @@ def draw_views(
     epoch: int = 0,
     backend: str = "reference",
 ) -> None:
-    """Write `pictures.views_picture` of the first `count` images of an epoch, as `backend` renders them."""
+    """Write `pictures.views_picture` of the first `count` images of an epoch, as `backend` renders
+    them."""
     with make_loader(
-        dataset, count, views=config, backend=backend, dtype=torch.uint8, seed=seed, rank=0, world_size=1
+        dataset,
+        count,
+        views=config,
+        backend=backend,
+        dtype=torch.uint8,
+        seed=seed,
+        rank=0,
+        world_size=1,
     ) as loader:
         loader.set_epoch(epoch)
         batches = iter(loader)  # kept, since a remote dataset is read only as long as there is one

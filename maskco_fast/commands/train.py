@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
-import os
 import time
 from collections.abc import Callable
 
@@ -13,9 +11,13 @@ import torch
 from maskco_fast.commands.inspect import draw_views
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.errors import SUCCESS, say
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Loader, make_loader
+from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.registry import Method, make_method
 from maskco_fast.pictures.pictures import loss_picture
+from maskco_fast.progress import ProgressLines
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
@@ -30,18 +32,18 @@ VIEWS_SHOWN = 3
 def train(config: TrainConfig) -> int:
     """Train as `config` says, telling of it on stderr; returns `errors.SUCCESS`.
 
-    That is when the run reached its last step, and when a signal asked it to end (`StopSignal`) and it left a
-    checkpoint from which the same command goes on. Writes into `config.run_dir`: config.json, metrics.jsonl,
-    quarantine.json, loader.json (of --loader auto), checkpoints/, tensorboard/, loss.png and views.png. Bad input
-    raises what `errors.named_errors` names. Started by torchrun, this is one rank of the run, and only rank 0 writes
-    and tells.
+    That is when the run reached its last step, and when a signal asked it to end (`StopSignal`) and
+    it left a checkpoint from which the same command goes on. Writes into `config.run_dir`:
+    config.json, metrics.jsonl, quarantine.json, loader.json (of --loader auto), checkpoints/,
+    tensorboard/, loss.png and views.png. Bad input raises what `errors.report_user_errors` names.
+    Started by torchrun, this is one rank of the run, and only rank 0 writes and tells.
     """
     began = time.monotonic()
     device = choose_device(config.device, local_rank())
     if device.type == "cpu":
         keep_freed_memory()
     with join(device) as world, contextlib.ExitStack() as stack:
-        if world.leads:
+        if world.is_rank_zero:
             stack.enter_context(lock_run_folder(config.run_dir))
         precision = choose_precision(config.precision, device)
         method = make_method(config)
@@ -52,11 +54,11 @@ def train(config: TrainConfig) -> int:
         _check_length(loader)
         method.prepare(len(loader.dataset))
         trainer = Trainer(config, method, loader, world)
-        if world.leads:
+        if world.is_rank_zero:
             _write_config(config)
             _tell_the_run(trainer, loader)
         stopped_by = trainer.fit()
-        if world.leads:
+        if world.is_rank_zero:
             _draw(trainer, loader, views=stopped_by is None)
             _tell_the_end(trainer, stopped_by, time.monotonic() - began)
     return SUCCESS
@@ -78,9 +80,20 @@ def _draw(trainer: Trainer, loader: Loader, *, views: bool) -> None:
     metrics = config.run_dir / "metrics.jsonl"
     if metrics.stat().st_size:  # a run that is stopped before its first step has nothing to draw
         chance = method.chance_loss(config.batch_size)
-        loss_picture(metrics, config.run_dir / "loss.png", chance=chance, title=f"{config.method}, {config.recipe}")
+        loss_picture(
+            metrics,
+            config.run_dir / "loss.png",
+            chance=chance,
+            title=f"{config.method}, {config.recipe}",
+        )
         if views:
-            draw_views(loader.dataset, method.views, config.run_dir / "views.png", count=VIEWS_SHOWN, seed=config.seed)
+            draw_views(
+                loader.dataset,
+                method.views,
+                config.run_dir / "views.png",
+                count=VIEWS_SHOWN,
+                seed=config.seed,
+            )
 
 
 def _tell_the_end(trainer: Trainer, stopped_by: str | None, took: float) -> None:
@@ -90,7 +103,9 @@ def _tell_the_end(trainer: Trainer, stopped_by: str | None, took: float) -> None
         say(f"quarantined: {reasons}; each is named in {config.run_dir / 'quarantine.json'}")
     minutes, seconds = divmod(round(took), 60)
     if stopped_by is not None:
-        say(f"{stopped_by}: saved at step {trainer.step} of {config.max_steps}; the same command goes on from there")
+        say(
+            f"{stopped_by}: saved at step {trainer.step} of {config.max_steps}; the same command goes on from there"
+        )
     else:
         say(f"done: {trainer.step} steps; {minutes} min {seconds} s; {trainer.checkpoint_folder}")
 
@@ -100,18 +115,20 @@ def _dataset(config: TrainConfig) -> Dataset:
     shards: list[str] = list(config.shards)
     if not shards:
         say("no --shards: the built-in demo set (drawn on first use)")
-        shards = [str(path) for path in demo_shards(progress=_counter("scenes drawn"))]
-    progress = _counter("shards indexed")
-    return Dataset.open(shards, threads=config.loader_threads, progress=progress, remote=config.remote)
+        shards = [str(path) for path in demo_shards(progress=ProgressLines())]
+    return Dataset.open(
+        shards, threads=config.loader_threads, progress=ProgressLines(), remote=config.remote
+    )
 
 
 def _backend(config: TrainConfig, world: World, make: Callable[[str], Loader]) -> str:
-    """The loader named, or rank 0's choice for all ranks; a stream, which passes but once, is not measured."""
+    """The loader named, or rank 0's choice for all ranks; a stream, which passes but once, is not
+    measured."""
     if config.loader != "auto":
         return config.loader
     if config.remote.mode == "stream":
         return "native"
-    return world.from_leader(choose_loader(config.run_dir, make) if world.leads else "")
+    return world.broadcast(choose_loader(config.run_dir, make) if world.is_rank_zero else "")
 
 
 def _loader(
@@ -133,28 +150,15 @@ def _loader(
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
-        threads=config.loader_threads or max(1, len(os.sched_getaffinity(0)) // world.local_size),
+        threads=config.loader_threads or max(1, usable_cpus() // world.local_size),
         decode=config.decode,
         remote=config.remote,
     )
 
 
-def _counter(what: str, every: float = 5.0) -> Callable[..., None]:
-    """A callback that says `done/all what` now and then, the first time after `every` seconds."""
-    said = time.monotonic()
-
-    def tell(done: int, count: int, *_: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= every:
-            said = time.monotonic()
-            say(f"{done}/{count} {what}")
-
-    return tell
-
-
 def _check_length(loader: Loader) -> None:
     if len(loader) == 0:
-        raise ValueError(
+        raise InvalidInput(
             f"{len(loader.dataset)} usable samples do not fill a batch of {loader.batch_size} on every process: "
             "lower --batch-size, or give more shards"
         )
@@ -162,8 +166,4 @@ def _check_length(loader: Loader) -> None:
 
 def _write_config(config: TrainConfig) -> None:
     """config.json: every field of the newest start of this run."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    path = config.run_dir / "config.json"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(dataclasses.asdict(config), indent=1, default=str) + "\n")
-    os.replace(temporary, path)
+    write_json(config.run_dir / "config.json", dataclasses.asdict(config))

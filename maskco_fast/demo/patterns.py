@@ -1,7 +1,8 @@
-"""The patterns that demo scenes are made of: textures of ground and sky, shapes of objects and their skins.
+"""The patterns that demo scenes are made of: textures of ground and sky, shapes of objects and
+their skins.
 
-Legend: H, W the textured area in pixels, (H, 1) y and (1, W) x from 0 to 1 over the scene; (h, w) a patch around one
-object, v and u from -1 to 1 over the object's own box, downwards and to the right.
+Legend: H, W the textured area in pixels, (H, 1) y and (1, W) x from 0 to 1 over the scene; (h, w) a
+patch around one object, v and u from -1 to 1 over the object's own box, downwards and to the right.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,8 @@ Texture = Callable[[Random, np.ndarray, np.ndarray], np.ndarray]
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Skin = Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]
 
-# Textures of ground and sky: (rng, y (H, 1), x (1, W)) -> levels (H, W) in 0..1. On the ground, y is 0 at the horizon.
+# Textures of ground and sky: (rng, y (H, 1), x (1, W)) -> levels (H, W) in 0..1. On the ground, y
+# is 0 at the horizon.
 
 
 def noise(rng: Random, height: int, width: int, cells_y: float, cells_x: float) -> np.ndarray:
@@ -116,7 +118,8 @@ def paper(rng, y, x):
     return np.clip(3 * np.sin(frequency * x) * np.sin(frequency * y + rng.uniform(0, 6)) - 1, 0, 1)
 
 
-# Shapes: (v, u) -> how deep a point lies inside, in units of the object's half size; negative outside. Each (h, w).
+# Shapes: (v, u) -> how deep a point lies inside, in units of the object's half size; negative
+# outside. Each (h, w).
 
 
 def ball(v, u):

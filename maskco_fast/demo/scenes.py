@@ -1,9 +1,11 @@
-"""Small labelled scenes, drawn by Numpy and PIL: the same pixels for the same (seed, index) and versions.
+"""Small labelled scenes, drawn by Numpy and PIL: the same pixels for the same (seed, index) and
+versions.
 
-A scene is a context (ground, sky, light, palette) with textured objects of labelled kinds in it. The context predicts
-which kinds occur, where they stand and how they are arranged, and all objects of a scene share its palette and light:
-what a mask hides can be told from what surrounds it. Contexts differ by texture and structure, hardly by colour, so
-that an untrained network does not already tell them apart.
+A scene is a context (ground, sky, light, palette) with textured objects of labelled kinds in it.
+The context predicts which kinds occur, where they stand and how they are arranged, and all objects
+of a scene share its palette and light: what a mask hides can be told from what surrounds it.
+Contexts differ by texture and structure, hardly by colour, so that an untrained network does not
+already tell them apart.
 
 Legend: H, W the scene's height and width in pixels; h, w those of a patch around one object.
 """
@@ -26,7 +28,8 @@ MIN_VISIBLE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What an object is: its outline, its skin, its size against others of the scene and how far it may lean."""
+    """What an object is: its outline, its skin, its size against others of the scene and how far it
+    may lean."""
 
     name: str
     shape: Shape
@@ -46,7 +49,8 @@ class Context:
     on_ground: tuple[str, ...]
     in_sky: tuple[str, ...]
     row: bool
-    """Ground objects stand in a row of one kind; otherwise they are strewn over the ground, mixed."""
+    """Ground objects stand in a row of one kind; otherwise they are strewn over the ground, mixed.
+    """
 
 
 KINDS = (
@@ -91,7 +95,12 @@ CONTEXTS = (
         row=True,
     ),
     Context(
-        name="road", ground=patterns.tiles, sky=patterns.clear, on_ground=("cone", "crate"), in_sky=("ball",), row=True
+        name="road",
+        ground=patterns.tiles,
+        sky=patterns.clear,
+        on_ground=("cone", "crate"),
+        in_sky=("ball",),
+        row=True,
     ),
     Context(
         name="yard",
@@ -129,7 +138,8 @@ CONTEXTS = (
 """Every context; the integer in a sample's `.cls` member is the place in this tuple."""
 
 STRAY_SHARE = 0.1
-"""Share of the objects whose kind is any, whatever the context: prediction is learnable, not certain."""
+"""Share of the objects whose kind is any, whatever the context: prediction is learnable, not
+certain."""
 _KIND_NUMBERS = {kind.name: number for number, kind in enumerate(KINDS)}
 
 
@@ -137,10 +147,14 @@ def _colour(rng: Random, hue: float, spread: float, saturation: float, value: fl
     """A colour (3,) float32 in 0..1 near the given one; hue in turns, `spread` either way."""
     hue = (hue + rng.uniform(-spread, spread)) % 1
     saturation = min(1.0, saturation * rng.uniform(0.6, 1.3))
-    return np.array(colorsys.hsv_to_rgb(hue, saturation, min(1.0, value * rng.uniform(0.8, 1.15))), np.float32)
+    return np.array(
+        colorsys.hsv_to_rgb(hue, saturation, min(1.0, value * rng.uniform(0.8, 1.15))), np.float32
+    )
 
 
-def _background(rng: Random, context: Context, horizon: int, height: int, width: int, hue: float) -> np.ndarray:
+def _background(
+    rng: Random, context: Context, horizon: int, height: int, width: int, hue: float
+) -> np.ndarray:
     """Sky over ground, (H, W, 3) float32 in 0..1; the ground begins at row `horizon`."""
     x = np.linspace(0, 1, width, dtype=np.float32)[None, :]
     canvas = np.empty((height, width, 3), np.float32)
@@ -156,7 +170,8 @@ def _background(rng: Random, context: Context, horizon: int, height: int, width:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """One object to draw: its kind's number, centre and half size in pixels, and whether it stands on the ground."""
+    """One object to draw: its kind's number, centre and half size in pixels, and whether it stands
+    on the ground."""
 
     kind: int
     y: float
@@ -170,8 +185,12 @@ def _places(rng: Random, context: Context, horizon: int, height: int, width: int
     scale = min(height, width) * rng.uniform(0.09, 0.13)
 
     def place(name: str, y: float, x: float, size: float, grounded: bool) -> _Place:
-        number = int(rng.integers(len(KINDS))) if rng.uniform() < STRAY_SHARE else _KIND_NUMBERS[name]
-        return _Place(kind=number, y=y, x=x * width, size=size * scale * KINDS[number].size, grounded=grounded)
+        number = (
+            int(rng.integers(len(KINDS))) if rng.uniform() < STRAY_SHARE else _KIND_NUMBERS[name]
+        )
+        return _Place(
+            kind=number, y=y, x=x * width, size=size * scale * KINDS[number].size, grounded=grounded
+        )
 
     places = []
     for _ in range(rng.integers(1, 3)):
@@ -189,7 +208,9 @@ def _places(rng: Random, context: Context, horizon: int, height: int, width: int
         else:
             name = context.on_ground[rng.integers(len(context.on_ground))]
             depth, x = rng.uniform(0.05, 0.95), rng.uniform(0.06, 0.94)
-        places.append(place(name, horizon + depth * (height - horizon) * 0.85, x, 0.6 + depth, True))
+        places.append(
+            place(name, horizon + depth * (height - horizon) * 0.85, x, 0.6 + depth, True)
+        )
     return sorted(places, key=lambda one: one.y)
 
 
@@ -207,15 +228,20 @@ def _patch(place: _Place, height: int, width: int) -> tuple[slice, slice, np.nda
     reach = 1.1 * place.size
     rows = slice(max(0, math.floor(place.y - reach)), min(height, math.ceil(place.y + reach)))
     columns = slice(max(0, math.floor(place.x - reach)), min(width, math.ceil(place.x + reach)))
-    v = (np.arange(rows.start, rows.stop, dtype=np.float32) - np.float32(place.y)) / np.float32(place.size)
-    u = (np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(place.x)) / np.float32(place.size)
+    v = (np.arange(rows.start, rows.stop, dtype=np.float32) - np.float32(place.y)) / np.float32(
+        place.size
+    )
+    u = (
+        np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(place.x)
+    ) / np.float32(place.size)
     return rows, columns, v[:, None], u[None, :]
 
 
 def _draw(
     rng: Random, canvas: np.ndarray, place: _Place, look: _Look, light: np.ndarray
 ) -> tuple[slice, slice, np.ndarray]:
-    """Paint one object into `canvas` (H, W, 3); returns its rows, its columns and its coverage (h, w) in 0..1.
+    """Paint one object into `canvas` (H, W, 3); returns its rows, its columns and its coverage (h,
+    w) in 0..1.
 
     `light` (2,) float32: the direction (v, u) that the scene's light comes from.
     """
@@ -236,12 +262,16 @@ def _draw(
     return rows, columns, coverage
 
 
-def scene(seed: int, index: int, size: tuple[int, int] = (128, 160)) -> tuple[np.ndarray, dict[str, Any]]:
-    """Scene `index` of the set `seed` (both at least 0): its pixels (H, W, 3) uint8 RGB, and its label.
+def scene(
+    seed: int, index: int, size: tuple[int, int] = (128, 160)
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Scene `index` of the set `seed` (both at least 0): its pixels (H, W, 3) uint8 RGB, and its
+    label.
 
-    H and W are each drawn from `size` (low, high), pixels, both included. The label is what the shard's `.json` holds:
-    `context` and `context_name`, and of every object that shows at least `MIN_VISIBLE` of itself `kind`, `kind_name`,
-    `box` (x1, y1, x2, y2) in whole pixels around its visible part, and `visible`, that part's share.
+    H and W are each drawn from `size` (low, high), pixels, both included. The label is what the
+    shard's `.json` holds: `context` and `context_name`, and of every object that shows at least
+    `MIN_VISIBLE` of itself `kind`, `kind_name`, `box` (x1, y1, x2, y2) in whole pixels around its
+    visible part, and `visible`, that part's share.
     """
     rng = np.random.default_rng((VERSION, seed, index))
     number = int(rng.integers(len(CONTEXTS)))
@@ -260,22 +290,34 @@ def scene(seed: int, index: int, size: tuple[int, int] = (128, 160)) -> tuple[np
     for i, place in enumerate(_places(rng, context, horizon, height, width)):
         if place.kind not in looks:
             accent = accents[len(looks) % 2]
-            bright, deep = _colour(rng, accent, 0.05, 0.7, 0.95), _colour(rng, accent, 0.2, 0.8, 0.4)
+            bright, deep = (
+                _colour(rng, accent, 0.05, 0.7, 0.95),
+                _colour(rng, accent, 0.2, 0.8, 0.4),
+            )
             looks[place.kind] = _Look(
-                colours=np.stack([deep, bright]), frequency=rng.uniform(5, 11), phase=rng.uniform(0, 6)
+                colours=np.stack([deep, bright]),
+                frequency=rng.uniform(5, 11),
+                phase=rng.uniform(0, 6),
             )
         rows, columns, coverage = _draw(rng, canvas, place, looks[place.kind], light)
         solid = coverage > 0.5
         owner[rows, columns][solid] = i
         placed.append((place.kind, int(solid.sum())))
     canvas *= 255 * rng.uniform(0.8, 1.15)
-    canvas += 3 * rng.standard_normal((height, width, 1), np.float32)  # a camera's noise, the same in all channels
+    canvas += 3 * rng.standard_normal(
+        (height, width, 1), np.float32
+    )  # a camera's noise, the same in all channels
     pixels = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
-    return pixels, {"context": number, "context_name": context.name, "objects": _labels(owner, placed)}
+    return pixels, {
+        "context": number,
+        "context_name": context.name,
+        "objects": _labels(owner, placed),
+    }
 
 
 def _labels(owner: np.ndarray, placed: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The label of every object that can be seen: `owner` (H, W) holds the place in `placed` (kind, pixels) or -1."""
+    """The label of every object that can be seen: `owner` (H, W) holds the place in `placed` (kind,
+    pixels) or -1."""
     labels = []
     for i, (kind, area) in enumerate(placed):
         seen = owner == i
@@ -284,5 +326,7 @@ def _labels(owner: np.ndarray, placed: list[tuple[int, int]]) -> list[dict[str, 
             ys, xs = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
             box = [int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1]
             visible = round(count / area, 3)
-            labels.append({"kind": kind, "kind_name": KINDS[kind].name, "box": box, "visible": visible})
+            labels.append(
+                {"kind": kind, "kind_name": KINDS[kind].name, "box": box, "visible": visible}
+            )
     return labels

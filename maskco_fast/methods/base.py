@@ -9,10 +9,12 @@ from maskco_fast.loaders import Batch, ViewConfig
 
 
 class Method(nn.Module, ABC):
-    """A network with its objective. Parameters that require gradients are trained; the rest is the method's affair.
+    """A network with its objective. Parameters that require gradients are trained; the rest is the
+    method's affair.
 
-    Whatever a later step depends on is a parameter or a buffer, the same on every process, so that the state dict of
-    one process is the checkpoint of all. `query` is the network that is trained, and `query.trunk` what is kept of it.
+    Whatever a later step depends on is a parameter or a buffer, the same on every process, so that
+    the state dict of one process is the checkpoint of all. `query` is the network that is trained,
+    and `query.trunk` what is kept of it.
     """
 
     views: ViewConfig
@@ -23,7 +25,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Named scalars: "loss", with its gradient, and whatever else belongs in the metrics, without.
+        """Named scalars: "loss", with its gradient, and whatever else belongs in the metrics,
+        without.
 
         `batch` is this process's share of the step's images, in the global batch's order.
         """

@@ -1,7 +1,8 @@
 """The baselines' objectives: whole images against whole images.
 
-Shapes: N images, D features, K queue entries, M noise samples. All are computed in float32 (float64 for float64
-features) whatever autocast says: at temperature .07 a bfloat16 logit is off by up to 6 %.
+Shapes: N images, D features, K queue entries, M noise samples. All are computed in float32 (float64
+for float64 features) whatever autocast says: at temperature .07 a bfloat16 logit is off by up to 6
+%.
 """
 
 import math
@@ -13,7 +14,8 @@ from torch.nn import functional
 def queue_info_nce(
     query_ND: torch.Tensor, key_ND: torch.Tensor, queue_KD: torch.Tensor, *, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """MoCo's loss (He et al. 2020, eq. 1): the image's own key against the K keys of the queue; (loss, accuracy)."""
+    """MoCo's loss (He et al. 2020, eq. 1): the image's own key against the K keys of the queue;
+    (loss, accuracy)."""
     with torch.autocast(query_ND.device.type, enabled=False):
         query_ND, key_ND = unit(query_ND), unit(key_ND)
         positive_N1 = (query_ND * key_ND).sum(1, keepdim=True)
@@ -27,10 +29,12 @@ def nt_xent(
     first: int,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SimCLR's loss (Chen et al. 2020, eq. 1 and Algorithm 1) over the 2N views of this process; (loss, accuracy).
+    """SimCLR's loss (Chen et al. 2020, eq. 1 and Algorithm 1) over the 2N views of this process;
+    (loss, accuracy).
 
-    Each view (N, D) has the other view of its image as positive and all others of the global batch as negatives:
-    `all_views`, two tensors (size·N, D), in which this process's rows begin at `first`.
+    Each view (N, D) has the other view of its image as positive and all others of the global batch
+    as negatives: `all_views`, two tensors (size·N, D), in which this process's rows begin at
+    `first`.
     """
     with torch.autocast(views[0].device.type, enabled=False):
         anchors, candidates = [unit(view) for view in views], [unit(view) for view in all_views]
@@ -47,7 +51,8 @@ def nt_xent(
 def noise_softmax(
     feature_ND: torch.Tensor, own_ND: torch.Tensor, noise_NMD: torch.Tensor, *, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """NPID as in the paper's codebase: softmax over the image's own bank entry and M others; (loss, accuracy)."""
+    """NPID as in the paper's codebase: softmax over the image's own bank entry and M others; (loss,
+    accuracy)."""
     with torch.autocast(feature_ND.device.type, enabled=False):
         return _softmax_loss(*_bank_cosines(feature_ND, own_ND, noise_NMD), temperature)
 
@@ -61,11 +66,13 @@ def noise_contrastive(
     temperature: float,
     partition: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """NPID's own loss (Wu et al. 2018, eq. 4-7): is an entry of the bank the image's, or noise; (loss, accuracy).
+    """NPID's own loss (Wu et al. 2018, eq. 4-7): is an entry of the bank the image's, or noise;
+    (loss, accuracy).
 
-    P(i|v) = exp(v·f_i / T) / Z; h(i, v) = P / (P + M/n), the probability that i is the image and not one of M noise
-    samples, which are uniform over the n = `samples` images; loss = -ln h(own) - Σ ln(1 - h(noise)). `partition` is Z.
-    Written with the log-odds ln P - ln(M/n), of which ln h and ln(1 - h) are the log-sigmoids.
+    P(i|v) = exp(v·f_i / T) / Z; h(i, v) = P / (P + M/n), the probability that i is the image and
+    not one of M noise samples, which are uniform over the n = `samples` images; loss = -ln h(own) -
+    Σ ln(1 - h(noise)). `partition` is Z. Written with the log-odds ln P - ln(M/n), of which ln h
+    and ln(1 - h) are the log-sigmoids.
     """
     with torch.autocast(feature_ND.device.type, enabled=False):
         positive_N1, negative_NM = _bank_cosines(feature_ND, own_ND, noise_NMD)
@@ -78,7 +85,9 @@ def noise_contrastive(
 
 def unit(features: torch.Tensor) -> torch.Tensor:
     """The features divided by their L2 norm, in at least float32."""
-    return functional.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return functional.normalize(
+        features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1
+    )
 
 
 def _bank_cosines(
@@ -93,8 +102,11 @@ def _bank_cosines(
 def _softmax_loss(
     positive_N1: torch.Tensor, negative_NM: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of the positive among all, and the share of rows whose positive beats every negative."""
+    """Cross entropy of the positive among all, and the share of rows whose positive beats every
+    negative."""
     logits = torch.cat((positive_N1, negative_NM), 1) / temperature
-    loss = functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    loss = functional.cross_entropy(
+        logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    )
     accuracy = (positive_N1 > negative_NM).all(1).to(logits.dtype).mean()
     return loss, accuracy.detach()

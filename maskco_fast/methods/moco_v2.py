@@ -1,4 +1,5 @@
-"""MoCo v2, the paper's first baseline: a momentum encoder with shuffled BatchNorm, and a queue of keys."""
+"""MoCo v2, the paper's first baseline: a momentum encoder with shuffled BatchNorm, and a queue of
+keys."""
 
 import math
 
@@ -11,15 +12,24 @@ from maskco_fast.methods.draws import permutation
 from maskco_fast.methods.instance_contrast import queue_info_nce, unit
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
 from maskco_fast.networks.collectives import gather, rank_and_size
-from maskco_fast.networks.encoders import ImageEncoder, Trunk, initialise, mlp_head, momentum_copy, momentum_update
+from maskco_fast.networks.encoders import (
+    ImageEncoder,
+    Trunk,
+    initialise,
+    mlp_head,
+    momentum_copy,
+    momentum_update,
+)
 from maskco_fast.training.config import TrainConfig
 
 
 class MoCoV2(Method):
-    """Each image's query view finds its key view among the keys of earlier steps (He et al. 2020, Chen et al. 2020)."""
+    """Each image's query view finds its key view among the keys of earlier steps (He et al. 2020,
+    Chen et al. 2020)."""
 
     queue: torch.Tensor
-    """(K, D) float32: keys of norm 1, the oldest at `pointer`; noise at first, as in the public code."""
+    """(K, D) float32: keys of norm 1, the oldest at `pointer`; noise at first, as in the public
+    code."""
     pointer: torch.Tensor
     """Scalar int64: where the next keys go."""
     steps: torch.Tensor
@@ -31,13 +41,17 @@ class MoCoV2(Method):
         self.seed = config.seed
         self.views = ViewConfig.moco_v2(config.model.view_size)
         trunk = Trunk(
-            config.model.trunk, lambda channels: GroupBatchNorm2d(channels, group_size=config.model.group_size)
+            config.model.trunk,
+            lambda channels: GroupBatchNorm2d(channels, group_size=config.model.group_size),
         )
         self.query: nn.Module = ImageEncoder(trunk, mlp_head(trunk.channels, config.model.features))
         generator = torch.Generator().manual_seed(config.seed)
         initialise(self.query, generator)
         self.key = momentum_copy(self.query)
-        self.register_buffer("queue", unit(torch.randn(self.config.queue, config.model.features, generator=generator)))
+        self.register_buffer(
+            "queue",
+            unit(torch.randn(self.config.queue, config.model.features, generator=generator)),
+        )
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._new_keys: list[torch.Tensor] = []
@@ -46,7 +60,9 @@ class MoCoV2(Method):
         """`loss`, and `accuracy`: the share of images whose key is nearer than the whole queue."""
         queries = self.query(batch.query)
         keys = self._keys(batch.key)
-        loss, accuracy = queue_info_nce(queries, keys, self.queue, temperature=self.config.temperature)
+        loss, accuracy = queue_info_nce(
+            queries, keys, self.queue, temperature=self.config.temperature
+        )
         self._new_keys.append(gather(keys))
         return {"loss": loss, "accuracy": accuracy}
 
@@ -54,9 +70,9 @@ class MoCoV2(Method):
     def _keys(self, images: torch.Tensor) -> torch.Tensor:
         """(N, D) keys of norm 1, from BatchNorm groups that are not those of the queries.
 
-        Shuffle-BN (He et al., 3.3): a query and its key that share a group could tell each other by its statistics. The
-        images of all processes are exchanged, encoded in a random order, and their keys brought back; with gradient
-        accumulation, those of one micro-batch.
+        Shuffle-BN (He et al., 3.3): a query and its key that share a group could tell each other by
+        its statistics. The images of all processes are exchanged, encoded in a random order, and
+        their keys brought back; with gradient accumulation, those of one micro-batch.
         """
         rank, size = rank_and_size()
         count = len(images)
@@ -71,7 +87,8 @@ class MoCoV2(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The key network follows, and the step's keys of all processes take the places of the oldest."""
+        """The key network follows, and the step's keys of all processes take the places of the
+        oldest."""
         momentum_update(self.key, self.query, self.config.momentum)
         for keys in self._new_keys:
             keys = keys[-len(self.queue) :]

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Batch, ViewConfig
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.draws import draws
@@ -16,10 +17,12 @@ from maskco_fast.training.config import TrainConfig
 
 
 class NPID(Method):
-    """An image's feature finds its own entry of the bank among those of random other images (Wu et al. 2018)."""
+    """An image's feature finds its own entry of the bank among those of random other images (Wu et
+    al. 2018)."""
 
     bank: torch.Tensor
-    """(samples, D) float32, norm 1, by `Batch.index`: each image's features of earlier epochs; noise at first."""
+    """(samples, D) float32, norm 1, by `Batch.index`: each image's features of earlier epochs;
+    noise at first."""
     steps: torch.Tensor
     """Scalar int64: optimiser steps done, from which each step's noise is drawn."""
 
@@ -30,7 +33,8 @@ class NPID(Method):
         self.features = config.model.features
         self.views = ViewConfig.npid(config.model.view_size)
         trunk = Trunk(
-            config.model.trunk, lambda channels: GroupBatchNorm2d(channels, group_size=config.model.group_size)
+            config.model.trunk,
+            lambda channels: GroupBatchNorm2d(channels, group_size=config.model.group_size),
         )
         self.query = ImageEncoder(trunk, nn.Linear(trunk.channels, self.features))
         initialise(self.query, torch.Generator().manual_seed(config.seed))
@@ -44,9 +48,12 @@ class NPID(Method):
         self.bank = unit(torch.randn(samples, self.features, generator=generator)).to(self.bank)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """`loss`, and `accuracy`: the share of images whose own entry is nearer than all of the noise."""
+        """`loss`, and `accuracy`: the share of images whose own entry is nearer than all of the
+        noise."""
         if not len(self.bank):
-            raise ValueError("NPID's bank has no entries: call prepare(samples) before the first batch")
+            raise InvalidInput(
+                "NPID's bank has no entries: call prepare(samples) before the first batch"
+            )
         features = self.query(batch.query)
         own, noise = self.bank[batch.index], self.bank[self._noise(len(batch))]
         temperature = self.config.temperature
@@ -68,29 +75,39 @@ class NPID(Method):
         """(count, negatives) int64 places in the bank, uniform, with replacement."""
         rank, _ = rank_and_size()
         first = rank * count * self.config.negatives
-        places = torch.arange(first, first + count * self.config.negatives, device=self.steps.device)
+        places = torch.arange(
+            first, first + count * self.config.negatives, device=self.steps.device
+        )
         return (draws(self.seed, self.steps, places) % len(self.bank)).view(count, -1)
 
     def chance_loss(self, batch_size: int) -> float:
-        """With M noise samples: ln(1 + M) for the softmax, ln(1 + M) + M·ln(1 + 1/M), about 1 more, for NCE."""
+        """With M noise samples: ln(1 + M) for the softmax, ln(1 + M) + M·ln(1 + 1/M), about 1 more,
+        for NCE."""
         noise = self.config.negatives
-        return math.log(1 + noise) + (noise * math.log1p(1 / noise) if self.config.objective == "nce" else 0)
+        return math.log(1 + noise) + (
+            noise * math.log1p(1 / noise) if self.config.objective == "nce" else 0
+        )
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The images' entries move towards the step's features, those of all processes, and back to norm 1."""
+        """The images' entries move towards the step's features, those of all processes, and back to
+        norm 1."""
         for index, features in self._new:
-            moved = self.bank[index].lerp(features.to(self.bank.dtype), 1 - self.config.bank_momentum)
+            moved = self.bank[index].lerp(
+                features.to(self.bank.dtype), 1 - self.config.bank_momentum
+            )
             self.bank.index_copy_(0, index, unit(moved).to(self.bank.dtype))
         self._new.clear()
         self.steps.add_(1)
 
 
 def mean_exponential(sharpness: float, dimension: int) -> float:
-    """The mean of exp(sharpness · cosine) between a direction and a uniform one of the sphere: Z / n at the start.
+    """The mean of exp(sharpness · cosine) between a direction and a uniform one of the sphere: Z /
+    n at the start.
 
-    NPID takes Z, the partition function, as a constant that the first batches estimate (Wu et al., 3.2). The bank is
-    uniform then, so the expectation of that estimate is known: the series of 0F1(; D/2; sharpness² / 4).
+    NPID takes Z, the partition function, as a constant that the first batches estimate (Wu et al.,
+    3.2). The bank is uniform then, so the expectation of that estimate is known: the series of
+    0F1(; D/2; sharpness² / 4).
     """
     term = total = 1.0
     for order in range(1, 1000):

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from maskco_fast.kernels.errors import InvalidInput
+
 
 def region_info_nce(
     query_ND: torch.Tensor,
@@ -17,15 +19,17 @@ def region_info_nce(
     temperature: float,
     negatives: Literal["inter", "intra", "both"],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean loss over all images and the share of them whose positive beats every negative, both scalars.
+    """The mean loss over all images and the share of them whose positive beats every negative, both
+    scalars.
 
-    Paper, eq. 1 and Algorithm 1. The features are L2-normalised here. An image's candidates are its own positive box
-    (place 0) and the negative boxes of the other images of its group ("inter", 16·(n - 1) of them), its own negative
-    boxes ("intra", 16) or both; other images' positives never take part (paper, A.2). Groups are runs of `group_size`
-    images; a batch of fewer images is one group. ValueError where N is more than a group but not a multiple of it.
+    Paper, eq. 1 and Algorithm 1. The features are L2-normalised here. An image's candidates are its
+    own positive box (place 0) and the negative boxes of the other images of its group ("inter",
+    16·(n - 1) of them), its own negative boxes ("intra", 16) or both; other images' positives never
+    take part (paper, A.2). Groups are runs of `group_size` images; a batch of fewer images is one
+    group. ValueError where N is more than a group but not a multiple of it.
 
-    Computed in float32 (float64 for float64 features) whatever autocast says: at temperature .2 a bfloat16 logit is off
-    by up to 2 %.
+    Computed in float32 (float64 for float64 features) whatever autocast says: at temperature .2 a
+    bfloat16 logit is off by up to 2 %.
     """
     count, boxes, _ = keys_NKD.shape
     group = group_length(count, group_size)
@@ -41,19 +45,24 @@ def region_info_nce(
             keys_GmD = keys_NKD[:, 1:].reshape(count // group, group * (boxes - 1), -1)
             negative_NM = torch.bmm(query_GnD, keys_GmD.mT).flatten(0, 1)
             if negatives == "inter":
-                negative_NM = negative_NM.masked_fill(_own(group, boxes - 1, count, query_ND.device), -torch.inf)
+                negative_NM = negative_NM.masked_fill(
+                    _own(group, boxes - 1, count, query_ND.device), -torch.inf
+                )
         logits = torch.cat((positive_N1, negative_NM), 1) / temperature
-        loss = functional.cross_entropy(logits, torch.zeros(count, dtype=torch.int64, device=logits.device))
+        loss = functional.cross_entropy(
+            logits, torch.zeros(count, dtype=torch.int64, device=logits.device)
+        )
         accuracy = (positive_N1 > negative_NM).all(1).to(dtype).mean()
     return loss, accuracy.detach()
 
 
 def group_length(count: int, group_size: int) -> int:
-    """How many images share a group in a batch of `count`: `group_size`, or all where they are fewer."""
+    """How many images share a group in a batch of `count`: `group_size`, or all where they are
+    fewer."""
     if count <= group_size:
         return count
     if count % group_size:
-        raise ValueError(f"a batch of {count} images does not divide into groups of {group_size}")
+        raise InvalidInput(f"a batch of {count} images does not divide into groups of {group_size}")
     return group_size
 
 

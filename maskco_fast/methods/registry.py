@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.maskco import MaskCo
 from maskco_fast.methods.moco_v2 import MoCoV2
@@ -21,11 +22,14 @@ METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
 
 
 def make_method(config: TrainConfig) -> Method:
-    """The configured method, its weights drawn from `config.seed`; torch's global generator stays as it was.
+    """The configured method, its weights drawn from `config.seed`; torch's global generator stays
+    as it was.
 
     ValueError for a name that is not in `METHODS`.
     """
     if config.method not in METHODS:
-        raise ValueError(f"method is {config.method!r}; there is {', '.join(sorted(METHODS))}")
-    with torch.random.fork_rng(devices=[]):  # torch's layers draw weights when made, before `initialise` does
+        raise InvalidInput(f"method is {config.method!r}; there is {', '.join(sorted(METHODS))}")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # torch's layers draw weights when made, before `initialise` does
         return METHODS[config.method](config).train()

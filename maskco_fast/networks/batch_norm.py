@@ -1,7 +1,8 @@
-"""BatchNorm per group or over all processes, followed by a residual sum and ReLU where a block asks for them.
+"""BatchNorm per group or over all processes, followed by a residual sum and ReLU where a block asks
+for them.
 
-On CPUs the three are computed together by `kernels/batch_norm.py`; everywhere else, and for shapes that those kernels
-do not take, by torch's own operators, which are the reference.
+On CPUs the three are computed together by `kernels/batch_norm.py`; everywhere else, and for shapes
+that those kernels do not take, by torch's own operators, which are the reference.
 
 Shapes: N images or vectors, C channels, G groups, R rows (the group's images times their pixels).
 """
@@ -22,6 +23,7 @@ from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskco_fast.kernels import batch_norm as kernels
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.methods.region_contrast import group_length
 from maskco_fast.networks.collectives import rank_and_size
 
@@ -30,41 +32,53 @@ WORTH_A_THREAD = 1 << 16
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are of `group_size` images, as on one GPU of the paper, whatever the batch.
+    """BatchNorm whose statistics are of `group_size` images, as on one GPU of the paper, whatever
+    the batch.
 
-    Groups are runs of consecutive images; a batch of no more than `group_size` is one group. In training each group is
-    normalised by its own mean and variance. The running statistics move once a step, to the mean over the groups of
-    what each group's own update would have made of them (MoCo's SplitBatchNorm): the expectation of one GPU's running
-    statistics, with less noise. In eval mode it is ordinary BatchNorm. Parameters and buffers are `nn.BatchNorm2d`'s,
-    so weights go in and out of torchvision's networks unchanged.
+    Groups are runs of consecutive images; a batch of no more than `group_size` is one group. In
+    training each group is normalised by its own mean and variance. The running statistics move once
+    a step, to the mean over the groups of what each group's own update would have made of them
+    (MoCo's SplitBatchNorm): the expectation of one GPU's running statistics, with less noise. In
+    eval mode it is ordinary BatchNorm. Parameters and buffers are `nn.BatchNorm2d`'s, so weights go
+    in and out of torchvision's networks unchanged.
 
-    In torch's operators slices along N keep the channels-last layout, so each group runs torch's own fused kernel,
-    under autocast too; the price of more than one group is one copy to join the outputs.
+    In torch's operators slices along N keep the channels-last layout, so each group runs torch's
+    own fused kernel, under autocast too; the price of more than one group is one copy to join the
+    outputs.
     """
 
     def __init__(self, channels: int, *, group_size: int, **options: Any) -> None:
         super().__init__(channels, **options)
         self.group_size = group_size
 
-    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False) -> torch.Tensor:
-        """(N, C, H, W) to the same, dtype and layout kept; `residual`, of that shape, is added; then ReLU, if asked.
+    def forward(
+        self, input: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False
+    ) -> torch.Tensor:
+        """(N, C, H, W) to the same, dtype and layout kept; `residual`, of that shape, is added;
+        then ReLU, if asked.
 
         ValueError where N does not divide into groups.
         """
         if not self.training:
             return _finish(super().forward(input), residual, relu)
         length = group_length(len(input), self.group_size)
-        if length * input.shape[2] * input.shape[3] > 1 and self._is_usual() and _fits(input, residual):
+        if (
+            length * input.shape[2] * input.shape[3] > 1
+            and self._is_usual()
+            and _fits(input, residual)
+        ):
             return self._fused(input, residual, relu, length)
         if length == len(input):
             return _finish(super().forward(input), residual, relu)
         if self.momentum is None or self.running_mean is None or self.running_var is None:
-            raise ValueError("GroupBatchNorm2d keeps running statistics by a momentum; give one")
+            raise InvalidInput("GroupBatchNorm2d keeps running statistics by a momentum; give one")
         groups = input.split(length)
         means = self.running_mean.repeat(len(groups), 1)
         variances = self.running_var.repeat(len(groups), 1)
         normalised = [
-            functional.batch_norm(group, mean, variance, self.weight, self.bias, True, self.momentum, self.eps)
+            functional.batch_norm(
+                group, mean, variance, self.weight, self.bias, True, self.momentum, self.eps
+            )
             for group, mean, variance in zip(groups, means.unbind(), variances.unbind())
         ]
         with torch.no_grad():
@@ -74,12 +88,17 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return _finish(torch.cat(normalised), residual, relu)
 
     def _is_usual(self) -> bool:
-        """Whether it scales in float32 and keeps running statistics by a momentum, as a ResNet's do."""
+        """Whether it scales in float32 and keeps running statistics by a momentum, as a ResNet's
+        do."""
         usual = self.affine and self.momentum is not None and self.running_mean is not None
         return usual and self.weight.dtype == torch.float32
 
-    def _fused(self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int) -> torch.Tensor:
-        output, mean_GC, variance_GC = _Fused.apply(input, self.weight, self.bias, residual, relu, self.eps, length)
+    def _fused(
+        self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int
+    ) -> torch.Tensor:
+        output, mean_GC, variance_GC = _Fused.apply(
+            input, self.weight, self.bias, residual, relu, self.eps, length
+        )
         with torch.no_grad():
             rows = length * input.shape[2] * input.shape[3]
             self.running_mean.lerp_(mean_GC.mean(0), self.momentum)  # type: ignore[union-attr, arg-type]
@@ -94,7 +113,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """BatchNorm with the statistics of all processes' images, for any number of dimensions and on CPUs too.
+    """BatchNorm with the statistics of all processes' images, for any number of dimensions and on
+    CPUs too.
 
     On other devices it calls the kernels of torch's `SyncBatchNorm`, which refuses CPUs, as does
     `DistributedDataParallel` for a module that holds one. Every process holds equally many images.
@@ -103,8 +123,11 @@ class SynchronizedBatchNorm(_BatchNorm):
     def _check_input_dim(self, input: torch.Tensor) -> None:
         """Any."""
 
-    def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False) -> torch.Tensor:
-        """(N, C, …) to the same, dtype and layout kept; `residual`, of that shape, is added; then ReLU, if asked.
+    def forward(
+        self, input: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False
+    ) -> torch.Tensor:
+        """(N, C, …) to the same, dtype and layout kept; `residual`, of that shape, is added; then
+        ReLU, if asked.
 
         ValueError in training without a momentum.
         """
@@ -115,13 +138,17 @@ class SynchronizedBatchNorm(_BatchNorm):
         if not self.training or size == 1:
             return super().forward(input)
         if self.momentum is None or self.running_mean is None or self.running_var is None:
-            raise ValueError("SynchronizedBatchNorm keeps running statistics by a momentum; give one")
+            raise InvalidInput(
+                "SynchronizedBatchNorm keeps running statistics by a momentum; give one"
+            )
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if input.device.type != "cpu":
             statistics = self.running_mean, self.running_var, self.eps, self.momentum
             group = torch.distributed.group.WORLD
-            return SyncBatchNormFunction.apply(input, self.weight, self.bias, *statistics, group, size)
+            return SyncBatchNormFunction.apply(
+                input, self.weight, self.bias, *statistics, group, size
+            )
         dimensions, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         mean_C = all_reduce(values.mean(dimensions)) / size
@@ -143,7 +170,8 @@ def _finish(normalised: torch.Tensor, residual: torch.Tensor | None, relu: bool)
 
 
 def _fits(input: torch.Tensor, residual: torch.Tensor | None) -> bool:
-    """Whether the kernels take these: CPU, float32 or bfloat16, channels-last, channels by the vector."""
+    """Whether the kernels take these: CPU, float32 or bfloat16, channels-last, channels by the
+    vector."""
     tensors = [one for one in (input, residual) if one is not None]
     return (
         input.device.type == "cpu"
@@ -151,7 +179,9 @@ def _fits(input: torch.Tensor, residual: torch.Tensor | None) -> bool:
         and input.shape[1] % kernels.LANES == 0
         and all(one.dtype == input.dtype for one in tensors)
         and all(one.is_contiguous(memory_format=torch.channels_last) for one in tensors)
-        and all(type(one) is torch.Tensor for one in tensors)  # not one without memory, as torch counts operations with
+        and all(
+            type(one) is torch.Tensor for one in tensors
+        )  # not one without memory, as torch counts operations with
         and not torch.compiler.is_compiling()  # which fuses by itself
     )
 
@@ -201,7 +231,12 @@ class _Fused(torch.autograd.Function):
         of_weight, of_bias = torch.zeros(2, len(weight_C), dtype=torch.float32)
         known = x, weight_C.numpy(), bias_C.numpy(), np.float32(ctx.eps)
         statistics = mean_GC.numpy().ravel(), variance_GC.numpy().ravel()
-        written = _flat(residual_gradient), of_weight.numpy(), of_bias.numpy(), _flat(input_gradient)
+        written = (
+            _flat(residual_gradient),
+            of_weight.numpy(),
+            of_bias.numpy(),
+            _flat(input_gradient),
+        )
         kernels.gradients(*_threads(x), dy, *known, *statistics, mask, output, *written)
         return (
             input_gradient,
@@ -215,9 +250,11 @@ class _Fused(torch.autograd.Function):
 
 
 def fork(x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A block's input twice: for its convolutions, and for its residual, of which every `stride`-th pixel is wanted.
+    """A block's input twice: for its convolutions, and for its residual, of which every `stride`-th
+    pixel is wanted.
 
-    The same as `x, x[:, :, ::stride, ::stride]`, whose gradients torch adds in more passes, over zeros among others.
+    The same as `x, x[:, :, ::stride, ::stride]`, whose gradients torch adds in more passes, over
+    zeros among others.
     """
     if torch.is_grad_enabled() and _fits(x, None):
         return _Fork.apply(x, stride)
@@ -234,12 +271,16 @@ class _Fork(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor, of_residual: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(
+        ctx: Any, gradient: torch.Tensor, of_residual: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
         if ctx.stride > 1:
             total = gradient.clone(memory_format=torch.channels_last)
             total[:, :, :: ctx.stride, :: ctx.stride] += of_residual
             return total, None
-        gradient, of_residual = (one.contiguous(memory_format=torch.channels_last) for one in (gradient, of_residual))
+        gradient, of_residual = (
+            one.contiguous(memory_format=torch.channels_last) for one in (gradient, of_residual)
+        )
         total = torch.empty_like(gradient)
         flat = _flat(gradient)
         kernels.add(*_threads(flat), flat, _flat(of_residual), _flat(total))
@@ -253,14 +294,16 @@ def _flat(tensor_NCHW: torch.Tensor) -> np.ndarray:
 
 
 def _threads(x: np.ndarray) -> tuple[int, int]:
-    """Where torch's threads are had, and the number of them to share an array: `parallel.in_parts`' first arguments."""
+    """Where torch's threads are had, and the number of them to share an array: `parallel.in_parts`'
+    first arguments."""
     entry = _openmp()
     return entry, min(torch.get_num_threads(), len(x) // WORTH_A_THREAD + 1) if entry else 1
 
 
 @functools.cache
 def _openmp() -> int:
-    """The address of GOMP_parallel in the OpenMP runtime that torch computes with; 0 where there is none."""
+    """The address of GOMP_parallel in the OpenMP runtime that torch computes with; 0 where there is
+    none."""
     try:
         library = ctypes.CDLL(str(pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0

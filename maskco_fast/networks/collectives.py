@@ -1,6 +1,8 @@
-"""What a method's forward pass needs of the other processes' images; of one process, all of it is a no-op.
+"""What a method's forward pass needs of the other processes' images; of one process, all of it is a
+no-op.
 
-Every process holds equally many rows, and the rows of all stand in the order of ranks, which is the global batch's.
+Every process holds equally many rows, and the rows of all stand in the order of ranks, which is the
+global batch's.
 """
 
 import torch
@@ -33,12 +35,15 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
     """As `gather`; a row's gradient is the sum of what every process's loss asks of it.
 
-    With losses that are means over each process's rows, the average of gradients that follows is the gradient of the
-    mean over all rows. (Implementations that keep the own process's part alone train on 1 / size of it.)
+    With losses that are means over each process's rows, the average of gradients that follows is
+    the gradient of the mean over all rows. (Implementations that keep the own process's part alone
+    train on 1 / size of it.)
     """
     rank, size = rank_and_size()
     if size == 1:
         return rows
     before, after = rank * len(rows), (size - 1 - rank) * len(rows)
     padded = nn.functional.pad(rows, (0, 0) * (rows.dim() - 1) + (before, after))
-    return torch.distributed.nn.functional.all_reduce(padded)  # small, and gloo has no reduce-scatter for the way back
+    return torch.distributed.nn.functional.all_reduce(
+        padded
+    )  # small, and gloo has no reduce-scatter for the way back

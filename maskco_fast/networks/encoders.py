@@ -1,6 +1,7 @@
 """The networks: trunk, mask prediction head, RoIAlign, projection heads, momentum copies.
 
-Shapes: N images, K boxes an image, C channels, H and W cells of the conv5 map, D features, S samples a side of a box.
+Shapes: N images, K boxes an image, C channels, H and W cells of the conv5 map, D features, S
+samples a side of a box.
 """
 
 import copy
@@ -21,7 +22,8 @@ STRIDE = 32
 
 
 class FusedBasicBlock(BasicBlock):
-    """torchvision's block, whose BatchNorms are told of the ReLU and the residual sum that follow them."""
+    """torchvision's block, whose BatchNorms are told of the ReLU and the residual sum that follow
+    them."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) to the block's output."""
@@ -51,7 +53,8 @@ def _fork(block: BasicBlock | Bottleneck, x: torch.Tensor) -> tuple[torch.Tensor
 
 
 def pointwise(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """A convolution of 1×1 of all pixels, without a bias: on CPUs as a product of matrices of the channels-last pixels.
+    """A convolution of 1×1 of all pixels, without a bias: on CPUs as a product of matrices of the
+    channels-last pixels.
 
     oneDNN takes less time for that, most of all for the weights' gradient.
     """
@@ -69,9 +72,11 @@ _TRUNKS: dict[str, tuple[type[FusedBasicBlock] | type[FusedBottleneck], list[int
 
 
 class Trunk(ResNet):
-    """torchvision's ResNet without pooling and classifier: images (N, 3, 32·H, 32·W) to the conv5 map (N, C, H, W).
+    """torchvision's ResNet without pooling and classifier: images (N, 3, 32·H, 32·W) to the conv5
+    map (N, C, H, W).
 
-    Its state dict has torchvision's names. The stride stands on the 3×3 (torchvision's "v1.5"; SPEC 1).
+    Its state dict has torchvision's names. The stride stands on the 3×3 (torchvision's "v1.5"; SPEC
+    1).
     """
 
     def __init__(self, name: str, norm_layer: Callable[..., nn.Module]) -> None:
@@ -89,21 +94,27 @@ class Trunk(ResNet):
 class RegionEncoder(nn.Module):
     """Trunk, mask prediction head, RoIAlign of 1×1 and projection head: one feature a box."""
 
-    def __init__(self, config: ModelConfig, *, mph_blocks: int, roi_sampling_ratio: int, roi_aligned: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, *, mph_blocks: int, roi_sampling_ratio: int, roi_aligned: bool
+    ) -> None:
         super().__init__()
         norm_layer = partial(GroupBatchNorm2d, group_size=config.group_size)
         self.trunk = Trunk(config.trunk, norm_layer)
         channels = self.trunk.channels
         # Bottleneck's output has 4 times its width: 2048 -> 512 -> 2048 for ResNet-50 (paper, 3.2).
         self.mph = nn.Sequential(
-            *[FusedBottleneck(channels, channels // 4, norm_layer=norm_layer) for _ in range(mph_blocks)]
+            *[
+                FusedBottleneck(channels, channels // 4, norm_layer=norm_layer)
+                for _ in range(mph_blocks)
+            ]
         )
         self.projection = mlp_head(channels, config.features)
         self.roi_sampling_ratio = roi_sampling_ratio
         self.roi_aligned = roi_aligned
 
     def forward(self, images: torch.Tensor, boxes_NK4: torch.Tensor) -> torch.Tensor:
-        """Features (N, K, D), not normalised, of the boxes xyxy in pixels of the images (N, 3, size, size)."""
+        """Features (N, K, D), not normalised, of the boxes xyxy in pixels of the images (N, 3,
+        size, size)."""
         region_map = self.mph(self.trunk(images))
         regions = region_features(
             region_map, boxes_NK4, sampling_ratio=self.roi_sampling_ratio, aligned=self.roi_aligned
@@ -126,7 +137,9 @@ class ImageEncoder(nn.Module):
 
 def mlp_head(channels: int, features: int) -> nn.Sequential:
     """Linear, ReLU, Linear with biases: MoCo v2's head, and the paper's (SPEC 1)."""
-    return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, features))
+    return nn.Sequential(
+        nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, features)
+    )
 
 
 def region_features(
@@ -134,17 +147,24 @@ def region_features(
 ) -> torch.Tensor:
     """RoIAlign with a 1×1 output at scale 1/32: (N, K, C), the mean of the map over each box.
 
-    float32, or float64 for a float64 map.
-    `boxes_NK4` float32 xyxy in image pixels, inside the image. Equals `torchvision.ops.roi_align(map, boxes, 1, 1/32,
-    sampling_ratio, aligned)`: its samples form a grid, so the mean of bilinear samples is `Wy·F·Wxᵀ` with one weight
-    vector an axis. As one batched product over the cells it reads the channels-last map in place, has a deterministic
-    gradient (torchvision's on CUDA adds atomically), and needs no list of boxes and no host synchronisation.
+    float32, or float64 for a float64 map. `boxes_NK4` float32 xyxy in image pixels, inside the
+    image. Equals `torchvision.ops.roi_align(map, boxes, 1, 1/32, sampling_ratio, aligned)`: its
+    samples form a grid, so the mean of bilinear samples is `Wy·F·Wxᵀ` with one weight vector an
+    axis. As one batched product over the cells it reads the channels-last map in place, has a
+    deterministic gradient (torchvision's on CUDA adds atomically), and needs no list of boxes and
+    no host synchronisation.
     """
     _, _, height, width = map_NCHW.shape
-    with torch.autocast(map_NCHW.device.type, enabled=False):  # box weights in bfloat16 would move the box
+    with torch.autocast(
+        map_NCHW.device.type, enabled=False
+    ):  # box weights in bfloat16 would move the box
         boxes_NK4 = boxes_NK4.float() / STRIDE
-        weight_y = _axis_weights(boxes_NK4[..., 1], boxes_NK4[..., 3], height, sampling_ratio, aligned)
-        weight_x = _axis_weights(boxes_NK4[..., 0], boxes_NK4[..., 2], width, sampling_ratio, aligned)
+        weight_y = _axis_weights(
+            boxes_NK4[..., 1], boxes_NK4[..., 3], height, sampling_ratio, aligned
+        )
+        weight_x = _axis_weights(
+            boxes_NK4[..., 0], boxes_NK4[..., 2], width, sampling_ratio, aligned
+        )
         weights = (weight_y.unsqueeze(-1) * weight_x.unsqueeze(-2)).flatten(-2)  # (N, K, H·W)
         dtype = torch.promote_types(map_NCHW.dtype, torch.float32)
         cells = map_NCHW.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)  # (N, H·W, C)
@@ -154,14 +174,18 @@ def region_features(
 def _axis_weights(
     start_NK: torch.Tensor, end_NK: torch.Tensor, cells: int, sampling_ratio: int, aligned: bool
 ) -> torch.Tensor:
-    """(N, K, cells): what each cell of one axis adds to the mean over the boxes, whose ends are in cells."""
+    """(N, K, cells): what each cell of one axis adds to the mean over the boxes, whose ends are in
+    cells."""
     start_NK = start_NK - 0.5 if aligned else start_NK
     end_NK = end_NK - 0.5 if aligned else end_NK
     length_NK = end_NK - start_NK if aligned else (end_NK - start_NK).clamp(min=1)
     if sampling_ratio > 0:
         most, count_NK = sampling_ratio, torch.full_like(length_NK, sampling_ratio)
     else:
-        most, count_NK = cells, length_NK.ceil()  # a box inside the image spans no more than all cells
+        most, count_NK = (
+            cells,
+            length_NK.ceil(),
+        )  # a box inside the image spans no more than all cells
     sample_S = torch.arange(most, device=start_NK.device, dtype=torch.float32)
     count_NK1 = count_NK.clamp(min=1).unsqueeze(-1)
     at_NKS = start_NK.unsqueeze(-1) + (sample_S + 0.5) * length_NK.unsqueeze(-1) / count_NK1
@@ -172,13 +196,17 @@ def _axis_weights(
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Set every weight anew: kaiming normal by fan-in for convolutions and linear layers, biases 0, BatchNorm 1 and 0.
+    """Set every weight anew: kaiming normal by fan-in for convolutions and linear layers, biases 0,
+    BatchNorm 1 and 0.
 
-    OpenSelfSup's `kaiming_init(mode="fan_in", nonlinearity="relu")`, the paper's codebase. `generator`: a CPU one.
+    OpenSelfSup's `kaiming_init(mode="fan_in", nonlinearity="relu")`, the paper's codebase.
+    `generator`: a CPU one.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu", generator=generator)
+            nn.init.kaiming_normal_(
+                layer.weight, mode="fan_in", nonlinearity="relu", generator=generator
+            )
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         elif isinstance(layer, _BatchNorm):
@@ -192,5 +220,6 @@ def momentum_copy(query: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key <- momentum·key + (1 - momentum)·query, over the parameters alone: BatchNorm's buffers stay the key's own."""
+    """key <- momentum·key + (1 - momentum)·query, over the parameters alone: BatchNorm's buffers
+    stay the key's own."""
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)

@@ -1,12 +1,11 @@
 """Pictures to judge a run by: what the plan makes of an image, and how the loss went.
 
-Drawn with matplotlib's object interface, so that nothing of pyplot's global state is touched and no display is needed.
+Drawn with matplotlib's object interface, so that nothing of pyplot's global state is touched and no
+display is needed.
 """
 
 import json
 import os
-import pathlib
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.views import ViewConfig
+from maskco_fast.loaders.system.files import write_atomically
 
 VIEW_COLOURS = ("#00c8ff", "#ffb000", "#7cfc00", "#ff6ad5")
 """Outlines of the query's crop, the key's, and further views'."""
@@ -43,16 +44,21 @@ class PlannedImage:
 
 
 def views_picture(
-    images: Sequence[PlannedImage], config: ViewConfig, out: str | os.PathLike[str], *, dpi: int = 100
+    images: Sequence[PlannedImage],
+    config: ViewConfig,
+    out: str | os.PathLike[str],
+    *,
+    dpi: int = 100,
 ) -> None:
     """Write a PNG with a row an image: the original with its crops, then every view.
 
-    The query shows its mask as the network sees it (zero after normalisation, which is ImageNet's mean colour), the key
-    its boxes, the positive thick and red; on the original the positive stands where the plan puts it in the image.
-    ValueError without images, and for arrays that do not fit the configuration.
+    The query shows its mask as the network sees it (zero after normalisation, which is ImageNet's
+    mean colour), the key its boxes, the positive thick and red; on the original the positive stands
+    where the plan puts it in the image. ValueError without images, and for arrays that do not fit
+    the configuration.
     """
     if not images:
-        raise ValueError("views_picture: no images to show; give at least one")
+        raise InvalidInput("views_picture: no images to show; give at least one")
     for image in images:
         _check(image, config)
     columns = 1 + len(config.views)
@@ -68,34 +74,52 @@ def views_picture(
 def _check(image: PlannedImage, config: ViewConfig) -> None:
     shape = (config.size, config.size, 3)
     if image.original.ndim != 3 or image.original.shape[2] != 3 or image.original.dtype != np.uint8:
-        raise ValueError(
+        raise InvalidInput(
             f"{image.name}: the original is {image.original.shape} {image.original.dtype}, not (H, W, 3) uint8"
         )
-    if len(image.views) != len(config.views) or any(v.shape != shape or v.dtype != np.uint8 for v in image.views):
+    if len(image.views) != len(config.views) or any(
+        v.shape != shape or v.dtype != np.uint8 for v in image.views
+    ):
         found = [f"{v.shape} {v.dtype}" for v in image.views]
-        raise ValueError(
+        raise InvalidInput(
             f"{image.name}: the views are {found}; the configuration asks for {len(config.views)} of {shape} uint8"
         )
     if image.plan.dtype != config.plan_dtype:
-        raise ValueError(f"{image.name}: the plan is not a record of this configuration's plan_dtype")
+        raise InvalidInput(
+            f"{image.name}: the plan is not a record of this configuration's plan_dtype"
+        )
 
 
 def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
     """Pixels (H, W, 3) so that whole coordinates are pixel edges, as boxes and crops count them."""
     height, width = pixels.shape[:2]
-    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest" if width < 300 else "antialiased")
+    axes.imshow(
+        pixels,
+        extent=(0, width, height, 0),
+        interpolation="nearest" if width < 300 else "antialiased",
+    )
     axes.set_title(title, fontsize=8, loc="left")
     axes.set_xticks([0, width])
     axes.set_yticks([0, height])
     axes.tick_params(labelsize=6)
 
 
-def _outline(axes: Axes, box: Sequence[float], colour: str, thick: float, style: str = "-", label: str = "") -> None:
+def _outline(
+    axes: Axes, box: Sequence[float], colour: str, thick: float, style: str = "-", label: str = ""
+) -> None:
     """The outline of `box` (x1, y1, x2, y2) on a dark rim, so that it shows on any picture."""
     x1, y1, x2, y2 = (float(edge) for edge in box)
     for width, edge in ((thick + 1.5, "black"), (thick, colour)):
         axes.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=width, linestyle=style)
+            Rectangle(
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=edge,
+                linewidth=width,
+                linestyle=style,
+            )
         )
     if label:
         style_of_box = {"facecolor": colour, "edgecolor": "none", "pad": 1}
@@ -116,13 +140,16 @@ def _draw_original(axes: Axes, image: PlannedImage, config: ViewConfig) -> None:
     _show(axes, image.original, title)
     for number, name in enumerate(_names(config)):
         y, x, h, w = image.plan["views"]["crop"][number]
-        _outline(axes, (x, y, x + w, y + h), VIEW_COLOURS[number % len(VIEW_COLOURS)], 2, label=name)
+        _outline(
+            axes, (x, y, x + w, y + h), VIEW_COLOURS[number % len(VIEW_COLOURS)], 2, label=name
+        )
     if config.boxes:
         _outline(axes, box_in_image(image.plan, config.size), POSITIVE_COLOUR, 2)
 
 
 def box_in_image(plan: np.void, size: int) -> tuple[float, float, float, float]:
-    """Where the positive box lies in the original, (x1, y1, x2, y2) in image pixels; `size` of the views in pixels."""
+    """Where the positive box lies in the original, (x1, y1, x2, y2) in image pixels; `size` of the
+    views in pixels."""
     x1, y1, x2, y2 = (float(edge) for edge in plan["key_boxes"][0])
     crop_y, crop_x, crop_h, crop_w = (float(value) for value in plan["views"]["crop"][1])
     if plan["views"]["flip"][1]:
@@ -132,7 +159,8 @@ def box_in_image(plan: np.void, size: int) -> tuple[float, float, float, float]:
 
 
 def view_facts(view: np.void, height: int, width: int) -> str:
-    """One line on how a view was drawn; `view` is a record of the plan's `views`, the image height by width pixels."""
+    """One line on how a view was drawn; `view` is a record of the plan's `views`, the image height
+    by width pixels."""
     share = float(view["crop"][2]) * float(view["crop"][3]) / (height * width)
     facts = [f"area {share:.0%}"]
     if view["flip"]:
@@ -151,7 +179,8 @@ def view_facts(view: np.void, height: int, width: int) -> str:
 
 
 def masked(view: np.ndarray, box: Sequence[float]) -> np.ndarray:
-    """A copy of `view` (size, size, 3) uint8 with the pixels that `box` (xyxy) touches at ImageNet's mean colour."""
+    """A copy of `view` (size, size, 3) uint8 with the pixels that `box` (xyxy) touches at
+    ImageNet's mean colour."""
     x1, y1 = (max(int(np.floor(edge)), 0) for edge in box[:2])
     x2, y2 = (max(int(np.ceil(edge)), 0) for edge in box[2:])
     result = view.copy()
@@ -169,7 +198,13 @@ def _draw_view(axes: Axes, image: PlannedImage, config: ViewConfig, number: int)
         spine.set_edgecolor(VIEW_COLOURS[number % len(VIEW_COLOURS)])
         spine.set_linewidth(3)
     if config.boxes and number == 0:
-        _outline(axes, plan["masked_box"], POSITIVE_COLOUR, 1.5, label="masked" if config.mask else "positive")
+        _outline(
+            axes,
+            plan["masked_box"],
+            POSITIVE_COLOUR,
+            1.5,
+            label="masked" if config.mask else "positive",
+        )
     if config.boxes and number == 1:
         for box in plan["key_boxes"][1:]:
             _outline(axes, box, NEGATIVE_COLOUR, 0.8)
@@ -177,22 +212,17 @@ def _draw_view(axes: Axes, image: PlannedImage, config: ViewConfig, number: int)
 
 
 def _write(figure: Figure, out: str | os.PathLike[str]) -> None:
-    """Write the figure as PNG under a temporary name beside `out`, then rename it."""
-    out = pathlib.Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            FigureCanvasAgg(figure).print_png(file)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the figure as PNG."""
+    with write_atomically(out) as file:
+        FigureCanvasAgg(figure).print_png(file)
 
 
 def read_metrics(metrics: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The columns step, loss, images_per_s and data_wait of a run's `metrics.jsonl`, each (L,) float64.
+    """The columns step, loss, images_per_s and data_wait of a run's `metrics.jsonl`, each (L,)
+    float64.
 
-    ValueError, naming the file and line, where a line is not JSON or lacks one of them, and when there are none.
+    ValueError, naming the file and line, where a line is not JSON or lacks one of them, and when
+    there are none.
     """
     names = ("step", "loss", "images_per_s", "data_wait")
     rows = []
@@ -203,11 +233,13 @@ def read_metrics(metrics: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 rows.append([float(values[name]) for name in names])
             except (ValueError, KeyError, TypeError) as error:
                 wanted = ", ".join(names)
-                raise ValueError(
+                raise InvalidInput(
                     f"{metrics}, line {number}: not a JSON object with numbers {wanted} ({error!r})"
                 ) from error
     if not rows:
-        raise ValueError(f"{metrics} has no lines; the run ended before its first step was logged")
+        raise InvalidInput(
+            f"{metrics} has no lines; the run ended before its first step was logged"
+        )
     return dict(zip(names, np.array(rows, np.float64).T))
 
 
@@ -220,12 +252,17 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def loss_picture(
-    metrics: str | os.PathLike[str], out: str | os.PathLike[str], *, chance: float | None = None, title: str = ""
+    metrics: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    chance: float | None = None,
+    title: str = "",
 ) -> None:
-    """Write a PNG of a run: the loss with its running mean and the chance line, and below it images/s and data wait.
+    """Write a PNG of a run: the loss with its running mean and the chance line, and below it
+    images/s and data wait.
 
-    `metrics` is the run's `metrics.jsonl` (see `read_metrics` for what is refused). `chance` is the loss of guessing
-    among the positive and all negatives, ln(1 + negatives); None draws no line.
+    `metrics` is the run's `metrics.jsonl` (see `read_metrics` for what is refused). `chance` is the
+    loss of guessing among the positive and all negatives, ln(1 + negatives); None draws no line.
     """
     columns = read_metrics(metrics)
     steps = columns["step"]
@@ -235,9 +272,17 @@ def loss_picture(
     top.plot(steps, columns["loss"], color="#9db8d6", linewidth=0.8, marker=dots, label="loss")
     window = max(len(steps) // 30, 1)
     smooth = running_mean(columns["loss"], window)
-    top.plot(steps, smooth, color="#0b4f9c", linewidth=2, label=f"mean of {window} lines, {smooth[-1]:.3f} at the end")
+    top.plot(
+        steps,
+        smooth,
+        color="#0b4f9c",
+        linewidth=2,
+        label=f"mean of {window} lines, {smooth[-1]:.3f} at the end",
+    )
     if chance is not None:
-        top.axhline(chance, color="#c03030", linestyle="--", linewidth=1, label=f"chance {chance:.2f}")
+        top.axhline(
+            chance, color="#c03030", linestyle="--", linewidth=1, label=f"chance {chance:.2f}"
+        )
     top.set_ylabel("loss (nats)")
     top.set_title(title, fontsize=10, loc="left")
     top.legend(fontsize=8)
@@ -258,11 +303,16 @@ BAR_COLOURS = {"ours": "#00a0d0", "peer": "#b0b0b0", "bound": "#ffb000"}
 """Of `bench_picture`'s bars, by kind of row."""
 
 
-def bench_picture(rows: Sequence[dict[str, Any]], out: str | os.PathLike[str], *, title: str = "") -> None:
-    """A bar a row of `bench` (its JSON): images/s, slowest to fastest round; rows without a speed are left out."""
-    timed = [row for row in rows if row["images_per_s"] is not None and row["name"] != "cached_batch"]
+def bench_picture(
+    rows: Sequence[dict[str, Any]], out: str | os.PathLike[str], *, title: str = ""
+) -> None:
+    """A bar a row of `bench` (its JSON): images/s, slowest to fastest round; rows without a speed
+    are left out."""
+    timed = [
+        row for row in rows if row["images_per_s"] is not None and row["name"] != "cached_batch"
+    ]
     if not timed:
-        raise ValueError("bench_picture: no row has a speed to show")
+        raise InvalidInput("bench_picture: no row has a speed to show")
     timed.sort(key=lambda row: row["images_per_s"])
     figure = Figure(figsize=(9, 1.2 + 0.45 * len(timed)), dpi=100, layout="constrained")
     axes = figure.subplots()

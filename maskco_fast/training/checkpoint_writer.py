@@ -1,4 +1,5 @@
-"""Checkpoints written beside the steps: a copy of the state is taken at once, a thread brings it to the disk."""
+"""Checkpoints written beside the steps: a copy of the state is taken at once, a thread brings it to
+the disk."""
 
 import os
 import pathlib
@@ -13,13 +14,15 @@ import torch
 from maskco_fast.training import checkpoint
 
 NICENESS = 19
-"""Of the writing thread, in Linux's terms: the least share there is. At 10, steps beside a write took twice as long."""
+"""Of the writing thread, in Linux's terms: the least share there is. At 10, steps beside a write
+took twice as long."""
 
 
 class Snapshot:
     """Copies a state into host memory that is kept from one copy to the next.
 
-    First writes to fresh memory cost a page fault every 4 KiB, and page-locking it costs more: hence kept.
+    First writes to fresh memory cost a page fault every 4 KiB, and page-locking it costs more:
+    hence kept.
     """
 
     def __init__(self) -> None:
@@ -29,8 +32,8 @@ class Snapshot:
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state as it is now: no later step changes it, the next `take` overwrites it.
 
-        CUDA tensors are copied in the order of the current stream, before whatever is queued after this call, and the
-        host goes on: `wait` before reading.
+        CUDA tensors are copied in the order of the current stream, before whatever is queued after
+        this call, and the host goes on: `wait` before reading.
         """
         kept, self._buffers = iter(self._buffers), []
 
@@ -59,20 +62,27 @@ class Snapshot:
 
 
 def _alike(buffer: torch.Tensor, value: torch.Tensor) -> bool:
-    same_layout = buffer.shape == value.shape and buffer.dtype == value.dtype and buffer.stride() == value.stride()
+    same_layout = (
+        buffer.shape == value.shape
+        and buffer.dtype == value.dtype
+        and buffer.stride() == value.stride()
+    )
     return same_layout and buffer.is_pinned() == value.is_cuda
 
 
 def _give_way() -> None:
-    """Let this thread have little but the time that others leave: on Linux each thread has a niceness of its own.
+    """Let this thread have little but the time that others leave: on Linux each thread has a
+    niceness of its own.
 
-    OpenMP's threads wait for each other many times a step, so that one which loses its core holds up all of them.
+    OpenMP's threads wait for each other many times a step, so that one which loses its core holds
+    up all of them.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 class CheckpointWriter:
-    """Saves checkpoints in a thread, one at a time. As a context manager it ends with the last one on the disk.
+    """Saves checkpoints in a thread, one at a time. As a context manager it ends with the last one
+    on the disk.
 
     A failed write (a full disk) raises its OSError at the next call of `check`, `save` or `finish`.
     """
@@ -85,9 +95,11 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
 
     def save(self, step: int, state: dict[str, Any], *, first: Callable[[], object]) -> None:
-        """Have `state` written as the checkpoint of `step`, after a call of `first`, both in the thread.
+        """Have `state` written as the checkpoint of `step`, after a call of `first`, both in the
+        thread.
 
-        Returns when `state` may change again, which is at once unless the checkpoint before is still being written.
+        Returns when `state` may change again, which is at once unless the checkpoint before is
+        still being written.
         """
         self.finish()
         self._pending = self._thread.submit(self._write, step, self._snapshot.take(state), first)
@@ -117,7 +129,10 @@ class CheckpointWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._thread.shutdown()  # waits for a write that is under way
         if error is None:

@@ -1,4 +1,5 @@
-"""The steps' scalars, from the device to the host and from all ranks to one figure, without a wait a step."""
+"""The steps' scalars, from the device to the host and from all ranks to one figure, without a wait
+a step."""
 
 from dataclasses import dataclass
 
@@ -19,11 +20,11 @@ class Reading:
     """Of the step's images, in the order of the epoch."""
 
 
-class Readings:
+class DeferredScalars:
     """The last steps' scalars, still on the device, with what is known of those steps on the host.
 
-    Reading a CUDA tensor waits for the device, and other ranks' figures for the slowest of them: so `every` steps are
-    read together where there is either.
+    Reading a CUDA tensor waits for the device, and other ranks' figures for the slowest of them: so
+    `every` steps are read together where there is either.
     """
 
     def __init__(self, every: int, world: World) -> None:
@@ -49,8 +50,8 @@ class Readings:
     def read(self) -> list[Reading]:
         """The kept steps, with the scalars in their lines; forgets them.
 
-        Waits for the device and for all ranks. The scalars are means over the ranks; `data_wait` is that of the rank
-        that waited longest, for which the others waited in their turn.
+        Waits for the device and for all ranks. The scalars are means over the ranks; `data_wait` is
+        that of the rank that waited longest, for which the others waited in their turn.
         """
         if not self._lines:
             return []

@@ -7,9 +7,15 @@ from typing import Literal
 
 import torch
 
+from maskco_fast.kernels.errors import InvalidInput
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
-DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 """Of the networks' arithmetic and of the views, by `TrainConfig.precision`."""
 
 
@@ -25,11 +31,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device is {name!r}; it wants auto, cpu, cuda or cuda:N") from error
+        raise InvalidInput(f"device is {name!r}; it wants auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch finds no CUDA device here")
+        raise InvalidInput(f"device is {name!r}, but torch finds no CUDA device here")
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, but there are {torch.cuda.device_count()} here; one process takes one")
+        raise InvalidInput(
+            f"device is {name!r}, but there are {torch.cuda.device_count()} here; one process takes one"
+        )
     return device
 
 
@@ -38,14 +46,16 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     if name == "auto":
         return "bf16" if device.type == "cuda" or has_bf16_instructions() else "fp32"
     if name == "fp16" and device.type != "cuda":
-        raise ValueError("precision fp16 wants CUDA; on a CPU take bf16 or fp32")
+        raise InvalidInput("precision fp16 wants CUDA; on a CPU take bf16 or fp32")
     return name  # type: ignore[return-value]
 
 
 def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AMX, AVX512-BF16, Arm's BF16); False where Linux does not tell.
+    """Whether this CPU multiplies bfloat16 itself (AMX, AVX512-BF16, Arm's BF16); False where Linux
+    does not tell.
 
-    Without them bf16 is emulated: on a Cascade Lake a ResNet-18 step took 1.8-2.3 times as long as in float32.
+    Without them bf16 is emulated: on a Cascade Lake a ResNet-18 step took 1.8-2.3 times as long as
+    in float32.
     """
     facts = pathlib.Path("/proc/cpuinfo")
     if not facts.exists():
@@ -54,10 +64,12 @@ def has_bf16_instructions() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees: a step's tensors are as large as those of the step before.
+    """Let this process keep the memory that it frees: a step's tensors are as large as those of the
+    step before.
 
-    glibc hands large blocks back, and the system clears every page anew: a tenth of a ResNet-50's step on a CPU. For a
-    program to call that computes there, before it makes tensors; where there is another C library, nothing happens.
+    glibc hands large blocks back, and the system clears every page anew: a tenth of a ResNet-50's
+    step on a CPU. For a program to call that computes there, before it makes tensors; where there
+    is another C library, nothing happens.
     """
     trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
     with contextlib.suppress(AttributeError, OSError):

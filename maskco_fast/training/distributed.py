@@ -1,7 +1,8 @@
 """The processes of one run: who they are, what they tell each other, how they agree to stop.
 
-torchrun starts them and torch.distributed carries the gradients (NCCL on CUDA, gloo on the CPU). What the hosts have to
-tell each other goes through a gloo group of its own, so that no message waits for a device.
+torchrun starts them and torch.distributed carries the gradients (NCCL on CUDA, gloo on the CPU).
+What the hosts have to tell each other goes through a gloo group of its own, so that no message
+waits for a device.
 """
 
 import contextlib
@@ -18,26 +19,30 @@ import torch
 import torch.distributed
 from torch import nn
 
+from maskco_fast.kernels.errors import MaskCoError
+
 GRADIENT_TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a step waits for a rank that neither answers nor closes its connection, as after a power cut."""
+"""How long a step waits for a rank that neither answers nor closes its connection, as after a power
+cut."""
 CONTROL_TIMEOUT = datetime.timedelta(days=1)
 """Of messages between hosts: ranks wait here while one of each host indexes the shards."""
 PEER_GRACE = 2.0
-"""Seconds that a rank which lost a peer stays, so that torchrun, which looks ten times a second, sees the peer end
-first and names it as the cause."""
+"""Seconds that a rank which lost a peer stays, so that torchrun, which looks ten times a second,
+sees the peer end first and names it as the cause."""
 STORE_POLL = 0.02
 """Seconds between two looks whether all ranks have started."""
 
 T = TypeVar("T")
 
 
-class PeerLost(RuntimeError):
+class PeerLost(MaskCoError, RuntimeError):
     """Another rank of the run is gone; why, that rank has told."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among those of the run. The default is a run of one process, for which every exchange is a no-op."""
+    """This process among those of the run. The default is a run of one process, for which every
+    exchange is a no-op."""
 
     rank: int = 0
     size: int = 1
@@ -48,12 +53,13 @@ class World:
     """The gloo process group of the messages between hosts; None in a run of one process."""
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0, which alone writes."""
         return self.rank == 0
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(size, *shape): every rank's CPU tensor, of one shape on all of them. Waits for all ranks."""
+        """(size, *shape): every rank's CPU tensor, of one shape on all of them. Waits for all
+        ranks."""
         if self.control is None:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -68,7 +74,7 @@ class World:
         torch.distributed.all_gather_object(values, value, group=self.control)
         return values
 
-    def from_leader(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """Rank 0's value, on every rank. Waits for rank 0."""
         if self.control is None:
             return value
@@ -77,10 +83,11 @@ class World:
         return values[0]
 
     def agree_to_stop(self, name: str | None) -> str | None:
-        """The signal that the run stops for, the same on every rank: `name` where this rank got one. Waits for all.
+        """The signal that the run stops for, the same on every rank: `name` where this rank got
+        one. Waits for all.
 
-        Before a step it waits for those that the step's first exchange would wait for, and takes half a millisecond
-        itself between two processes of a host (`benchmarks/processes.py`).
+        Before a step it waits for those that the step's first exchange would wait for, and takes
+        half a millisecond itself between two processes of a host (`benchmarks/processes.py`).
         """
         number = int(self.gather(torch.tensor(signal.Signals[name] if name else 0)).max())
         return signal.Signals(number).name if number else None
@@ -97,17 +104,23 @@ class World:
 
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """Join the run that torchrun's environment describes, for computing on `device`; leave it in the end.
+    """Join the run that torchrun's environment describes, for computing on `device`; leave it in
+    the end.
 
-    One process, with or without torchrun, needs no process group. An error inside leaves at once: the other ranks'
-    connections break, which is how they learn of it, as PeerLost.
+    One process, with or without torchrun, needs no process group. An error inside leaves at once:
+    the other ranks' connections break, which is how they learn of it, as PeerLost.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World()
         return
     store, rank, size = next(torch.distributed.rendezvous("env://", timeout=GRADIENT_TIMEOUT))
-    place = {"store": _unused(store, rank, size), "rank": rank, "world_size": size, "timeout": GRADIENT_TIMEOUT}
+    place = {
+        "store": _unused(store, rank, size),
+        "rank": rank,
+        "world_size": size,
+        "timeout": GRADIENT_TIMEOUT,
+    }
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.distributed.init_process_group("nccl", device_id=device, **place)
@@ -134,12 +147,13 @@ def join(device: torch.device) -> Iterator[World]:
 
 
 def _unused(store: Any, rank: int, size: int) -> Any:
-    """A part of torchrun's store that no earlier start of these ranks has written to. Waits for all ranks.
+    """A part of torchrun's store that no earlier start of these ranks has written to. Waits for all
+    ranks.
 
-    torchrun keeps one store through its restarts, with the addresses of processes that it has killed. It numbers the
-    restarts on each node for itself, so that the ranks cannot take that number; rank 0 names the part instead. A rank
-    shows a word of its own, new at each start, and is answered under that word, so that neither takes the other for
-    one that is gone.
+    torchrun keeps one store through its restarts, with the addresses of processes that it has
+    killed. It numbers the restarts on each node for itself, so that the ranks cannot take that
+    number; rank 0 names the part instead. A rank shows a word of its own, new at each start, and is
+    answered under that word, so that neither takes the other for one that is gone.
     """
     word = uuid.uuid4().hex
     if rank != 0:
@@ -154,7 +168,9 @@ def _unused(store: Any, rank: int, size: int) -> Any:
     missing, until = set(range(1, size)), time.monotonic() + GRADIENT_TIMEOUT.total_seconds()
     while missing:
         if time.monotonic() > until:
-            raise PeerLost(f"ranks {sorted(missing)} of {size} have not started; see what torchrun says on their nodes")
+            raise PeerLost(
+                f"ranks {sorted(missing)} of {size} have not started; see what torchrun says on their nodes"
+            )
         for other in missing:
             if store.check([f"shown by {other}"]):
                 store.set(f"answer to {store.get(f'shown by {other}').decode()}", word)
@@ -177,16 +193,22 @@ def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
 def average_running_statistics(module: nn.Module) -> None:
     """Set BatchNorm's running statistics to their mean over the ranks.
 
-    A step moves them linearly towards the statistics of the rank's own groups, so the mean taken now is what one
-    process would hold that had seen all groups in every step: once a checkpoint is enough. Normalisation in training
-    does not read them.
+    A step moves them linearly towards the statistics of the rank's own groups, so the mean taken
+    now is what one process would hold that had seen all groups in every step: once a checkpoint is
+    enough. Normalisation in training does not read them.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    statistics = [s for layer in layers for s in (layer.running_mean, layer.running_var) if s is not None]
+    layers = [
+        layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
+    statistics = [
+        s for layer in layers for s in (layer.running_mean, layer.running_var) if s is not None
+    ]
     if not statistics:
         return
     mean = torch.cat([statistic.flatten() for statistic in statistics])
     torch.distributed.all_reduce(mean)
     mean /= torch.distributed.get_world_size()
-    for statistic, part in zip(statistics, mean.split([statistic.numel() for statistic in statistics])):
+    for statistic, part in zip(
+        statistics, mean.split([statistic.numel() for statistic in statistics])
+    ):
         statistic.copy_(part.view_as(statistic))

@@ -1,9 +1,9 @@
-"""`--loader auto`: which loader feeds a run, by what is installed and a short measurement on the run's own shards."""
+"""`--loader auto`: which loader feeds a run, by what is installed and a short measurement on the
+run's own shards."""
 
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -13,15 +13,19 @@ import torch
 
 from maskco_fast.errors import say
 from maskco_fast.loaders import Loader, TooManyBadSamples
+from maskco_fast.loaders.system.files import write_json
 
 CANDIDATES = ("native", "dali", "ffcv")
-"""The first is measured in any case and needs no extra; the reference loader is never the faster one."""
+"""The first is measured in any case and needs no extra; the reference loader is never the faster
+one."""
 ROUNDS = 2
-"""Turns that each candidate gets, of which the better counts: what else the machine does only slows it down."""
+"""Turns that each candidate gets, of which the better counts: what else the machine does only slows
+it down."""
 SECONDS = 1.0
 """Of each turn, after the batches that compile and fill the pipeline."""
 MARGIN = 1.1
-"""How many times as fast as the native loader another one has to be: the measurement is short and noisy."""
+"""How many times as fast as the native loader another one has to be: the measurement is short and
+noisy."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,12 @@ class Choice:
 
 
 def choose_loader(run_dir: pathlib.Path, make: Callable[[str], Loader]) -> str:
-    """The loader that `run_dir` remembers in loader.json, or the fastest one here, which it then remembers.
+    """The loader that `run_dir` remembers in loader.json, or the fastest one here, which it then
+    remembers.
 
-    `make` makes a loader of the run by its name. What was chosen and why is told on stderr. Errors of the native
-    loader, such as shards that hold nothing usable, are raised; another candidate that fails is left out.
+    `make` makes a loader of the run by its name. What was chosen and why is told on stderr. Errors
+    of the native loader, such as shards that hold nothing usable, are raised; another candidate
+    that fails is left out.
     """
     path = run_dir / "loader.json"
     if path.exists():
@@ -47,10 +53,7 @@ def choose_loader(run_dir: pathlib.Path, make: Callable[[str], Loader]) -> str:
         return choice.loader
     choice = measure(make)
     say(f"loader {choice.loader}: {choice.why}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(dataclasses.asdict(choice), indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, dataclasses.asdict(choice))
     return choice.loader
 
 
@@ -82,7 +85,9 @@ def measure(make: Callable[[str], Loader]) -> Choice:
                 left_out[name] = f"fails here: {error}"
     fastest = max(rates, key=lambda name: rates[name])
     chosen = fastest if rates[fastest] >= MARGIN * rates[native] else native
-    return Choice(chosen, _told(rates, left_out), {name: round(rate, 1) for name, rate in rates.items()})
+    return Choice(
+        chosen, _told(rates, left_out), {name: round(rate, 1) for name, rate in rates.items()}
+    )
 
 
 def images_per_s(loader: Loader) -> float:
@@ -104,5 +109,8 @@ def images_per_s(loader: Loader) -> float:
 
 def _told(rates: dict[str, float], left_out: dict[str, str]) -> str:
     """The measurement in a line."""
-    facts = [f"{name} {rate:.0f} images/s" for name, rate in sorted(rates.items(), key=lambda item: -item[1])]
+    facts = [
+        f"{name} {rate:.0f} images/s"
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
+    ]
     return ", ".join([*facts, *(f"{name} {reason}" for name, reason in left_out.items())])

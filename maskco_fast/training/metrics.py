@@ -11,19 +11,20 @@ from types import TracebackType
 from typing import Any, TextIO
 
 Line = Mapping[str, float | int]
-"""One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the step's time spent waiting
-for data, 0..1), and what else the method names."""
+"""One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the
+step's time spent waiting for data, 0..1), and what else the method names."""
 
 QUIET_SECONDS = 10.0
-"""A log file gets a progress line no more often than this, a terminal's line is rewritten twice a second."""
+"""A log file gets a progress line no more often than this, a terminal's line is rewritten twice a
+second."""
 TERMINAL_SECONDS = 0.5
 
 
 class StepsFile:
     """metrics.jsonl or samples.jsonl: one line a step, steps in order, none twice.
 
-    Opening it for a run that goes on after `step` cuts every later line, so that a resumed run's file is what an
-    uninterrupted run's would have been.
+    Opening it for a run that goes on after `step` cuts every later line, so that a resumed run's
+    file is what an uninterrupted run's would have been.
     """
 
     def __init__(self, path: pathlib.Path, *, step: int) -> None:
@@ -32,12 +33,14 @@ class StepsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line and hand it to the operating system. ValueError for a value that is no JSON number."""
+        """Append a line and hand it to the operating system. ValueError for a value that is no JSON
+        number."""
         self._file.write(json.dumps(dict(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Put what was written on the disk: a checkpoint that follows never knows of more steps than this file."""
+        """Put what was written on the disk: a checkpoint that follows never knows of more steps
+        than this file."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -70,7 +73,9 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._steps = steps
-        self._recent: collections.deque[tuple[float, Line]] = collections.deque(maxlen=max(window, 2))
+        self._recent: collections.deque[tuple[float, Line]] = collections.deque(
+            maxlen=max(window, 2)
+        )
         self._shown_at = -QUIET_SECONDS
         self._width = 0
 
@@ -104,11 +109,15 @@ class Progress:
 
 
 def describe(lines: Sequence[Line], steps: int, *, remaining: float | None) -> str:
-    """`step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 0:03:12`, means over `lines`.
+    """`step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 0:03:12`, means
+    over `lines`.
 
     `remaining`: seconds to the end, None where that is not known yet.
     """
-    mean = {name: sum(line[name] for line in lines) / len(lines) for name in ("images_per_s", "loss", "data_wait")}
+    mean = {
+        name: sum(line[name] for line in lines) / len(lines)
+        for name in ("images_per_s", "loss", "data_wait")
+    }
     last = lines[-1]
     eta = (
         "?"
@@ -125,7 +134,14 @@ class Metrics:
     """All of them, for a run that goes on after `step` towards `steps`."""
 
     def __init__(
-        self, run_dir: pathlib.Path, *, step: int, steps: int, log_every: int, tensorboard: bool, log_samples: bool
+        self,
+        run_dir: pathlib.Path,
+        *,
+        step: int,
+        steps: int,
+        log_every: int,
+        tensorboard: bool,
+        log_samples: bool,
     ) -> None:
         self._file = StepsFile(run_dir / "metrics.jsonl", step=step)
         self._samples = StepsFile(run_dir / "samples.jsonl", step=step) if log_samples else None
@@ -141,7 +157,9 @@ class Metrics:
         """Take the next step's line and the ids of its images."""
         self._file.write(line)
         if self._samples is not None:
-            self._samples.write({"step": line["step"], "epoch": line["epoch"], "sample_ids": sample_ids})
+            self._samples.write(
+                {"step": line["step"], "epoch": line["epoch"], "sample_ids": sample_ids}
+            )
         self._progress.add(line)
         if self._board is not None and int(line["step"]) % self._log_every == 0:
             for name, value in line.items():
@@ -158,7 +176,10 @@ class Metrics:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._progress.close()
         self._file.close()

@@ -1,4 +1,5 @@
-"""One run folder, one job: a lock that the operating system drops when its process ends, however it ends."""
+"""One run folder, one job: a lock that the operating system drops when its process ends, however it
+ends."""
 
 import contextlib
 import errno
@@ -10,13 +11,16 @@ import time
 import warnings
 from collections.abc import Iterator
 
+from maskco_fast.kernels.errors import MaskCoError
+
 PATIENCE = 10.0
-"""Seconds that a job waits for one that is just ending, such as its own former start that was killed."""
+"""Seconds that a job waits for one that is just ending, such as its own former start that was
+killed."""
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
-class RunFolderInUse(RuntimeError):
+class RunFolderInUse(MaskCoError, RuntimeError):
     """Another job writes into the run folder."""
 
 
@@ -24,8 +28,8 @@ class RunFolderInUse(RuntimeError):
 def lock_run_folder(folder: pathlib.Path, *, patience: float = PATIENCE) -> Iterator[None]:
     """Hold `folder`, which is made where it is absent; `lock` in it tells by whom.
 
-    RunFolderInUse names the other holder if it has not let go within `patience` seconds. A file system without locks
-    gets a warning.
+    RunFolderInUse names the other holder if it has not let go within `patience` seconds. A file
+    system without locks gets a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
@@ -35,7 +39,9 @@ def lock_run_folder(folder: pathlib.Path, *, patience: float = PATIENCE) -> Iter
             if time.monotonic() > deadline:
                 file.seek(0)
                 holder = file.read().strip() or "another job"
-                raise RunFolderInUse(f"{folder} is in use by {holder}: end that job, or name another --run-dir")
+                raise RunFolderInUse(
+                    f"{folder} is in use by {holder}: end that job, or name another --run-dir"
+                )
             time.sleep(0.1)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -44,7 +50,8 @@ def lock_run_folder(folder: pathlib.Path, *, patience: float = PATIENCE) -> Iter
 
 
 def _locked(descriptor: int, path: pathlib.Path) -> bool:
-    """Whether the lock is ours now. It belongs to the open file: closing that, or dying, gives it back."""
+    """Whether the lock is ours now. It belongs to the open file: closing that, or dying, gives it
+    back."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -52,5 +59,8 @@ def _locked(descriptor: int, path: pathlib.Path) -> bool:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
-        warnings.warn(f"{path}: no locks on this file system ({error}); take care that one job uses it", stacklevel=3)
+        warnings.warn(
+            f"{path}: no locks on this file system ({error}); take care that one job uses it",
+            stacklevel=3,
+        )
     return True

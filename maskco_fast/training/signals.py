@@ -9,11 +9,12 @@ from typing import Any
 
 
 class StopSignal:
-    """While entered, SIGTERM, SIGUSR1 (what batch systems warn with) and Ctrl-C only set `name`, which the loop reads
-    between steps.
+    """While entered, SIGTERM, SIGUSR1 (what batch systems warn with) and Ctrl-C only set `name`,
+    which the loop reads between steps.
 
-    `told` is then called in a thread of its own, for what may not be done in a handler: to wake what the loop waits
-    for. A second Ctrl-C interrupts at once. Outside the main thread, where Python allows no handlers, it does nothing.
+    `told` is then called in a thread of its own, for what may not be done in a handler: to wake
+    what the loop waits for. A second Ctrl-C interrupts at once. Outside the main thread, where
+    Python allows no handlers, it does nothing.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -21,7 +22,9 @@ class StopSignal:
     def __init__(self, told: Callable[[], None]) -> None:
         self.name: str | None = None
         self._told = told
-        self._signals: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put is safe in a handler, Event.set is not
+        self._signals: queue.SimpleQueue[bool] = (
+            queue.SimpleQueue()
+        )  # its put is safe in a handler, Event.set is not
         self._thread = threading.Thread(target=self._tell, name="stop-signal", daemon=True)
         self._before: dict[int, Any] = {}
 
@@ -42,7 +45,10 @@ class StopSignal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
             # None: a handler that was not set from Python cannot be set back from it.

@@ -1,4 +1,5 @@
-"""The training loop: steps, readings, checkpoints, signals. It knows no method and no loader by name."""
+"""The training loop: steps, readings, checkpoints, signals. It knows no method and no loader by
+name."""
 
 import contextlib
 import dataclasses
@@ -15,13 +16,14 @@ from typing import Any, Protocol
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from maskco_fast.kernels.errors import InvalidInput, MaskCoError
 from maskco_fast.loaders import Batch, Quarantine, ReadEnded
 from maskco_fast.loaders.quarantine import BadSample
 from maskco_fast.methods.base import Method
 from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
 from maskco_fast.training.config import TrainConfig, differences
-from maskco_fast.training.deferred_scalars import Line, Readings
+from maskco_fast.training.deferred_scalars import DeferredScalars, Line
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
 from maskco_fast.training.metrics import Metrics
@@ -50,7 +52,7 @@ class BatchSource(Protocol):
         """From another thread: a batch that would have to be waited for raises ReadEnded."""
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(MaskCoError, RuntimeError):
     """The loss became infinite or not a number."""
 
 
@@ -72,12 +74,16 @@ class _Output:
 
 
 class Trainer:
-    """One run, on this process or on all of `world`: `fit` trains from where the run folder stands to the last step.
+    """One run, on this process or on all of `world`: `fit` trains from where the run folder stands
+    to the last step.
 
-    The loader yields this rank's share of every step's images: `config.batch_size` over the number of ranks.
+    The loader yields this rank's share of every step's images: `config.batch_size` over the number
+    of ranks.
     """
 
-    def __init__(self, config: TrainConfig, method: Method, loader: BatchSource, world: World | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, method: Method, loader: BatchSource, world: World | None = None
+    ) -> None:
         self.config = config
         self.world = world if world is not None else World()
         self.device = choose_device(config.device, self.world.local_rank)
@@ -93,22 +99,27 @@ class Trainer:
         """What all ranks had quarantined at the last checkpoint; on rank 0."""
         self._ended = 0.0
         waits = self.device.type == "cuda" or self.world.size > 1
-        self._readings = Readings(config.log_every if waits else 1, self.world)
+        self._readings = DeferredScalars(config.log_every if waits else 1, self.world)
 
     def _make_forward(self) -> Callable[[Batch], dict[str, torch.Tensor]]:
         forward = self._parallel if self._parallel is not None else self.method
         if self.config.cuda_graphs:
             if self.device.type != "cuda":
-                raise ValueError(f"--cuda-graphs wants CUDA, and the device is {self.device}; leave it out")
+                raise InvalidInput(
+                    f"--cuda-graphs wants CUDA, and the device is {self.device}; leave it out"
+                )
             return torch.compile(forward, mode="reduce-overhead")
         return torch.compile(forward) if self.config.compile else forward
 
     def _make_parallel(self) -> DistributedDataParallel:
-        """Gradients averaged over the ranks while the backward pass goes on. Buffers stay each rank's own."""
+        """Gradients averaged over the ranks while the backward pass goes on. Buffers stay each
+        rank's own."""
         with warnings.catch_warnings():
             # Its new name is newer than the oldest torch that will do.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-            return DistributedDataParallel(self.method, broadcast_buffers=False, gradient_as_bucket_view=True)
+            return DistributedDataParallel(
+                self.method, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
@@ -116,22 +127,23 @@ class Trainer:
         return self.config.run_dir / "checkpoints"
 
     def fit(self) -> str | None:
-        """Train to `config.max_steps`; returns None, or the name of the signal that ended the run before.
+        """Train to `config.max_steps`; returns None, or the name of the signal that ended the run
+        before.
 
-        Goes on from the run folder's newest intact checkpoint. A checkpoint stands at the end in both cases.
-        A signal ends the run after the step at hand, and the wait for a batch at once. NonFiniteLoss leaves the batch's
-        sample ids in the run folder and writes no checkpoint. All ranks call this, and a signal to one of them ends all
-        after the same step.
+        Goes on from the run folder's newest intact checkpoint. A checkpoint stands at the end in
+        both cases. A signal ends the run after the step at hand, and the wait for a batch at once.
+        NonFiniteLoss leaves the batch's sample ids in the run folder and writes no checkpoint. All
+        ranks call this, and a signal to one of them ends all after the same step.
         """
         self.resume()
         with contextlib.ExitStack() as stack:
             # Left last, when the last checkpoint is still being written.
             stop = stack.enter_context(StopSignal(self.loader.interrupt))
-            output = self._open_output(stack) if self.world.leads else None
+            output = self._open_output(stack) if self.world.is_rank_zero else None
             try:
                 stopped_by = self._loop(output, stop)
             except BaseException:
-                if self.world.leads:  # the other ranks may be gone
+                if self.world.is_rank_zero:  # the other ranks may be gone
                     self._write_bad_samples([self.loader.quarantine.entries])
                 raise
         return stopped_by if self.step < self.config.max_steps else None
@@ -161,7 +173,9 @@ class Trainer:
             fetched = self._fetch(batches, stop)
             stopped_by = self.world.agree_to_stop(stop.name)
             if fetched is None or stopped_by is not None:
-                self.loader.load_state_dict(position)  # what was fetched is for the step that the run resumes with
+                self.loader.load_state_dict(
+                    position
+                )  # what was fetched is for the step that the run resumes with
                 break
             self._one_step(fetched)
             if self._readings.full:
@@ -181,14 +195,14 @@ class Trainer:
         ValueError where it belongs to a run configured otherwise, or where `config.resume` is off.
         """
         state = None
-        if self.world.leads:
+        if self.world.is_rank_zero:
             if not self.config.resume and checkpoint.checkpoints(self.checkpoint_folder):
-                raise ValueError(
+                raise InvalidInput(
                     f"{self.config.run_dir} holds a run already: leave --no-resume out to go on with it, "
                     "or name another --run-dir"
                 )
             state = checkpoint.load_newest(self.checkpoint_folder)
-        state = self.world.from_leader(state)  # so that a disk that only rank 0 has will do
+        state = self.world.broadcast(state)  # so that a disk that only rank 0 has will do
         if state is not None:
             self.load_state_dict(state)
 
@@ -211,22 +225,25 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`. ValueError names what the run would do otherwise than before."""
+        """The inverse of `state_dict`. ValueError names what the run would do otherwise than
+        before."""
         changed = differences(state["config"], self.config)
         if changed:
-            raise ValueError(
+            raise InvalidInput(
                 f"{self.config.run_dir} was begun with other settings: {'; '.join(changed)}. "
                 "Give the same, or name another --run-dir"
             )
         for name, now in self._arithmetic().items():
-            if self.world.leads and state["arithmetic"].get(name, now) != now:
+            if self.world.is_rank_zero and state["arithmetic"].get(name, now) != now:
                 warnings.warn(
                     f"resumed with {name} {now} after {state['arithmetic'].get(name)}: "
                     "the losses go on, but not to the last bit as in an uninterrupted run",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        self.loader.load_state_dict(state["loader"])  # first: it says so where the shards are others
+        self.loader.load_state_dict(
+            state["loader"]
+        )  # first: it says so where the shards are others
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -236,7 +253,8 @@ class Trainer:
         self.step = state["steps_done"]
 
     def _arithmetic(self) -> dict[str, str | int]:
-        """What rounding depends on; sums split over another number of threads differ in their last bits."""
+        """What rounding depends on; sums split over another number of threads differ in their last
+        bits."""
         return {
             "max_steps": self.config.max_steps,
             "processes": self.world.size,
@@ -293,19 +311,29 @@ class Trainer:
         self._readings.add(line, scalars, sample_id)
 
     def _gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Add the gradients of the batch's mean loss, a micro-batch at a time; returns its scalars' means."""
+        """Add the gradients of the batch's mean loss, a micro-batch at a time; returns its scalars'
+        means."""
         parts = batch.split(len(batch) // self.config.accumulate)
         collected: list[dict[str, torch.Tensor]] = []
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
             # The ranks exchange the sum, not every addend.
-            alone = self._parallel.no_sync() if self._parallel is not None and not last else contextlib.nullcontext()
+            alone = (
+                self._parallel.no_sync()
+                if self._parallel is not None and not last
+                else contextlib.nullcontext()
+            )
             with alone:
-                with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+                with torch.autocast(
+                    self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
+                ):
                     scalars = self._forward(part)
                 self.scaler.scale(scalars["loss"] / len(parts)).backward()
             collected.append({name: value.detach() for name, value in scalars.items()})
-        return {name: torch.stack([scalars[name] for scalars in collected]).mean() for name in collected[0]}
+        return {
+            name: torch.stack([scalars[name] for scalars in collected]).mean()
+            for name in collected[0]
+        }
 
     def _read(self, output: _Output | None) -> None:
         """Hand the kept steps to the metrics; NonFiniteLoss where one of them went wrong."""
@@ -317,8 +345,10 @@ class Trainer:
 
     def _non_finite(self, line: Line, sample_ids: list[int]) -> NonFiniteLoss:
         path = self.config.run_dir / f"non-finite-step-{line['step']:09d}.json"
-        facts = {name: value if math.isfinite(value) else str(value) for name, value in line.items()}
-        if self.world.leads:
+        facts = {
+            name: value if math.isfinite(value) else str(value) for name, value in line.items()
+        }
+        if self.world.is_rank_zero:
             path.write_text(json.dumps({**facts, "sample_ids": sample_ids}, indent=1) + "\n")
         return NonFiniteLoss(
             f"the loss of step {line['step']} is {line['loss']}; the sample ids of its batch are in {path}. "
@@ -326,7 +356,9 @@ class Trainer:
         )
 
     def _save(self, output: _Output | None) -> None:
-        self._read(output)  # so that no checkpoint holds the weights of a step whose loss nobody saw
+        self._read(
+            output
+        )  # so that no checkpoint holds the weights of a step whose loss nobody saw
         if self.world.size > 1:
             average_running_statistics(self.method)
         if output is not None:
@@ -337,7 +369,7 @@ class Trainer:
     def _report_bad_samples(self) -> None:
         """Write what all ranks found."""
         found = self.world.gather_objects(list(self.loader.quarantine.entries))
-        if self.world.leads:
+        if self.world.is_rank_zero:
             self._write_bad_samples(found)
 
     def _write_bad_samples(self, found: list[list[BadSample]]) -> None:

@@ -1,4 +1,5 @@
-"""The device check and the budget, as far as a machine without a GPU can tell: their logic on the CPU."""
+"""The device check and the budget, as far as a machine without a GPU can tell: their logic on the
+CPU."""
 
 import json
 import pathlib
@@ -27,8 +28,11 @@ def test_says_that_there_is_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_report_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values are green, Triton says why it is absent, what can run is timed, and the text has a line for each."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute of C++ otherwise
+    """Values are green, Triton says why it is absent, what can run is timed, and the text has a
+    line for each."""
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: function
+    )  # a minute of C++ otherwise
     chosen = options()
     report = check.check(chosen, "cpu")
     assert report.green, report.values
@@ -67,7 +71,9 @@ def test_a_failing_row_is_noted() -> None:
 def test_peers_normalise_as_we_do(name: str) -> None:
     """Each yields both views in full, at values that normalised levels can have."""
     pytest.importorskip({"dali": "nvidia.dali"}.get(name, name.partition("_")[0]))
-    views = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8))
+    views = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), dtype=np.uint8)
+    )
     out = peers.PEERS[name](views)()
     assert len(out) == 2
     for view in out:
@@ -81,7 +87,8 @@ def test_budget_counts() -> None:
     passes, floor = budget.fused_bytes(ViewConfig.moco_v2())
     assert floor == 9 * 224**2
     assert passes == pytest.approx(150528 * (0.8 + 1 + 0.5 + 0.5 + 2))
-    # ResNet-50 is 4.09e9 multiply-adds; four times forward; the head's three blocks add 4·3·(2·512·2048 + 9·512²)·49.
+    # ResNet-50 is 4.09e9 multiply-adds; four times forward; the head's three blocks add
+    # 4·3·(2·512·2048 + 9·512²)·49.
     by_hand = 8 * 4.089 + 2 * 4 * 3 * (2 * 512 * 2048 + 9 * 512**2) * 49 / 1e9
     assert budget.step_gflops(2) == pytest.approx(by_hand, rel=0.02)
     image = torch.zeros(100, dtype=torch.uint8)
@@ -94,9 +101,14 @@ def test_budget_of_the_hosts(
     tmp_path: pathlib.Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Loaders timed here, a bench's rows, and what is given; cores are images a second times the milliseconds."""
+    """Loaders timed here, a bench's rows, and what is given; cores are images a second times the
+    milliseconds."""
     bench, report = tmp_path / "bench.json", tmp_path / "budget.json"
-    bench.write_text(json.dumps([{"name": "peer", "cpu_ms_per_image": 8.5}, {"name": "red", "cpu_ms_per_image": None}]))
+    bench.write_text(
+        json.dumps(
+            [{"name": "peer", "cpu_ms_per_image": 8.5}, {"name": "red", "cpu_ms_per_image": None}]
+        )
+    )
     options = budget.Options(
         shards=tuple(make_shards(1, 12)),
         loaders=("native", "reference"),
@@ -108,10 +120,22 @@ def test_budget_of_the_hosts(
     assert budget.main(options) == 0
     written = json.loads(report.read_text())
     hosts = {host["name"]: host for host in written["hosts"]}
-    assert list(hosts) == ["native, to the seam", "reference, to the seam", "peer, by the bench", "mine"]
-    assert all(len(hosts[name]["cpu_ms"]) == 2 for name in ("native, to the seam", "reference, to the seam"))
-    asked = next(line["value"] for line in written["lines"] if line["name"].endswith("asks for, tuned step"))
+    assert list(hosts) == [
+        "native, to the seam",
+        "reference, to the seam",
+        "peer, by the bench",
+        "mine",
+    ]
+    assert all(
+        len(hosts[name]["cpu_ms"]) == 2
+        for name in ("native, to the seam", "reference, to the seam")
+    )
+    asked = next(
+        line["value"] for line in written["lines"] if line["name"].endswith("asks for, tuned step")
+    )
     printed = capsys.readouterr().out
-    assert f"{asked * 2 / 1000:.1f}" in next(line for line in printed.splitlines() if line.startswith("mine "))
+    assert f"{asked * 2 / 1000:.1f}" in next(
+        line for line in printed.splitlines() if line.startswith("mine ")
+    )
     with pytest.raises(ValueError, match="NAME=MILLISECONDS"):
         budget.hosts(budget.Options(loaders=(), cpu_ms=("2",)), None)

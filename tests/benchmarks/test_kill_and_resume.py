@@ -1,4 +1,5 @@
-"""The quick version of the kill-and-resume command: two processes, killed; one, killed; two to the end."""
+"""The quick version of the kill-and-resume command: two processes, killed; one, killed; two to the
+end."""
 
 import json
 import pathlib
@@ -12,7 +13,9 @@ def test_killed_processes_lose_and_repeat_no_image(capsys: pytest.CaptureFixture
     code = command.main(command.Options(kills=2, signals=("SIGKILL",), seed=1))
     told = capsys.readouterr().out
     assert code == 0, told
-    assert told.splitlines()[-1] == "18 steps in epochs of 9: the images of every step are the order's"
+    assert (
+        told.splitlines()[-1] == "18 steps in epochs of 9: the images of every step are the order's"
+    )
 
 
 def test_a_wrong_image_is_noticed(tmp_path: pathlib.Path):

@@ -1,4 +1,5 @@
-"""The commands that compare the loaders, at small size: parity, loss curves, DALI's and FFCV's own operators."""
+"""The commands that compare the loaders, at small size: parity, loss curves, DALI's and FFCV's own
+operators."""
 
 import json
 
@@ -21,18 +22,31 @@ def test_every_loader_is_within_its_limits_at_every_seam(make_shards, capsys):
     options = parity.Options(shards=tuple(make_shards(1, 8)), images=8, batch_size=4, size=48)
     assert parity.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[3:]] == ["| native", "| dali", "| ffcv", f"| {parity.DEVICE_GRAPH}"]
+    assert [line.split(" | ")[0] for line in lines[3:]] == [
+        "| native",
+        "| dali",
+        "| ffcv",
+        f"| {parity.DEVICE_GRAPH}",
+    ]
 
 
 def test_a_red_row_ends_the_parity_command(make_shards, monkeypatch):
     monkeypatch.setitem(parity.LIMITS, parity.SEAM, parity.Apart(0, 0, 0))
-    assert parity.main(parity.Options(shards=tuple(make_shards(1, 4)), images=4, batch_size=4, size=48)) == 1
+    assert (
+        parity.main(
+            parity.Options(shards=tuple(make_shards(1, 4)), images=4, batch_size=4, size=48)
+        )
+        == 1
+    )
 
 
 def test_losses_are_the_references_within_the_noise(make_shards, tmp_path):
-    """Same weights, samples and order; what is left at the first steps is what a fraction of a level makes."""
+    """Same weights, samples and order; what is left at the first steps is what a fraction of a
+    level makes."""
     out = tmp_path / "runs"
-    options = loss_curves.Options(shards=tuple(make_shards(1, 16)), out=out, steps=2, batch_size=8, size=64)
+    options = loss_curves.Options(
+        shards=tuple(make_shards(1, 16)), out=out, steps=2, batch_size=8, size=64
+    )
     loss_curves.main(options)
     curves = json.loads((out / "loss-curves.json").read_text())
     truth = curves["reference"]

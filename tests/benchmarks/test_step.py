@@ -1,4 +1,5 @@
-"""The command that times the training step, at small size: its sides compute one loss, and all of it runs."""
+"""The command that times the training step, at small size: its sides compute one loss, and all of
+it runs."""
 
 from benchmarks.speed import step
 

@@ -13,7 +13,9 @@ def verdict(data: bytes) -> bool:
     return bool(is_one_whole_scan(np.frombuffer(data, np.uint8)))
 
 
-@pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 3}, {"exif": b"Exif\0\0" + bytes(500)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"restart_marker_blocks": 3}, {"exif": b"Exif\0\0" + bytes(500)}]
+)
 def test_baseline_files_are(options):
     assert verdict(encode(picture(61, 45, 1), **options))
     assert verdict(encode(picture(61, 45, 1)[..., 0], **options) + b"behind the end")
@@ -30,5 +32,12 @@ def test_a_marker_anywhere_in_the_scan_is_found():
 
 
 def test_cut_files_are_not():
-    for length in (4, 20, WHOLE.rindex(b"\xff\xda"), len(WHOLE) // 2, len(WHOLE) - 2, len(WHOLE) - 1):
+    for length in (
+        4,
+        20,
+        WHOLE.rindex(b"\xff\xda"),
+        len(WHOLE) // 2,
+        len(WHOLE) - 2,
+        len(WHOLE) - 1,
+    ):
         assert not verdict(WHOLE[:length])

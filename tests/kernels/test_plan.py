@@ -1,4 +1,5 @@
-"""The plan's properties on any image size, its determinism, and its distributions against torchvision's."""
+"""The plan's properties on any image size, its determinism, and its distributions against
+torchvision's."""
 
 import hashlib
 import math
@@ -22,7 +23,16 @@ settings.register_profile("plan", max_examples=300, deadline=None)
 settings.load_profile("plan")
 
 
-def draw(config: ViewConfig, n: int, height: int, width: int, *, seed: int = 0, epoch: int = 0, first: int = 0):
+def draw(
+    config: ViewConfig,
+    n: int,
+    height: int,
+    width: int,
+    *,
+    seed: int = 0,
+    epoch: int = 0,
+    first: int = 0,
+):
     """The named plans of n samples of one size."""
     ids = np.arange(first, first + n)
     rows = plan(config, seed, epoch, ids, np.full(n, height), np.full(n, width))
@@ -68,7 +78,9 @@ def test_every_plan_keeps_the_rules(height, width, seed, epoch, size):
         assert (crops[:, 1] + crops[:, 3] <= width).all()
         assert (crops == np.round(crops)).all()
         query, key = crops
-        overlap = np.minimum(query[:2] + query[2:], key[:2] + key[2:]) - np.maximum(query[:2], key[:2])
+        overlap = np.minimum(query[:2] + query[2:], key[:2] + key[2:]) - np.maximum(
+            query[:2], key[:2]
+        )
         assert (overlap * size / key[2:] >= config.min_overlap - 1e-6).all()
         if row["draws"] == PAIR_TRIES + 1:
             assert (query == key).all()
@@ -79,11 +91,15 @@ def test_every_plan_keeps_the_rules(height, width, seed, epoch, size):
         assert (spans <= high + 1e-4).all()
         assert (boxes >= -1e-4).all()
         assert (boxes <= size + 1e-4).all()
-        assert max(iou(boxes[0], negative) for negative in boxes[1:]) < config.max_negative_iou + 1e-6
+        assert (
+            max(iou(boxes[0], negative) for negative in boxes[1:]) < config.max_negative_iou + 1e-6
+        )
 
         flips = row["views"]["flip"]
         masked = row["masked_box"].astype(np.float64)
-        np.testing.assert_allclose(masked, project(boxes[0], key, flips[1], query, flips[0], size), atol=2e-3)
+        np.testing.assert_allclose(
+            masked, project(boxes[0], key, flips[1], query, flips[0], size), atol=2e-3
+        )
         assert (masked >= -2e-3).all()  # box 0 lies in the overlap, so in the query view too
         assert (masked <= size + 2e-3).all()
         share = (masked[2] - masked[0]) * (masked[3] - masked[1]) / size**2
@@ -94,24 +110,38 @@ def test_every_plan_keeps_the_rules(height, width, seed, epoch, size):
             assert (np.abs(view["factors"][:3] - 1) <= 0.4 + 1e-6).all()
             assert abs(view["factors"][3]) <= 0.1 + 1e-6
             assert view["blur_sigma"] == 0 or 0.1 <= view["blur_sigma"] <= 2
-            assert {float(view[name]) for name in ("flip", "jitter", "gray", "solarize")} <= {0.0, 1.0}
+            assert {float(view[name]) for name in ("flip", "jitter", "gray", "solarize")} <= {
+                0.0,
+                1.0,
+            }
 
 
 def test_the_fallbacks_are_reached_and_keep_the_rules():
-    """Small crops seldom cover each other, and boxes that fill the view seldom leave room for a negative."""
+    """Small crops seldom cover each other, and boxes that fill the view seldom leave room for a
+    negative."""
     small = draw(ViewConfig(views=(View(area=(0.2, 0.25)),) * 2, min_overlap=223.0), 200, 400, 400)
     assert (small["draws"] == PAIR_TRIES + 1).any()
     fallback = small[small["draws"] == PAIR_TRIES + 1]
     assert (fallback["views"]["crop"][:, 0] == fallback["views"]["crop"][:, 1]).all()
 
-    config = ViewConfig(min_overlap=160.0, boxes=17, box_side=(32.0, 160.0), max_negative_iou=1e-9, max_mask_share=0.02)
+    config = ViewConfig(
+        min_overlap=160.0,
+        boxes=17,
+        box_side=(32.0, 160.0),
+        max_negative_iou=1e-9,
+        max_mask_share=0.02,
+    )
     for row in draw(config, 200, 300, 300):
         boxes = row["key_boxes"]
         assert max(iou(boxes[0], negative) for negative in boxes[1:]) == 0
 
 
 def test_free_views_of_any_number():
-    for config, views in ((ViewConfig.moco_v2(views=1), 1), (ViewConfig.simclr(), 2), (ViewConfig.moco_v2(views=6), 6)):
+    for config, views in (
+        (ViewConfig.moco_v2(views=1), 1),
+        (ViewConfig.simclr(), 2),
+        (ViewConfig.moco_v2(views=6), 6),
+    ):
         rows = draw(config, 500, 300, 400)
         assert rows["views"].shape == (500, views)
         assert rows["key_boxes"].shape == (500, 0, 4)
@@ -121,7 +151,10 @@ def test_free_views_of_any_number():
 
 def test_streams_of_crops_colour_and_boxes_are_apart():
     """What one configures leaves the others as they were."""
-    masked, plain = draw(ViewConfig.maskco(), 50, 300, 400), draw(ViewConfig(min_overlap=128.0), 50, 300, 400)
+    masked, plain = (
+        draw(ViewConfig.maskco(), 50, 300, 400),
+        draw(ViewConfig(min_overlap=128.0), 50, 300, 400),
+    )
     assert masked["views"].tobytes() == plain["views"].tobytes()
     three = draw(ViewConfig.moco_v2(views=3), 50, 300, 400)["views"]
     two = draw(ViewConfig.moco_v2(views=2), 50, 300, 400)["views"]
@@ -144,7 +177,10 @@ def test_a_plan_does_not_depend_on_batch_thread_or_process():
     ids, sides = np.arange(1000) * 7919, np.arange(1000) % 700 + 1
     whole = plan(config, 3, 5, ids, sides, sides[::-1])
     single = np.concatenate(
-        [plan(config, 3, 5, ids[n : n + 1], sides[n : n + 1], sides[::-1][n : n + 1]) for n in ids // 7919]
+        [
+            plan(config, 3, 5, ids[n : n + 1], sides[n : n + 1], sides[::-1][n : n + 1])
+            for n in ids // 7919
+        ]
     )
     assert whole.tobytes() == single.tobytes()
     with ThreadPoolExecutor(4) as pool:
@@ -158,7 +194,9 @@ def test_a_plan_does_not_depend_on_batch_thread_or_process():
         "from maskco_fast.kernels.views import ViewConfig; s = np.arange(1000) % 700 + 1; "
         "print(sha256(plan(ViewConfig.maskco(), 3, 5, np.arange(1000) * 7919, s, s[::-1]).tobytes()).hexdigest())"
     )
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert printed == hashlib.sha256(whole.tobytes()).hexdigest()
 
 
@@ -168,7 +206,10 @@ def test_crops_are_distributed_as_torchvision_draws_them(height, width):
     mine = draw(ViewConfig.moco_v2(), n, height, width)["views"]["crop"][:, 0].astype(np.float64)
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)], np.float64)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)],
+        np.float64,
+    )
     for name, fact in {
         "area": lambda c: c[:, 2] * c[:, 3],
         "ratio": lambda c: c[:, 3] / c[:, 2],
@@ -183,7 +224,10 @@ def test_colour_is_distributed_as_torchvision_draws_it():
     views = draw(ViewConfig.moco_v2(), n, 375, 500)["views"][:, 1]
     torch.manual_seed(0)
     jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
-    drawn = [jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(n)]
+    drawn = [
+        jitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        for _ in range(n)
+    ]
     for operation in range(4):
         theirs = np.array([one[1 + operation] for one in drawn])
         assert stats.ks_2samp(views["factors"][:, operation], theirs).pvalue > 1e-4

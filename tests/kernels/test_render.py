@@ -1,7 +1,9 @@
-"""The fast CPU kernels held to their references: Pillow's resize, torchvision's operators, on images of every shape.
+"""The fast CPU kernels held to their references: Pillow's resize, torchvision's operators, on
+images of every shape.
 
 The tolerances: resize within 1 level of Pillow; colour and blur within 2 levels at worst, .5 in the
-mean and a bias under .05 of torchvision on the same input; finished values within one rounding of their dtype.
+mean and a bias under .05 of torchvision on the same input; finished values within one rounding of
+their dtype.
 """
 
 import itertools
@@ -11,8 +13,9 @@ import pytest
 import torch
 
 from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
+from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render import FORMATS, Renderer
+from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.resize import resize_reference
 from maskco_fast.kernels.views import View, ViewConfig
 
@@ -28,18 +31,32 @@ def image_of(kind, height, width, seed=0):
     if kind == "noise":
         return random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if kind == "checkerboard":
-        # 254, not 255, which blurs to 127.5 all over: there the last bit of a sum decides on a whole level.
+        # 254, not 255, which blurs to 127.5 all over: there the last bit of a sum decides on a
+        # whole level.
         return np.repeat(((y + x) % 2 * 254).astype(np.uint8)[..., None], 3, -1)
     if kind == "constant":
         return np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
     if kind == "white":
         return np.full((height, width, 3), 255, np.uint8)
-    ramp = 255 * np.stack([x / max(width - 1, 1), y / max(height - 1, 1), (x + y) / max(width + height - 2, 1)], -1)
+    ramp = 255 * np.stack(
+        [x / max(width - 1, 1), y / max(height - 1, 1), (x + y) / max(width + height - 2, 1)], -1
+    )
     return ramp.astype(np.uint8)
 
 
 KINDS = ("noise", "checkerboard", "constant", "white", "gradient")
-SHAPES = [(1, 1), (1, 700), (700, 1), (8, 8), (20, 2000), (37, 53), (96, 96), (375, 500), (1200, 900), (3000, 64)]
+SHAPES = [
+    (1, 1),
+    (1, 700),
+    (700, 1),
+    (8, 8),
+    (20, 2000),
+    (37, 53),
+    (96, 96),
+    (375, 500),
+    (1200, 900),
+    (3000, 64),
+]
 
 
 def one_plan(config, height, width, **fields):
@@ -70,7 +87,9 @@ def test_resize_is_pillows_within_a_level(kind, size):
         h, w = random.integers(1, height + 1), random.integers(1, width + 1)
         inner = (random.integers(0, height - h + 1), random.integers(0, width - w + 1), h, w)
         for crop, flip in itertools.product([(0, 0, height, width), inner], [False, True]):
-            renderer.resize(image, 0, 0, one_plan(config, height, width, crop=crop, flip=flip), out, 0)
+            renderer.resize(
+                image, 0, 0, one_plan(config, height, width, crop=crop, flip=flip), out, 0
+            )
             truth = resize_reference(image, crop, size, flip)
             difference = np.abs(out[0, 0].astype(int) - truth)
             assert difference.max() <= 1, (height, width, crop)
@@ -108,11 +127,15 @@ def check_levels(levels, fields, *, size, note=""):
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_operation_alone_is_torchvisions(kind, size):
     levels = image_of(kind, size, size, seed=size)
-    for operation, factors in enumerate([(0.0, 0.6, 1.0, 1.4, 1.8)] * 3 + [(-0.5, -0.1, 0.0, 0.07, 0.4)]):
+    for operation, factors in enumerate(
+        [(0.0, 0.6, 1.0, 1.4, 1.8)] * 3 + [(-0.5, -0.1, 0.0, 0.07, 0.4)]
+    ):
         for factor in factors:
             chosen = [1, 1, 1, 0]
             chosen[operation] = factor
-            check_levels(levels, {"jitter": 1, "factors": chosen}, size=size, note=(operation, factor))
+            check_levels(
+                levels, {"jitter": 1, "factors": chosen}, size=size, note=(operation, factor)
+            )
     check_levels(levels, {"gray": 1}, size=size, note="gray")
     check_levels(levels, {"solarize": 1}, size=size, note="solarize")
     for sigma in (0.1, 0.33, 0.34, 0.9, 1.5, 2.0, 3.3, 5.0):
@@ -136,11 +159,13 @@ def test_all_orders_and_the_whole_chain_are_torchvisions(kind):
 @pytest.mark.parametrize("size", [8, 9, 16, 31])
 def test_small_views_blur_within_their_borders(size):
     check_levels(
-        image_of("noise", size, size), {"blur_sigma": 2.0, "jitter": 1, "factors": (1.2, 0.8, 1.1, 0.05)}, size=size
+        image_of("noise", size, size),
+        {"blur_sigma": 2.0, "jitter": 1, "factors": (1.2, 0.8, 1.1, 0.05)},
+        size=size,
     )
 
 
-@pytest.mark.parametrize("dtype", sorted(FORMATS))
+@pytest.mark.parametrize("dtype", sorted(FORMAT_NAMES))
 @pytest.mark.parametrize("size", [63, 96])
 def test_finished_values_fill_the_buffer_and_nothing_else(dtype, size):
     """Poisoned buffers: every element of the sample's place is written, none of its neighbours'."""
@@ -149,7 +174,9 @@ def test_finished_values_fill_the_buffer_and_nothing_else(dtype, size):
     ids, heights, widths = np.arange(6), np.full(6, 150), np.full(6, 200)
     rows = plan(config, 4, 2, ids, heights, widths)
     named = rows.view(config.plan_dtype)[:, 0]
-    for n, poison in itertools.product(range(6), (0x7F, 0xFF)):  # 0xFF.. is NaN in every float format
+    for n, poison in itertools.product(
+        range(6), (0x7F, 0xFF)
+    ):  # 0xFF.. is NaN in every float format
         image = image_of("gradient", 150, 200, seed=n)
         out = np.full((2, 3, size, size, 3), 0, renderer.buffer_dtype)
         out.view(np.uint8)[:] = poison
@@ -194,7 +221,12 @@ def test_wide_images_after_narrow_ones():
     for width in (10, 5000, 700):
         image = image_of("gradient", 40, width)
         renderer.resize(image, 0, 0, one_plan(config, 40, width, crop=(0, 0, 40, width)), out, 0)
-        assert np.abs(out[0, 0].astype(int) - resize_reference(image, (0, 0, 40, width), 32, False)).max() <= 1
+        assert (
+            np.abs(
+                out[0, 0].astype(int) - resize_reference(image, (0, 0, 40, width), 32, False)
+            ).max()
+            <= 1
+        )
 
 
 def test_arguments_that_do_not_fit_are_refused():

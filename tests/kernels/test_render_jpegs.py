@@ -13,7 +13,8 @@ SIZES = [(90, 131), (48, 48), (300, 64), (7, 200), (123, 77), (64, 600)]
 
 
 def encoded():
-    """A JPEG of each size, by turns of every sampling and gray; the last but one progressive, and one cut short."""
+    """A JPEG of each size, by turns of every sampling and gray; the last but one progressive, and
+    one cut short."""
     images = [picture(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
     files = [encode(image, quality=92, subsampling=n % 3) for n, image in enumerate(images)]
     files[1] = encode(images[1][..., 0], quality=92)
@@ -32,7 +33,9 @@ def test_a_call_equals_one_by_one(size, dtype):
     out, expected = (np.full((2, 9, size, size, 3), 7, renderer.buffer_dtype) for _ in range(2))
     resized, expected_resized = (np.full((2, 9, size, size, 3), 7, np.uint8) for _ in range(2))
     done = renderer.render_jpegs(files, sides, plans, numbers, out)
-    np.testing.assert_array_equal(renderer.resize_jpegs(files, sides, plans, numbers, resized), done)
+    np.testing.assert_array_equal(
+        renderer.resize_jpegs(files, sides, plans, numbers, resized), done
+    )
     assert done.tolist() == [True, True, True, False, False, True]
     for i in np.flatnonzero(done):
         image = decode_reference(files[i])

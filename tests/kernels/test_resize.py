@@ -1,4 +1,5 @@
-"""The resize kernel takes crops of every shape, by whichever of its ways, and stays within one level of Pillow's."""
+"""The resize kernel takes crops of every shape, by whichever of its ways, and stays within one
+level of Pillow's."""
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ RENDERERS = {}
 def resized(image, crop, size, flip):
     """One crop by the kernel."""
     config = ViewConfig(views=(View(),), size=size)
-    if size not in RENDERERS:  # working memory lives on from example to example, as it does in a loader
+    if (
+        size not in RENDERERS
+    ):  # working memory lives on from example to example, as it does in a loader
         RENDERERS[size] = Renderer(config, "uint8")
     row = plan(config, 0, 0, np.zeros(1), np.array([image.shape[0]]), np.array([image.shape[1]]))[0]
     view = row.view(config.plan_dtype)[0]["views"][0]
@@ -27,7 +30,9 @@ def resized(image, crop, size, flip):
 
 
 def worst(image, crop, size, flip=False):
-    difference = resized(image, crop, size, flip).astype(int) - resize_reference(image, crop, size, flip)
+    difference = resized(image, crop, size, flip).astype(int) - resize_reference(
+        image, crop, size, flip
+    )
     return np.abs(difference).max()
 
 
@@ -39,7 +44,9 @@ def test_any_crop_of_any_image(data):
     height, width = data.draw(side, "height"), data.draw(side, "width")
     h, w = data.draw(st.integers(1, height), "h"), data.draw(st.integers(1, width), "w")
     y, x = data.draw(st.integers(0, height - h), "y"), data.draw(st.integers(0, width - w), "x")
-    image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     assert worst(image, (y, x, h, w), size, data.draw(st.booleans(), "flip")) <= 1
 
 
@@ -74,5 +81,7 @@ def test_resizing_is_unbiased():
     """The mean of a large noise image survives, whichever the scale."""
     image = np.random.default_rng(3).integers(0, 256, (800, 900, 3), dtype=np.uint8)
     for crop in ((0, 0, 800, 900), (5, 7, 300, 310), (0, 0, 100, 100)):
-        difference = resized(image, crop, 224, False).astype(int) - resize_reference(image, crop, 224, False)
+        difference = resized(image, crop, 224, False).astype(int) - resize_reference(
+            image, crop, 224, False
+        )
         assert abs(difference.mean()) < 0.05, crop

@@ -1,9 +1,11 @@
-"""The one contract, run by every loader: the rules of `Loader`, and views within tolerance of the reference's.
+"""The one contract, run by every loader: the rules of `Loader`, and views within tolerance of the
+reference's.
 
-The tolerances, in levels of 255. Decode, crop and resize differ from Pillow by at most 1. From there on the colour
-operations multiply that difference by their factors (at most 1.4 each), and turning the hue of a nearly gray pixel by
-more, so that the whole path is held to .5 in the mean, 3 for all but one value in 200, and 16 at worst. The colour
-operations alone, on equal input, have the closer tolerances of tests/kernels.
+The tolerances, in levels of 255. Decode, crop and resize differ from Pillow by at most 1. From
+there on the colour operations multiply that difference by their factors (at most 1.4 each), and
+turning the hue of a nearly gray pixel by more, so that the whole path is held to .5 in the mean, 3
+for all but one value in 200, and 16 at worst. The colour operations alone, on equal input, have the
+closer tolerances of tests/kernels.
 """
 
 import itertools
@@ -27,7 +29,11 @@ VIEWS = ViewConfig.maskco(48)
 
 def own_threads():
     """The threads that this project started."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("native", "dali", "ffcv"))]
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name.startswith(("native", "dali", "ffcv"))
+    ]
 
 
 def ids(loader, batches=None):
@@ -70,7 +76,8 @@ def test_views_and_boxes_are_the_references(backend, make_shards):
 
 
 def test_the_seam_is_within_a_level(backend, make_shards):
-    """Decode, crop, resize and flip alone: plain views whose colours are left as they are, as levels."""
+    """Decode, crop, resize and flip alone: plain views whose colours are left as they are, as
+    levels."""
     plain = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
     view = type(VIEWS.views[0])(**plain)
     views = ViewConfig(views=(view, view, view), size=97)
@@ -103,11 +110,16 @@ def test_the_masked_box_is_zero_and_nothing_else(backend, make_shards):
     shards = make_shards(1, 16)
     with make_loader(shards, 16, views=VIEWS, backend=backend) as loader:
         (masked,) = loader
-    with make_loader(shards, 16, views=ViewConfig.maskco(48, mask=False), backend=backend) as loader:
+    with make_loader(
+        shards, 16, views=ViewConfig.maskco(48, mask=False), backend=backend
+    ) as loader:
         (clean,) = loader
     for n, (x1, y1, x2, y2) in enumerate(masked.masked_box.numpy()):
         inside = torch.zeros(48, 48, dtype=torch.bool)
-        inside[max(int(np.floor(y1)), 0) : int(np.ceil(y2)), max(int(np.floor(x1)), 0) : int(np.ceil(x2))] = True
+        inside[
+            max(int(np.floor(y1)), 0) : int(np.ceil(y2)),
+            max(int(np.floor(x1)), 0) : int(np.ceil(x2)),
+        ] = True
         assert (masked.query[n][:, inside] == 0).all()
         assert torch.equal(masked.query[n][:, ~inside], clean.query[n][:, ~inside])
     assert torch.equal(masked.key, clean.key)
@@ -140,7 +152,11 @@ def test_batches_unpack_and_move(backend, make_shards):
 
 def test_plain_views(backend, make_shards):
     shards = make_shards(1, 8)
-    for views, count in ((ViewConfig.npid(64), 1), (ViewConfig.simclr(64), 2), (ViewConfig.moco_v2(64, views=4), 4)):
+    for views, count in (
+        (ViewConfig.npid(64), 1),
+        (ViewConfig.simclr(64), 2),
+        (ViewConfig.moco_v2(64, views=4), 4),
+    ):
         with make_loader(shards, 8, views=views, backend=backend) as loader:
             (batch,) = loader
         *tensors, sample_id = batch
@@ -153,7 +169,9 @@ def test_two_ranks_are_disjoint_and_complete(backend, make_shards):
     shards = make_shards(3, 11)
     ranks = []
     for rank in range(2):
-        with make_loader(shards, 4, views=VIEWS, backend=backend, rank=rank, world_size=2) as loader:
+        with make_loader(
+            shards, 4, views=VIEWS, backend=backend, rank=rank, world_size=2
+        ) as loader:
             assert len(loader) == 33 // 8
             ranks.append(ids(loader))
     with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
@@ -169,7 +187,9 @@ def test_rank_is_looked_up_late(backend, make_shards, monkeypatch):
     assert len(loader) == 2
     first = next(iterator).sample_id.tolist()
     loader.close()
-    with make_loader(loader.dataset, 4, views=VIEWS, backend=backend, rank=1, world_size=2) as explicit:
+    with make_loader(
+        loader.dataset, 4, views=VIEWS, backend=backend, rank=1, world_size=2
+    ) as explicit:
         assert ids(explicit)[0] == first
 
 
@@ -343,7 +363,9 @@ def test_a_marker_amid_the_scan_is_seen_by_all(backend, tmp_path):
     with make_loader(shard, 8, views=VIEWS, backend=backend, shuffle=False) as loader:
         (batch,) = loader
         assert batch.index.tolist() == [0, 1, 2, 4, 4, 5, 6, 7]
-        assert [(entry.key, entry.found) for entry in loader.quarantine.entries] == [("3", "decode")]
+        assert [(entry.key, entry.found) for entry in loader.quarantine.entries] == [
+            ("3", "decode")
+        ]
 
 
 def test_too_many_bad_samples_end_the_run(backend, make_shards):

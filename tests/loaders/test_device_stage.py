@@ -1,4 +1,5 @@
-"""The device stage: order of its work by fake streams that keep account, and its batches on the CPU."""
+"""The device stage: order of its work by fake streams that keep account, and its batches on the
+CPU."""
 
 import gc
 import itertools
@@ -17,7 +18,8 @@ VIEWS = ViewConfig.maskco(64)
 
 
 class Log(InOrder):
-    """Streams that note what is queued: copies by their target, and the ends of the current stream's work."""
+    """Streams that note what is queued: copies by their target, and the ends of the current
+    stream's work."""
 
     def __init__(self):
         self.lines = []
@@ -31,10 +33,12 @@ class Log(InOrder):
 
 
 class RaceDetector(InOrder):
-    """Streams with vector clocks: what of each other's work the host and the two streams are known to come after.
+    """Streams with vector clocks: what of each other's work the host and the two streams are known
+    to come after.
 
-    Copies are made at once, but held against what a device would be free to do: run them at any time between the
-    events that bound them. `races` names each pair of accesses that nothing orders.
+    Copies are made at once, but held against what a device would be free to do: run them at any
+    time between the events that bound them. `races` names each pair of accesses that nothing
+    orders.
     """
 
     def __init__(self):
@@ -43,7 +47,9 @@ class RaceDetector(InOrder):
         self.reads = 0
         self._touched = {}  # address: [(who, when by its own clock)]
         self._targets, self._reading = [], []
-        self._work("current")  # whatever was queued before: it may still read memory that the allocator gives out
+        self._work(
+            "current"
+        )  # whatever was queued before: it may still read memory that the allocator gives out
 
     def _work(self, stream):
         self.seen[stream] |= self.seen["host"]  # nothing runs before it is queued
@@ -52,7 +58,9 @@ class RaceDetector(InOrder):
     def _touch(self, stream, address):
         earlier = self._touched.setdefault(address, [("current", self.seen["current"]["current"])])
         self.races += [
-            f"{stream} touches what {who} may be using" for who, at in earlier if self.seen[stream][who] < at
+            f"{stream} touches what {who} may be using"
+            for who, at in earlier
+            if self.seen[stream][who] < at
         ]
         earlier.append((stream, self.seen[stream][stream]))
 
@@ -129,20 +137,25 @@ def test_the_next_batch_is_copied_beside_the_augmentation_of_this_one(make_shard
     assert [name for name, _ in log.lines] == [*allocated_and_copied, *allocated_and_copied, "done"]
     kept = [tensor.clone() for tensor in first]
     assert len(list(batches)) == 5
-    assert all(torch.equal(one, copy) for one, copy in zip(first, kept, strict=True))  # the caller's own memory
+    assert all(
+        torch.equal(one, copy) for one, copy in zip(first, kept, strict=True)
+    )  # the caller's own memory
     targets = {target for name, target in log.lines if name == "copy"}
     assert len(targets) == 3 * SLOTS, "no further memory than the slots'"
 
 
 @pytest.mark.parametrize("taken", [1, 2, 5, 6])
 def test_no_memory_is_written_while_it_is_in_use(make_shards, taken):
-    """Neither by a copy into a slot nor by whoever gets a buffer or a slot's memory next, in a whole epoch or part."""
+    """Neither by a copy into a slot nor by whoever gets a buffer or a slot's memory next, in a
+    whole epoch or part."""
     streams = RaceDetector()
     batches = staged(make_shards(1, 24), 4, streams)
     assert len(list(itertools.islice(batches, taken))) == taken
     batches.close()
     assert streams.reads == 3 * taken, "a batch is augmented before its copies have been waited for"
-    assert streams.seen["host"]["side"] == streams.seen["side"]["side"], "memory is let go of with copies under way"
+    assert streams.seen["host"]["side"] == streams.seen["side"]["side"], (
+        "memory is let go of with copies under way"
+    )
     del batches
     gc.collect()
     assert not streams.races
@@ -171,7 +184,10 @@ def test_on_cuda_the_batches_are_the_hosts(make_shards):
     shards = make_shards(1, 24)
     device = torch.device("cuda")
     assert CudaStreams(device)
-    with make_loader(shards, 4, views=VIEWS) as host, make_loader(shards, 4, views=VIEWS, device=device) as loader:
+    with (
+        make_loader(shards, 4, views=VIEWS) as host,
+        make_loader(shards, 4, views=VIEWS, device=device) as loader,
+    ):
         made = []
         for _ in range(3):
             for batch in loader:

@@ -11,7 +11,13 @@ sizes = st.lists(st.integers(0, 40), min_size=1, max_size=40)
 seeds = st.integers(-(2**63), 2**64 - 1)
 
 
-@given(sizes=sizes, seed=seeds, epoch=st.integers(0, 1000), block=st.integers(1, 50), shuffle=st.booleans())
+@given(
+    sizes=sizes,
+    seed=seeds,
+    epoch=st.integers(0, 1000),
+    block=st.integers(1, 50),
+    shuffle=st.booleans(),
+)
 @settings(deadline=None)
 def test_an_order_is_a_permutation_in_blocks_of_shards(sizes, seed, epoch, block, shuffle):
     positions = order(sizes, seed=seed, epoch=epoch, block=block, shuffle=shuffle)
@@ -23,7 +29,10 @@ def test_an_order_is_a_permutation_in_blocks_of_shards(sizes, seed, epoch, block
     for place, shard in enumerate(shards):
         first, _ = spans.get(shard, (place, place))
         spans[shard] = (first, place)
-    at_once = [sum(first <= place <= last for first, last in spans.values()) for place in range(len(shards))]
+    at_once = [
+        sum(first <= place <= last for first, last in spans.values())
+        for place in range(len(shards))
+    ]
     assert max(at_once, default=0) <= (block if shuffle else 1)
 
 
@@ -45,7 +54,8 @@ def test_ranks_are_disjoint_equal_and_complete(samples, batch_size, world_size, 
     ]
     assert all(len(part) == batch_size for part in taken)
     joined = np.concatenate([*taken, []]).astype(int)
-    # Global batch after global batch, the ranks' slices are the order itself: no world size changes it.
+    # Global batch after global batch, the ranks' slices are the order itself: no world size changes
+    # it.
     assert joined.tolist() == list(range(consumed, consumed + batches * batch_size * world_size))
     assert left - len(joined) < batch_size * world_size
 
@@ -63,13 +73,16 @@ def test_the_order_is_the_same_on_every_machine():
 def test_it_mixes_well_and_says_so():
     sizes = [1000] * 64
     assert mixing(order(sizes, seed=0, epoch=0, block=64), sizes, 256) == pytest.approx(1, abs=0.01)
-    assert 0.2 < mixing(order(sizes, seed=0, epoch=0, block=16), sizes, 256) < 0.3  # 16 of 64 shards at a time
+    assert (
+        0.2 < mixing(order(sizes, seed=0, epoch=0, block=16), sizes, 256) < 0.3
+    )  # 16 of 64 shards at a time
     assert mixing(order(sizes, seed=0, epoch=0, shuffle=False), sizes, 256) < 0.03
     # Two epochs bring other samples together: few pairs of neighbours stay neighbours.
     first, second = (order(sizes, seed=0, epoch=epoch, block=16) for epoch in (0, 1))
     pairs = [set(zip(one[:-1].tolist(), one[1:].tolist(), strict=True)) for one in (first, second)]
     assert len(pairs[0] & pairs[1]) < 10
-    # Within a block the shuffle is uniform: where a sample comes in it is not tied to where it lies.
+    # Within a block the shuffle is uniform: where a sample comes in it is not tied to where it
+    # lies.
     place = np.empty(len(first))
     place[first] = np.arange(len(first))
     assert abs(np.corrcoef(place[:1000], np.arange(1000))[0, 1]) < 0.15

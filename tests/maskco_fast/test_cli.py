@@ -48,7 +48,9 @@ def test_missing_shards_are_a_line_and_exit_1(capsys):
 
 
 def test_index_reports_what_is_quarantined(tmp_path, make_shards, capsys):
-    shard = write_tar(tmp_path / "s.tar", {"a.jpg": encode(picture(20, 30, 0)), "b.jpg": b"", "c.txt": b"alone"})
+    shard = write_tar(
+        tmp_path / "s.tar", {"a.jpg": encode(picture(20, 30, 0)), "b.jpg": b"", "c.txt": b"alone"}
+    )
     report = tmp_path / "report.json"
     assert main(["index", "--shards", str(shard), *make_shards(2, 8), "--report", str(report)]) == 0
     shown = capsys.readouterr().out
@@ -64,7 +66,20 @@ def test_index_reports_what_is_quarantined(tmp_path, make_shards, capsys):
 
 def test_only_bad_samples_are_an_error(tmp_path, capsys):
     shard = write_tar(tmp_path / "s.tar", {"a.jpg": b"", "b.jpg": b"<html>"})
-    assert main(["train", "--recipe", "cpu_small", "--shards", str(shard), "--run-dir", str(tmp_path / "run")]) == 1
+    assert (
+        main(
+            [
+                "train",
+                "--recipe",
+                "cpu_small",
+                "--shards",
+                str(shard),
+                "--run-dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     assert "no usable image in 1 shards" in capsys.readouterr().err
 
 
@@ -79,7 +94,10 @@ def test_views_are_drawn(tmp_path, make_shards):
 
 def test_the_module_runs():
     ended = subprocess.run(
-        [sys.executable, "-m", "maskco_fast", "nonsense"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "maskco_fast", "nonsense"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 2
     assert "no command 'nonsense'" in ended.stderr

@@ -1,4 +1,5 @@
-"""What the tests of the device half share: odd views, plan rows with chosen columns, torchvision's levels."""
+"""What the tests of the device half share: odd views, plan rows with chosen columns, torchvision's
+levels."""
 
 import itertools
 
@@ -6,12 +7,13 @@ import numpy as np
 import torch
 
 from maskco_fast.kernels.augment.reference import augment_reference
+from maskco_fast.kernels.formats import FORMATS
 from maskco_fast.kernels.plan import FACTORS, FLIP, ORDER, VIEW_FLOATS
 from maskco_fast.kernels.views import plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
 ORDERS = list(itertools.permutations(range(4)))
-HALF_UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 0.0}
+HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.dtype != torch.uint8}
 """Half a unit in the last place, as a part of the value: what rounding to the dtype may add."""
 
 
@@ -20,7 +22,9 @@ def make_views(count: int, size: int, seed: int = 0) -> np.ndarray:
     random = np.random.default_rng(seed)
     views = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     y, x = np.mgrid[:size, :size]
-    views[1::5] = (127 + 127 * np.sin(x / 5 + y / 9))[..., None].astype(np.uint8) // np.array([1, 2, 3], np.uint8)
+    views[1::5] = (127 + 127 * np.sin(x / 5 + y / 9))[..., None].astype(np.uint8) // np.array(
+        [1, 2, 3], np.uint8
+    )
     views[2::5] = random.integers(0, 256, (len(views[2::5]), 1, 1, 3), dtype=np.uint8)
     views[3::5] = views[3::5, :, :, :1]
     views[4::5] = np.where(views[4::5] < 128, 0, 255)
@@ -40,4 +44,6 @@ def make_rows(count: int, **columns: object) -> np.ndarray:
 def expected_levels(views: np.ndarray, rows: np.ndarray, flip: bool = False) -> np.ndarray:
     """(count, size, size, 3) uint8 by torchvision, a view at a time."""
     flipped = [view[:, ::-1] if flip and row[FLIP] else view for view, row in zip(views, rows)]
-    return np.stack([augment_reference(view, row.view(VIEW_DTYPE)[0]) for view, row in zip(flipped, rows)])
+    return np.stack(
+        [augment_reference(view, row.view(VIEW_DTYPE)[0]) for view, row in zip(flipped, rows)]
+    )

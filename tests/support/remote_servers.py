@@ -1,4 +1,5 @@
-"""What the tests of remote shards share: a server that fails on demand, an S3 API, and configurations in a hurry."""
+"""What the tests of remote shards share: a server that fails on demand, an S3 API, and
+configurations in a hurry."""
 
 import os
 import pathlib
@@ -14,12 +15,22 @@ VIEWS = ViewConfig.maskco(48)
 
 
 def hurried(folder: pathlib.Path, **changes: Any) -> RemoteConfig:
-    """Small requests and short waits, so that one shard takes several requests and a fault costs little."""
-    options = {"cache_gb": 1e-3, "request_mb": 0.02, "timeout": 0.5, "backoff": 0.02, "patience": 20.0, **changes}
+    """Small requests and short waits, so that one shard takes several requests and a fault costs
+    little."""
+    options = {
+        "cache_gb": 1e-3,
+        "request_mb": 0.02,
+        "timeout": 0.5,
+        "backoff": 0.02,
+        "patience": 20.0,
+        **changes,
+    }
     return RemoteConfig(cache_folder=str(folder / "cache"), **options)
 
 
-def batches(shards: Any, folder: pathlib.Path, config: RemoteConfig | None = None, **options: Any) -> list[Batch]:
+def batches(
+    shards: Any, folder: pathlib.Path, config: RemoteConfig | None = None, **options: Any
+) -> list[Batch]:
     """An epoch, with an index folder of its own."""
     options = {"views": VIEWS, "index_folder": folder / "index", **options}
     with make_loader(shards, 8, remote=config or hurried(folder), **options) as loader:
@@ -36,11 +47,17 @@ def assert_same(mine: list[Batch], theirs: list[Batch]) -> None:
 @pytest.fixture
 def s3_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of moto's S3 server, with credentials that it takes."""
-    server_module = pytest.importorskip("moto.server", reason="pip install 'moto[server,s3]' brings an S3 API")
+    server_module = pytest.importorskip(
+        "moto.server", reason="pip install 'moto[server,s3]' brings an S3 API"
+    )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    for name in [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy", "aws_endpoint_url")]:
+    for name in [
+        name
+        for name in os.environ
+        if name.lower() in ("http_proxy", "https_proxy", "aws_endpoint_url")
+    ]:
         monkeypatch.delenv(name)
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

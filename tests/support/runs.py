@@ -9,4 +9,6 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
 
 
 def losses(run_dir: pathlib.Path) -> list[tuple[int, int, float, float]]:
-    return [(line["step"], line["epoch"], line["loss"], line["accuracy"]) for line in metrics(run_dir)]
+    return [
+        (line["step"], line["epoch"], line["loss"], line["accuracy"]) for line in metrics(run_dir)
+    ]

@@ -1,7 +1,8 @@
-"""A training run small enough for tests: MaskCo on a one-layer trunk, and a loader of noise that keeps the contract.
+"""A training run small enough for tests: MaskCo on a one-layer trunk, and a loader of noise that
+keeps the contract.
 
-As a program, `tiny_run.py --run-dir DIR …`, it trains in a process of its own, or as a rank of several under torchrun,
-that can be killed or made to fail.
+As a program, `tiny_run.py --run-dir DIR …`, it trains in a process of its own, or as a rank of
+several under torchrun, that can be killed or made to fail.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from maskco_fast.errors import named_errors
+from maskco_fast.errors import report_user_errors
 from maskco_fast.loaders import Batch, Quarantine
 from maskco_fast.methods.registry import MaskCo, Method
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
@@ -55,7 +56,8 @@ class TinyMaskCo(MaskCo):
 
 
 class NoiseLoader:
-    """Batches of noise, each a function of its epoch and place, of which a rank gets its part; 5 an epoch."""
+    """Batches of noise, each a function of its epoch and place, of which a rank gets its part; 5 an
+    epoch."""
 
     def __init__(
         self,
@@ -69,14 +71,19 @@ class NoiseLoader:
         dtype: torch.dtype = torch.float32,
         world: World | None = None,
     ) -> None:
-        """`signal_at`: the process gets signal `number` when this many batches were asked for; `nan_at`: that batch is
-        not a number; `fail_at`: that batch is an OSError."""
+        """`signal_at`: the process gets signal `number` when this many batches were asked for;
+        `nan_at`: that batch is not a number; `fail_at`: that batch is an OSError."""
         self.quarantine = Quarantine()
         self.epoch = 0
         self._consumed = 0
         self._size, self._batch = size, batch
         self._dtype = dtype
-        self._signal_at, self._number, self._nan_at, self._fail_at = signal_at, number, nan_at, fail_at
+        self._signal_at, self._number, self._nan_at, self._fail_at = (
+            signal_at,
+            number,
+            nan_at,
+            fail_at,
+        )
         self._world = world if world is not None else World()
 
     def __len__(self) -> int:
@@ -125,7 +132,8 @@ class NoiseLoader:
 
 
 def tiny_config(run_dir: pathlib.Path, **fields: object) -> TrainConfig:
-    """12 steps with a checkpoint every 3, on the CPU in float32, with BatchNorm and contrast in two groups."""
+    """12 steps with a checkpoint every 3, on the CPU in float32, with BatchNorm and contrast in two
+    groups."""
     settings: dict[str, object] = {
         "run_dir": run_dir,
         "batch_size": BATCH,
@@ -148,7 +156,9 @@ def main() -> int:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=pathlib.Path)
-    parser.add_argument("--rank", type=int, default=0, help="the one that the other options are about")
+    parser.add_argument(
+        "--rank", type=int, default=0, help="the one that the other options are about"
+    )
     parser.add_argument("--kill", type=lambda name: signal.Signals[name], default=0)
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--fail-at", type=int, default=0)
@@ -156,10 +166,12 @@ def main() -> int:
     with join(torch.device("cpu")) as world:
         config = tiny_config(options.run_dir, log_every=4, log_samples=True)
         wrong = {"signal_at": options.kill_at, "number": options.kill, "fail_at": options.fail_at}
-        goes_wrong = world.rank == options.rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        goes_wrong = (
+            world.rank == options.rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+        )
         print(tiny_trainer(config, world, **(wrong if goes_wrong else {})).fit())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(named_errors(main))
+    sys.exit(report_user_errors(main))

@@ -1,4 +1,5 @@
-"""The colour chain is torchvision's to the bit, whatever the image; what the kernels assume of rounding holds."""
+"""The colour chain is torchvision's to the bit, whatever the image; what the kernels assume of
+rounding holds."""
 
 import itertools
 
@@ -36,7 +37,10 @@ def augmented(levels, fields):
     view = row.view(config.plan_dtype)[0]["views"][0]
     for name in ("jitter", "gray", "blur_sigma", "solarize"):
         view[name] = fields.get(name, 0)
-    view["order"], view["factors"] = fields.get("order", (0, 1, 2, 3)), fields.get("factors", (1, 1, 1, 0))
+    view["order"], view["factors"] = (
+        fields.get("order", (0, 1, 2, 3)),
+        fields.get("factors", (1, 1, 1, 0)),
+    )
     out = np.empty((1, 1, size, size, 3), np.uint8)
     Renderer(config, "uint8").augment(levels[None, None], row, out, 0)
     return out[0, 0], augment_reference(levels, view)
@@ -47,9 +51,18 @@ def test_colour_is_torchvisions_to_the_bit(kind):
     random = np.random.default_rng(8)
     orders = list(itertools.permutations(range(4)))
     for number, order in enumerate(orders):
-        factors = (*random.uniform(0.2, 1.8, 3), random.uniform(-0.5, 0.5))  # SimCLR's strengths, and any hue
+        factors = (
+            *random.uniform(0.2, 1.8, 3),
+            random.uniform(-0.5, 0.5),
+        )  # SimCLR's strengths, and any hue
         levels = levels_of(kind, (57, 64, 96)[number % 3], number)
-        fields = {"jitter": 1, "order": order, "factors": factors, "gray": number % 5 == 0, "solarize": number % 2}
+        fields = {
+            "jitter": 1,
+            "order": order,
+            "factors": factors,
+            "gray": number % 5 == 0,
+            "solarize": number % 2,
+        }
         fast, truth = augmented(levels, fields)
         np.testing.assert_array_equal(fast, truth, err_msg=str(fields))
 
@@ -57,7 +70,11 @@ def test_colour_is_torchvisions_to_the_bit(kind):
 @pytest.mark.parametrize("operation", range(BRIGHTNESS, HUE + 1))
 def test_the_ends_of_each_factors_range_are_torchvisions_to_the_bit(operation):
     for kind in ("noise", "corners"):
-        for factor in (-0.5, 0.5, 0.0, -1 / 6, 1 / 3, 1e-6, -1e-6) if operation == HUE else (0.0, 1.0, 0.5, 2.0, 3.7):
+        for factor in (
+            (-0.5, 0.5, 0.0, -1 / 6, 1 / 3, 1e-6, -1e-6)
+            if operation == HUE
+            else (0.0, 1.0, 0.5, 2.0, 3.7)
+        ):
             factors = [1.0, 1.0, 1.0, 0.0]
             factors[operation] = factor
             fast, truth = augmented(levels_of(kind, 96, 1), {"jitter": 1, "factors": factors})
@@ -69,7 +86,11 @@ def test_the_quick_hue_is_never_surer_than_it_may_be(kind):
     """A million pixels a kind: a level that it got wrong without doubting would be one in millions."""
     random = np.random.default_rng(17)
     for seed in range(4):
-        fields = {"jitter": 1, "order": (3, 0, 1, 2), "factors": (1, 1, 1, random.uniform(-0.5, 0.5))}
+        fields = {
+            "jitter": 1,
+            "order": (3, 0, 1, 2),
+            "factors": (1, 1, 1, random.uniform(-0.5, 0.5)),
+        }
         fast, truth = augmented(levels_of(kind, 512, seed), fields)
         np.testing.assert_array_equal(fast, truth, err_msg=str(fields))
 
@@ -104,7 +125,9 @@ def test_quotients_by_255_are_exact():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_by_integers_round_as_torch_does(dtype):
     """What machines without conversion instructions run; and bfloat16 everywhere."""
-    encode = {"float16": half_precision.float16_bits, "bfloat16": half_precision.bfloat16_bits}[dtype]
+    encode = {"float16": half_precision.float16_bits, "bfloat16": half_precision.bfloat16_bits}[
+        dtype
+    ]
 
     @njit
     def convert_all(values, out):
@@ -112,13 +135,17 @@ def test_halves_by_integers_round_as_torch_does(dtype):
             store(out, i, encode(load(values, i, 32)))
 
     random = np.random.default_rng(0)
-    values = (random.normal(size=32 * 3000) * 10.0 ** random.integers(-4, 4, 32 * 3000)).astype(np.float32)
+    values = (random.normal(size=32 * 3000) * 10.0 ** random.integers(-4, 4, 32 * 3000)).astype(
+        np.float32
+    )
     values[:4] = 1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-8, 0  # ties, which go to even
     if dtype == "float16":
         values[np.abs(values) < 2**-14] = 0  # float16's normal numbers end there
     out = np.empty(len(values), np.uint16)
     convert_all(values, out)
-    truth = torch.from_numpy(values).to(getattr(torch, dtype)).view(torch.int16).numpy().view(np.uint16)
+    truth = (
+        torch.from_numpy(values).to(getattr(torch, dtype)).view(torch.int16).numpy().view(np.uint16)
+    )
     assert (out & 0x7FFF == truth & 0x7FFF).all()
     assert (out[values != 0] == truth[values != 0]).all()
 

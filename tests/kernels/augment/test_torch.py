@@ -1,5 +1,5 @@
-"""The plain torch version of the device half against torchvision's functional operators, a view at a time."""
-
+"""The plain torch version of the device half against torchvision's functional operators, a view at
+a time."""
 
 import numpy as np
 import pytest
@@ -28,19 +28,26 @@ def test_twenty_four_orders_are_torchvisions_to_the_bit() -> None:
     np.testing.assert_array_equal(run(views, rows, dtype=torch.uint8), expected_levels(views, rows))
 
 
-@pytest.mark.parametrize("columns", [{"gray": 1}, {"solarize": 1}, {"jitter": 0, "factors": 0.3}, {"flip": 1}])
+@pytest.mark.parametrize(
+    "columns", [{"gray": 1}, {"solarize": 1}, {"jitter": 0, "factors": 0.3}, {"flip": 1}]
+)
 @pytest.mark.parametrize("size", [32, 33])
 def test_simple_operations_alone(columns: dict[str, float], size: int) -> None:
     views, rows = make_views(5, size), make_rows(5, **columns)
-    np.testing.assert_array_equal(run(views, rows, dtype=torch.uint8, flip=True), expected_levels(views, rows, True))
+    np.testing.assert_array_equal(
+        run(views, rows, dtype=torch.uint8, flip=True), expected_levels(views, rows, True)
+    )
 
 
-# 1.3333334 times 3 is 4.0000002, which float32 rounds to 4: a tap less than in torchvision's doubles.
+# 1.3333334 times 3 is 4.0000002, which float32 rounds to 4: a tap less than in torchvision's
+# doubles.
 @pytest.mark.parametrize("sigma", [0.1, 0.34, 1.0, 1.3333334, 2.0, 3.7, 5.0])
 @pytest.mark.parametrize("size", [32, 45])
 def test_blur_is_within_one_level(sigma: float, size: int) -> None:
     views, rows = make_views(5, size), make_rows(5, blur_sigma=sigma)
-    difference = np.abs(run(views, rows, dtype=torch.uint8).astype(int) - expected_levels(views, rows))
+    difference = np.abs(
+        run(views, rows, dtype=torch.uint8).astype(int) - expected_levels(views, rows)
+    )
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
 
@@ -58,7 +65,9 @@ def test_planned_views_match(size: int, seed: int, preset: str) -> None:
     rows = plan(config, seed, 0, np.arange(3), np.full(3, 300), np.full(3, 200))[:, :VIEW_FLOATS]
     rows = np.ascontiguousarray(rows)
     views = make_views(3, size, seed)
-    difference = np.abs(run(views, rows, dtype=torch.uint8).astype(int) - expected_levels(views, rows))
+    difference = np.abs(
+        run(views, rows, dtype=torch.uint8).astype(int) - expected_levels(views, rows)
+    )
     blurred = rows[:, BLUR_SIGMA] > 0
     assert difference[~blurred].max(initial=0) == 0
     # Solarisation may turn one level at its threshold into 255 - 2 · 128 more.
@@ -68,11 +77,22 @@ def test_planned_views_match(size: int, seed: int, preset: str) -> None:
 
 @pytest.mark.parametrize("dtype", list(HALF_UNIT))
 def test_normalised_and_masked(dtype: torch.dtype) -> None:
-    """Boxes inside, fractional, touching and crossing the border, empty; only the first of two views is masked."""
+    """Boxes inside, fractional, touching and crossing the border, empty; only the first of two
+    views is masked."""
     boxes = np.array(
-        [[3.2, 4.7, 10.1, 20], [0, 0, 32, 32], [-3.5, 30.2, 4, 40], [31.5, 0, 33, 0.1], [5, 5, 5, 9]], np.float32
+        [
+            [3.2, 4.7, 10.1, 20],
+            [0, 0, 32, 32],
+            [-3.5, 30.2, 4, 40],
+            [31.5, 0, 33, 0.1],
+            [5, 5, 5, 9],
+        ],
+        np.float32,
     )
-    views, rows = make_views(10, 32).reshape(2, 5, 32, 32, 3), make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1))
+    views, rows = (
+        make_views(10, 32).reshape(2, 5, 32, 32, 3),
+        make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1)),
+    )
     out = augment_torch.augment(
         torch.from_numpy(views),
         torch.from_numpy(rows).view(2, 5, VIEW_FLOATS),
@@ -99,17 +119,25 @@ def test_strides_do_not_matter() -> None:
     roomy[:, 2:42, 3:43, :3] = views
     wide = np.zeros((4, 90), np.float32)
     wide[:, 7 : 7 + VIEW_FLOATS] = rows
-    np.testing.assert_array_equal(run(roomy[:, 2:42, 3:43, :3], wide[:, 7 : 7 + VIEW_FLOATS]), run(views, rows))
+    np.testing.assert_array_equal(
+        run(roomy[:, 2:42, 3:43, :3], wide[:, 7 : 7 + VIEW_FLOATS]), run(views, rows)
+    )
 
 
 def test_compiled_and_eager_agree() -> None:
-    """`torch.compile` traces the whole without a break; it may fuse a multiply and an add across a rounding."""
-    views, rows = make_views(6, 32), make_rows(6, jitter=1, order=ORDERS[::4], factors=(1.3, 0.8, 1.2, -0.1))
+    """`torch.compile` traces the whole without a break; it may fuse a multiply and an add across a
+    rounding."""
+    views, rows = (
+        make_views(6, 32),
+        make_rows(6, jitter=1, order=ORDERS[::4], factors=(1.3, 0.8, 1.2, -0.1)),
+    )
     rows[:, [GRAY, BLUR_SIGMA]] = [[0, 0], [1, 0], [0, 1], [1, 2], [0, 0.1], [0, 0]]
     rows[:, JITTER] = [1, 1, 1, 0, 1, 1]
     compiled = torch.compile(augment_torch.augment, fullgraph=True, backend="aot_eager")
     options = {"dtype": torch.uint8, "max_blur_sigma": 2.0}
-    out = compiled(torch.from_numpy(views), torch.from_numpy(rows), **options).movedim(-3, -1).numpy()
+    out = (
+        compiled(torch.from_numpy(views), torch.from_numpy(rows), **options).movedim(-3, -1).numpy()
+    )
     np.testing.assert_array_equal(out, run(views, rows, **options))
 
 
@@ -123,14 +151,24 @@ def test_compiled_and_eager_agree() -> None:
         ({"parameters": torch.zeros(2, 16)}, r"float32 \(2, 17\) goes with"),
         ({"parameters": torch.zeros(3, 17)}, r"float32 \(2, 17\) goes with"),
         ({"parameters": torch.zeros(2, 17, dtype=torch.float64)}, "float64"),
-        ({"parameters": torch.zeros(2, 17, device="meta")}, r"different devices: \['cpu', 'meta'\]"),
+        (
+            {"parameters": torch.zeros(2, 17, device="meta")},
+            r"different devices: \['cpu', 'meta'\]",
+        ),
         ({"masked_box": torch.zeros(3, 4)}, r"float32 \(2, 4\) is wanted"),
         ({"dtype": torch.float64}, "torch.float64; one of"),
         ({"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)}, "not channels-last and dense"),
-        ({"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)}, r"torch.float16 \(2, 3, 32, 32\) on cpu is wanted"),
+        (
+            {"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)},
+            r"torch.float16 \(2, 3, 32, 32\) on cpu is wanted",
+        ),
     ],
 )
 def test_errors_name_what_does_not_fit(change: dict[str, object], message: str) -> None:
-    arguments = {"views": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "parameters": torch.zeros(2, 17), **change}
+    arguments = {
+        "views": torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
+        "parameters": torch.zeros(2, 17),
+        **change,
+    }
     with pytest.raises(ValueError, match=message):
         augment_torch.augment(**arguments)  # type: ignore[arg-type]

@@ -1,7 +1,9 @@
-"""The Triton kernels' values: under Triton's interpreter on any machine, and on a CUDA device where there is one.
+"""The Triton kernels' values: under Triton's interpreter on any machine, and on a CUDA device where
+there is one.
 
-The interpreter must be chosen before Triton is first imported, so it runs in a child process of its own. Every call
-writes into a poisoned buffer with margins: what is left unwritten, or written outside, fails whichever test it is.
+The interpreter must be chosen before Triton is first imported, so it runs in a child process of its
+own. Every call writes into a poisoned buffer with margins: what is left unwritten, or written
+outside, fails whichever test it is.
 """
 
 import multiprocessing
@@ -46,7 +48,8 @@ def run_on(
 ) -> np.ndarray:
     """`augment_triton.augment` into poisoned memory on `device`; channels last, float32 or uint8.
 
-    `dense` off lays the views out with gaps on every axis. `launch` is how many views the workspace holds.
+    `dense` off lays the views out with gaps on every axis. `launch` is how many views the workspace
+    holds.
     """
     source = torch.from_numpy(views).to(device)
     if not dense:
@@ -121,10 +124,11 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 def check_levels(levels: np.ndarray, expected: np.ndarray, rows: np.ndarray, most: int = 1) -> None:
-    """Fewer than one level in a thousand differs, and by `most`; solarisation may mirror such a one at its threshold.
+    """Fewer than one level in a thousand differs, and by `most`; solarisation may mirror such a one
+    at its threshold.
 
-    Differences arise in the hue, where its exact value lies so near a whole level that torchvision's own rounding
-    decides, and in the blur, likewise.
+    Differences arise in the hue, where its exact value lies so near a whole level that
+    torchvision's own rounding decides, and in the blur, likewise.
     """
     difference = np.abs(levels.astype(int) - expected)
     plain = rows[:, SOLARIZE] == 0
@@ -133,7 +137,8 @@ def check_levels(levels: np.ndarray, expected: np.ndarray, rows: np.ndarray, mos
 
 
 def test_each_jitter_operation_alone(run: Run) -> None:
-    """The other three at the factors that change nothing; every kind of view meets different factors."""
+    """The other three at the factors that change nothing; every kind of view meets different
+    factors."""
     factors = np.tile(np.array([1.0, 1.0, 1.0, 0.0]), (20, 1))
     for operation in range(3):
         factors[5 * operation : 5 * operation + 5, operation] = (0.0, 0.6, 1.0, 1.4, 2.0)
@@ -162,7 +167,9 @@ def test_all_orders(run: Run) -> None:
     check_levels(run(views, rows), expected_levels(views, rows), rows)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     size=st.sampled_from([32, 33, 39, 48, 50]),
     seed=st.integers(0, 2**31),
@@ -170,33 +177,62 @@ def test_all_orders(run: Run) -> None:
     dense=st.booleans(),
     flip=st.booleans(),
 )
-def test_planned_views(run: Run, size: int, seed: int, preset: str, dense: bool, flip: bool) -> None:
+def test_planned_views(
+    run: Run, size: int, seed: int, preset: str, dense: bool, flip: bool
+) -> None:
     """Whole chains as the plan draws them, at odd sizes and strides, flipped here or before."""
     views_of_preset: tuple[View, ...] = getattr(ViewConfig, preset)().views
     config = ViewConfig(views=views_of_preset, size=size, box_side=(8, 8))
     rows = plan(config, seed, 0, np.arange(2), np.full(2, 300), np.full(2, 200))[:, :VIEW_FLOATS]
     rows = np.ascontiguousarray(rows)
     views = make_views(2, size, seed)
-    check_levels(run(views, rows, dense=dense, flip=flip), expected_levels(views, rows, flip), rows, AFTER_HUE)
+    check_levels(
+        run(views, rows, dense=dense, flip=flip),
+        expected_levels(views, rows, flip),
+        rows,
+        AFTER_HUE,
+    )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"), [(torch.float16, 32), (torch.float16, 35), (torch.bfloat16, 32), (torch.float32, 32)]
+    ("dtype", "size"),
+    [(torch.float16, 32), (torch.float16, 35), (torch.bfloat16, 32), (torch.float32, 32)],
 )
-def test_normalised_and_masked(run: Run, request: pytest.FixtureRequest, dtype: torch.dtype, size: int) -> None:
-    """Boxes inside, fractional, touching and crossing the border, empty; only the first of two views is masked."""
+def test_normalised_and_masked(
+    run: Run, request: pytest.FixtureRequest, dtype: torch.dtype, size: int
+) -> None:
+    """Boxes inside, fractional, touching and crossing the border, empty; only the first of two
+    views is masked."""
     boxes = np.array(
-        [[3.2, 4.7, 10.1, 20], [0, 0, size, size], [-3.5, 30.2, 4, 40], [31.5, 0, 33, 0.1], [5, 5, 5, 9]], np.float32
+        [
+            [3.2, 4.7, 10.1, 20],
+            [0, 0, size, size],
+            [-3.5, 30.2, 4, 40],
+            [31.5, 0, 33, 0.1],
+            [5, 5, 5, 9],
+        ],
+        np.float32,
     )
     views = make_views(10, size)
     rows = make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1), blur_sigma=[0, 0, 1.5, 0.8, 0] * 2)
-    out = run(views.reshape(2, 5, size, size, 3), rows.reshape(2, 5, VIEW_FLOATS), boxes, dtype=dtype, launch=4)
+    out = run(
+        views.reshape(2, 5, size, size, 3),
+        rows.reshape(2, 5, VIEW_FLOATS),
+        boxes,
+        dtype=dtype,
+        launch=4,
+    )
     levels = expected_levels(views, rows)
-    expected = np.stack([finish_reference(level, boxes[n] if n < 5 else None) for n, level in enumerate(levels)])
+    expected = np.stack(
+        [finish_reference(level, boxes[n] if n < 5 else None) for n, level in enumerate(levels)]
+    )
     # The interpreter truncates to bfloat16 where the hardware rounds: up to a whole unit.
     interpreted = dtype == torch.bfloat16 and "interpreter" in request.node.callspec.id
     unit = HALF_UNIT[dtype] * (2 if interpreted else 1)
-    apart, rounding = np.abs(out.reshape(expected.shape) - expected), 1e-6 + unit * 1.001 * np.abs(expected)
+    apart, rounding = (
+        np.abs(out.reshape(expected.shape) - expected),
+        1e-6 + unit * 1.001 * np.abs(expected),
+    )
     assert (apart > rounding).mean() < 1e-3  # a blurred level may lie one beside the reference's
     assert (apart <= rounding + ONE_LEVEL).all()
     np.testing.assert_array_equal(out.reshape(expected.shape) == 0, expected == 0)
@@ -210,16 +246,22 @@ def test_flip_in_vectors_and_byte_by_byte(run: Run) -> None:
 
 
 def test_views_of_one_launch_do_not_matter(run: Run) -> None:
-    views, rows = make_views(5, 32), make_rows(5, jitter=[1, 0, 1, 1, 1], blur_sigma=[1, 0, 1, 0, 2])
+    views, rows = (
+        make_views(5, 32),
+        make_rows(5, jitter=[1, 0, 1, 1, 1], blur_sigma=[1, 0, 1, 0, 2]),
+    )
     whole = run(views, rows, launch=8)
     for launch in (1, 2):
         np.testing.assert_array_equal(run(views, rows, launch=launch), whole)
 
 
 def test_larger_view(run: Run) -> None:
-    """Several programs a view in each pass, so that their sums meet, and tiles with neighbours on every side."""
+    """Several programs a view in each pass, so that their sums meet, and tiles with neighbours on
+    every side."""
     views = make_views(1, 112)
-    rows = make_rows(1, jitter=1, order=[3, 1, 0, 2], factors=(1.3, 0.5, 1.2, 0.06), blur_sigma=1.7, gray=0)
+    rows = make_rows(
+        1, jitter=1, order=[3, 1, 0, 2], factors=(1.3, 0.5, 1.2, 0.06), blur_sigma=1.7, gray=0
+    )
     check_levels(run(views, rows), expected_levels(views, rows), rows)
 
 
@@ -228,7 +270,10 @@ def test_larger_view(run: Run) -> None:
 def test_largest_views_on_cuda(size: int) -> None:
     """Sizes that take the interpreter half a minute and more."""
     factors = np.random.default_rng(1).uniform((0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1), (24, 4))
-    views, rows = make_views(24, size), make_rows(24, jitter=1, order=ORDERS, factors=factors, blur_sigma=[0, 1.7] * 12)
+    views, rows = (
+        make_views(24, size),
+        make_rows(24, jitter=1, order=ORDERS, factors=factors, blur_sigma=[0, 1.7] * 12),
+    )
     levels = run_on("cuda", views, rows, None, torch.uint8, flip=False, dense=True, launch=64)
     check_levels(levels, expected_levels(views, rows), rows, AFTER_HUE)
 
@@ -246,7 +291,9 @@ class RecordedKernels:
 
         class Kernel:
             def __getitem__(self, grid: tuple[int, int]) -> Callable[..., None]:
-                return lambda *arguments, **options: launches.append((name, grid, arguments, options))
+                return lambda *arguments, **options: launches.append(
+                    (name, grid, arguments, options)
+                )
 
         return Kernel()
 
@@ -264,12 +311,15 @@ class RecordedOperations(TorchDispatchMode):
 
 
 def test_neither_allocates_nor_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three launches for every workspace of views, and of tensor operations only views: nothing to allocate, copy or
-    read back."""
+    """Three launches for every workspace of views, and of tensor operations only views: nothing to
+    allocate, copy or read back."""
     kernels = RecordedKernels()
     monkeypatch.setitem(sys.modules, "maskco_fast.kernels.augment.triton_kernels", kernels)
     monkeypatch.setattr("maskco_fast.kernels.augment.triton_kernels", kernels, raising=False)
-    views, parameters = torch.zeros(2, 5, 64, 64, 3, dtype=torch.uint8), torch.zeros(2, 5, VIEW_FLOATS)
+    views, parameters = (
+        torch.zeros(2, 5, 64, 64, 3, dtype=torch.uint8),
+        torch.zeros(2, 5, VIEW_FLOATS),
+    )
     workspace = augment_triton.Workspace.allocate(64, "cpu", views=4)
     out = augment_torch.empty_output(views, torch.float16)
     box = torch.zeros(5, 4)
@@ -286,11 +336,20 @@ def test_neither_allocates_nor_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"workspace": augment_triton.Workspace.allocate(64, "cpu", views=1)}, "workspace for side 64 on cpu"),
-        ({"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)}, "torch.float16 .2, 3, 32, 32. on cpu is wanted"),
+        (
+            {"workspace": augment_triton.Workspace.allocate(64, "cpu", views=1)},
+            "workspace for side 64 on cpu",
+        ),
+        (
+            {"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)},
+            "torch.float16 .2, 3, 32, 32. on cpu is wanted",
+        ),
         ({"out": torch.zeros(1, 32, 32, 3, dtype=torch.float16).movedim(-1, 1)}, "is wanted"),
         ({"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)}, "not channels-last and dense"),
-        ({"out": torch.zeros(6145, dtype=torch.float16)[1:].view(2, 32, 32, 3).movedim(-1, 1)}, "multiple of 16 bytes"),
+        (
+            {"out": torch.zeros(6145, dtype=torch.float16)[1:].view(2, 32, 32, 3).movedim(-1, 1)},
+            "multiple of 16 bytes",
+        ),
         ({"parameters": torch.zeros(2, 16)}, "goes with views"),
     ],
 )
@@ -320,7 +379,9 @@ def test_imports_without_triton() -> None:
         "from maskco_fast.kernels.augment import triton as augment_triton;"
         "print(augment_triton.unusable('cuda'))"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "triton is not installed"
 
@@ -336,7 +397,11 @@ def test_unusable_says_why_and_plain_torch_takes_over() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "version", "reason"),
-    [((7, 5), "3.8.0", "compute capability 7.5;"), ((9, 0), "3.2.0", "Triton 3.2.0;"), ((9, 0), "3.10.1", None)],
+    [
+        ((7, 5), "3.8.0", "compute capability 7.5;"),
+        ((9, 0), "3.2.0", "Triton 3.2.0;"),
+        ((9, 0), "3.10.1", None),
+    ],
 )
 def test_old_hardware_and_old_triton(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], version: str, reason: str | None
@@ -354,7 +419,9 @@ def test_old_hardware_and_old_triton(
 def test_cuda_graph_replays_without_waiting() -> None:
     """Captured once, replayed on new values; no allocation and no synchronisation in a call."""
     views = torch.from_numpy(make_views(8, 64)).cuda()
-    rows = torch.from_numpy(make_rows(8, jitter=1, factors=(1.2, 0.8, 1.3, 0.1), blur_sigma=[0, 1] * 4)).cuda()
+    rows = torch.from_numpy(
+        make_rows(8, jitter=1, factors=(1.2, 0.8, 1.3, 0.1), blur_sigma=[0, 1] * 4)
+    ).cuda()
     workspace = augment_triton.Workspace.allocate(64, views=8)
     out = augment_torch.empty_output(views, torch.float16)
     augment_triton.augment(views, rows, workspace=workspace, out=out)

@@ -1,6 +1,8 @@
-"""What the compilers make of the Triton kernels for three architectures: registers, spills and 16-byte accesses.
+"""What the compilers make of the Triton kernels for three architectures: registers, spills and
+16-byte accesses.
 
-No GPU is needed. The bounds stand a little above what Triton 3.8 reaches, so that a change that ruins a kernel fails.
+No GPU is needed. The bounds stand a little above what Triton 3.8 reaches, so that a change that
+ruins a kernel fails.
 """
 
 import re
@@ -29,15 +31,27 @@ def compiled(**variant: Any) -> Any:
 
 
 VARIANTS = [
-    *[{"kernel": kernel, "architecture": sm} for kernel in ("gray_sums", "colour", "blur") for sm in (80, 90, 100)],
+    *[
+        {"kernel": kernel, "architecture": sm}
+        for kernel in ("gray_sums", "colour", "blur")
+        for sm in (80, 90, 100)
+    ],
     {"kernel": "colour", "architecture": 90, "dtype": torch.float32},
     {"kernel": "blur", "architecture": 90, "dtype": torch.float32},
     {"kernel": "colour", "architecture": 90, "dtype": torch.bfloat16},
-    {"kernel": "colour", "architecture": 90, "dtype": torch.uint8, "masked": False, "flipped": True},
+    {
+        "kernel": "colour",
+        "architecture": 90,
+        "dtype": torch.uint8,
+        "masked": False,
+        "flipped": True,
+    },
 ]
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(str(value) for value in v.values()))
+@pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda v: "-".join(str(value) for value in v.values())
+)
 def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
     """No spills, within the bounds, and every access to pixels 16 bytes wide."""
     result = compiled(**variant)
@@ -48,11 +62,16 @@ def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
     loads = {name: n for name, n in result.accesses.items() if name.startswith("ld.global")}
     stores = {name: n for name, n in result.accesses.items() if name.startswith("st.global")}
     assert loads.pop("ld.global.v4.b32") == VECTOR_LOADS[kernel]
-    assert set(loads) == {"ld.global.b32"}, "anything but the plan's numbers is read in less than 16 bytes"
+    assert set(loads) == {"ld.global.b32"}, (
+        "anything but the plan's numbers is read in less than 16 bytes"
+    )
     if kernel == "gray_sums":
         assert stores == {"st.global.b32": 1}
     else:
-        assert stores == {"st.global.v4.b32": OUTPUT_STORES[dtype] + (WORKSPACE_STORES if kernel == "colour" else 0)}
+        assert stores == {
+            "st.global.v4.b32": OUTPUT_STORES[dtype]
+            + (WORKSPACE_STORES if kernel == "colour" else 0)
+        }
 
 
 @pytest.mark.parametrize("kernel", ["gray_sums", "colour"])
@@ -86,9 +105,14 @@ def test_blur_runs_on_tensor_cores() -> None:
         ("blur", 100, 225, torch.float16),
     ],
 )
-def test_odd_sizes_do_not_spill(kernel: str, architecture: int, size: int, dtype: torch.dtype) -> None:
-    """The worst of a sweep over sizes, dtypes and flips; the colours of each have spilled under other options."""
-    result = compiled(kernel=kernel, architecture=architecture, size=size, dtype=dtype, flipped=size == 511)
+def test_odd_sizes_do_not_spill(
+    kernel: str, architecture: int, size: int, dtype: torch.dtype
+) -> None:
+    """The worst of a sweep over sizes, dtypes and flips; the colours of each have spilled under
+    other options."""
+    result = compiled(
+        kernel=kernel, architecture=architecture, size=size, dtype=dtype, flipped=size == 511
+    )
     assert result.spilled == 0
     assert result.registers <= (224 if kernel == "blur" else 80)
 

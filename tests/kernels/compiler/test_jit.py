@@ -9,7 +9,7 @@ import pytest
 
 from maskco_fast.kernels.compiler import jit as jit_module
 from maskco_fast.kernels.compiler.cache import cache_folder
-from maskco_fast.kernels.compiler.jit import jit, leaf, source_stamp
+from maskco_fast.kernels.compiler.jit import inline_jit, jit, source_stamp
 
 SCRIPT = """
 from maskco_fast.kernels.plan import plan
@@ -22,7 +22,11 @@ print(plan(ViewConfig.moco_v2(), 0, 0, np.arange(2), np.full(2, 30), np.full(2, 
 def run(**environment):
     """A fresh process that plans; (stdout, stderr)."""
     ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return ended.stdout, ended.stderr
 
@@ -64,7 +68,7 @@ def test_folders_that_cannot_be_written_are_passed_over(tmp_path, monkeypatch):
 
 
 def test_kernels_run_without_the_gil_and_divide_as_arrays_do():
-    @leaf()
+    @inline_jit()
     def inverse(x):
         return 1.0 / x
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from maskco_fast.kernels.compiler.jit import jit, leaf
+from maskco_fast.kernels.compiler.jit import inline_jit, jit
 from maskco_fast.kernels.compiler.threads import in_parts
 from maskco_fast.networks import batch_norm
 
 
-@leaf()
+@inline_jit()
 def _mark(part, parts, times, done):
     done[part] += times * parts
 

@@ -1,13 +1,32 @@
-"""The JPEG decoder held to libjpeg-turbo: equal pixels or no verdict, whatever the sampling, size and damage."""
+"""The JPEG decoder held to libjpeg-turbo: equal pixels or no verdict, whatever the sampling, size
+and damage."""
 
 import numpy as np
 import pytest
 
-from maskco_fast.kernels.jpeg.decode import DECODED, NOT_PLAIN, decode_reference, decode_region, make_jpeg_scratch
+from maskco_fast.kernels.jpeg.decode import (
+    DECODED,
+    NOT_PLAIN,
+    decode_reference,
+    decode_region,
+    make_jpeg_scratch,
+)
 from maskco_fast.kernels.jpeg.pixels import LANES
 from tests.support.images import encode, picture
 
-SIZES = [(1, 1), (1, 50), (50, 1), (5, 7), (8, 8), (16, 16), (17, 33), (33, 6), (64, 64), (101, 77), (203, 187)]
+SIZES = [
+    (1, 1),
+    (1, 50),
+    (50, 1),
+    (5, 7),
+    (8, 8),
+    (16, 16),
+    (17, 33),
+    (33, 6),
+    (64, 64),
+    (101, 77),
+    (203, 187),
+]
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": None}
 GUARD = 77
 
@@ -19,11 +38,14 @@ def scratch():
 
 
 def decode(data, size, scratch, region=None, whole=True):
-    """(verdict, pixels) of `region` (y, x, rows, columns), the whole image by default; nothing else is written."""
+    """(verdict, pixels) of `region` (y, x, rows, columns), the whole image by default; nothing else
+    is written."""
     y, x, rows, columns = region or (0, 0, *size)
     room = 3 * (rows * columns + LANES)
     out = np.full(room + 64, GUARD, np.uint8)
-    verdict = decode_region(np.frombuffer(data, np.uint8), len(data), *size, y, x, rows, columns, whole, scratch, out)
+    verdict = decode_region(
+        np.frombuffer(data, np.uint8), len(data), *size, y, x, rows, columns, whole, scratch, out
+    )
     assert (out[room:] == GUARD).all()
     return verdict, out[: 3 * rows * columns].reshape(rows, columns, 3)
 
@@ -96,7 +118,9 @@ def test_what_is_not_plain_is_left(scratch):
         plain[: len(plain) // 2],
     ):
         assert decode(data, (64, 48), scratch)[0] == NOT_PLAIN
-    assert decode(plain, (48, 64), scratch)[0] == NOT_PLAIN  # not the size that the crops were drawn for
+    assert (
+        decode(plain, (48, 64), scratch)[0] == NOT_PLAIN
+    )  # not the size that the crops were drawn for
     assert decode(plain + b"trailing", (64, 48), scratch)[0] == DECODED
     small = make_jpeg_scratch(len(plain) - 1, 1 << 16)
     assert decode(plain, (64, 48), small)[0] == NOT_PLAIN
@@ -109,16 +133,19 @@ def test_every_cut_is_left_to_the_library(scratch):
 
 
 def test_damage_is_never_passed_over(scratch):
-    """Where bytes are wrong, what is decoded all the same decodes in the library without a warning too.
+    """Where bytes are wrong, what is decoded all the same decodes in the library without a warning
+    too.
 
-    Pixels are not compared: coefficients that no encoder writes (beyond 4096) overflow in one way here, in others in
-    libjpeg's code for each kind of CPU.
+    Pixels are not compared: coefficients that no encoder writes (beyond 4096) overflow in one way
+    here, in others in libjpeg's code for each kind of CPU.
     """
     random, decoded = np.random.default_rng(0), 0
     for seed in range(30):
         height, width = random.integers(6, 60, 2).tolist()
         options = {"restart_marker_blocks": 3} if seed % 3 == 0 else {}
-        whole = jpeg(height, width, list(SAMPLINGS)[seed % 4], seed, quality=10 + 3 * seed, **options)
+        whole = jpeg(
+            height, width, list(SAMPLINGS)[seed % 4], seed, quality=10 + 3 * seed, **options
+        )
         for trial in range(40):
             data = bytearray(whole)
             for _ in range(1 + trial % 2):

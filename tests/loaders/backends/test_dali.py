@@ -17,10 +17,13 @@ VIEWS = ViewConfig.maskco(48)
 
 
 def test_importing_the_module_leaves_dali_alone():
-    code = (
-        "import sys, maskco_fast.loaders.backends.dali as _; print([n for n in sys.modules if n.startswith('nvidia')])"
+    code = "import sys, maskco_fast.loaders.backends.dali as _; print([n for n in sys.modules if n.startswith('nvidia')])"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "[]\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_an_absent_dali_is_named_with_its_extra(make_shards, monkeypatch):
@@ -42,7 +45,9 @@ def dali():
 def make_samples(graph, rows, encoded):
     count = len(rows)
     config = LoaderConfig(batch_size=count, views=VIEWS)
-    return graph.Samples(Request.make(config, 0, np.arange(count), rows), encoded, np.zeros(count, bool))
+    return graph.Samples(
+        Request.make(config, 0, np.arange(count), rows), encoded, np.zeros(count, bool)
+    )
 
 
 def run_once(pipeline_graph, samples):
@@ -63,10 +68,15 @@ def plan_of(count, height, width):
 
 
 def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
-    """PNGs are Pillow's to decode: DALI's views of their regions are the native loader's to the last bit."""
+    """PNGs are Pillow's to decode: DALI's views of their regions are the native loader's to the
+    last bit."""
     members = {f"{n}.png": encode(picture(40 + 9 * n, 90 - 7 * n, n), "png") for n in range(8)}
-    members["lines.png"] = encode(np.full((50, 60, 3), 10, np.uint8), "png")  # pixels that look like line feeds
-    members["hashes.png"] = encode(np.full((50, 60, 3), 35, np.uint8), "png")  # and like comments in a PPM's header
+    members["lines.png"] = encode(
+        np.full((50, 60, 3), 10, np.uint8), "png"
+    )  # pixels that look like line feeds
+    members["hashes.png"] = encode(
+        np.full((50, 60, 3), 35, np.uint8), "png"
+    )  # and like comments in a PPM's header
     shard = write_tar(tmp_path / "png.tar", members)
     batches = []
     for backend in ("dali", "native"):
@@ -110,7 +120,9 @@ def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monk
         again = list(loader)
     for one, two, three in zip(mine, again, truth, strict=True):
         assert torch.equal(one.sample_id, three.sample_id)
-        assert torch.equal(one.query, two.query)  # set aside from the start now, and the same to the last bit
+        assert torch.equal(
+            one.query, two.query
+        )  # set aside from the start now, and the same to the last bit
         assert (one.query - three.query).abs().mean() <= 0.02
 
 
@@ -143,7 +155,9 @@ def test_a_crop_outside_of_what_was_decoded_is_an_error(dali):
     """`numba_function` swallows exceptions, and the kernels check no bounds."""
     _, graph = dali
     rows = plan_of(2, 60, 60)
-    samples = make_samples(graph, rows, [np.frombuffer(encode(picture(60, 60, n)), np.uint8) for n in range(2)])
+    samples = make_samples(
+        graph, rows, [np.frombuffer(encode(picture(60, 60, n)), np.uint8) for n in range(2)]
+    )
     samples.regions[1, 2] -= 1
     host = graph.HostGraph(LoaderConfig(batch_size=2, views=VIEWS))
     with pytest.raises(RuntimeError, match="sample 1 was not made: a crop lies outside"):
@@ -158,7 +172,9 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind):
     _, graph = dali
     images = [picture(70, 110, n) for n in range(6)]
     rows = plan_of(6, 70, 110)
-    samples = make_samples(graph, rows, [np.frombuffer(encode(image, "png"), np.uint8) for image in images])
+    samples = make_samples(
+        graph, rows, [np.frombuffer(encode(image, "png"), np.uint8) for image in images]
+    )
     y, x, height, width = samples.regions[4].tolist()
     samples.encoded[4] = graph.encode_lossless(images[4][y : y + height, x : x + width])
     samples.cut[4] = True
@@ -166,7 +182,9 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind):
     if kind == "host":
         views = run_once(graph.HostGraph(config), samples)
     else:
-        views = run_once(graph.DeviceGraph(config, None, decode_on_device=kind != "device"), samples)
+        views = run_once(
+            graph.DeviceGraph(config, None, decode_on_device=kind != "device"), samples
+        )
     for n, planned in enumerate(rows.view(VIEWS.plan_dtype)[:, 0]["views"]):
         for v in range(2):
             crop = tuple(int(side) for side in planned[v]["crop"])
@@ -178,7 +196,8 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind):
 
 @pytest.mark.parametrize("decode_on_device", [False, True])
 def test_the_device_graph_is_defined_on_the_device(dali, decode_on_device):
-    """As far as a machine without CUDA goes: DALI takes every operator with its arguments, for the right device."""
+    """As far as a machine without CUDA goes: DALI takes every operator with its arguments, for the
+    right device."""
     from nvidia.dali import Pipeline, fn
 
     _, graph = dali
@@ -202,7 +221,9 @@ def test_many_views_and_other_depths(dali, make_shards):
     assert len(epochs[0]) == 3
     for one, two in zip(*epochs, strict=True):
         assert len(one.views) == 7
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.views, two.views, strict=True))
+        assert all(
+            torch.equal(mine, theirs) for mine, theirs in zip(one.views, two.views, strict=True)
+        )
 
 
 def test_native_threads_end_with_the_iterator(dali, make_shards):

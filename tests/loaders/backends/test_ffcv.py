@@ -16,7 +16,9 @@ from tests.support.images import encode, picture, write_tar
 
 VIEWS = ViewConfig.maskco(48)
 
-ffcv = pytest.importorskip("maskco_fast.loaders.backends.ffcv", exc_type=ImportError)  # its error says what to install
+ffcv = pytest.importorskip(
+    "maskco_fast.loaders.backends.ffcv", exc_type=ImportError
+)  # its error says what to install
 
 
 def run(code):
@@ -27,7 +29,8 @@ def run(code):
 
 
 def test_importing_and_leaving_disturb_nothing(make_shards):
-    """Thread counts stay, Numba's thread pool is not started, no noise at exit, and a fork lives, with two loaders."""
+    """Thread counts stay, Numba's thread pool is not started, no noise at exit, and a fork lives,
+    with two loaders."""
     shards = make_shards(1, 8)
     code = f"""
 import os, random, torch, numba, numpy as np
@@ -51,7 +54,11 @@ from ffcv.pipeline import Compiler
 assert Compiler.is_enabled
 assert (random.random(), np.random.rand()) == (random.Random(5).random(), np.random.RandomState(5).rand())
 """
-    noise = [line for line in run(code).splitlines() if "Warning" not in line and not line.startswith(" ")]
+    noise = [
+        line
+        for line in run(code).splitlines()
+        if "Warning" not in line and not line.startswith(" ")
+    ]
     assert noise == []
 
 
@@ -103,7 +110,11 @@ def test_training_from_a_beton_is_training_from_its_shards(make_shards, tmp_path
     shards = make_shards(2, 12, bad=(5,))
     write_beton(Dataset.open(shards), tmp_path / "all.beton")
     truth = None
-    for backend, source in (("native", shards), ("ffcv", shards), ("ffcv", str(tmp_path / "all.beton"))):
+    for backend, source in (
+        ("native", shards),
+        ("ffcv", shards),
+        ("ffcv", str(tmp_path / "all.beton")),
+    ):
         with make_loader(source, 6, views=VIEWS, backend=backend, seed=2) as loader:
             batches = list(loader)
             assert [entry.key for entry in loader.quarantine.entries] == ["000005"]

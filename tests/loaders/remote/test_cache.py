@@ -1,4 +1,5 @@
-"""The shard cache between threads and processes: one download each, none removed in use, what is whole stays whole."""
+"""The shard cache between threads and processes: one download each, none removed in use, what is
+whole stays whole."""
 
 import multiprocessing
 import os
@@ -16,11 +17,13 @@ import pytest
 from benchmarks.correctness import faulty_server as faulty
 from maskco_fast.loaders import Dataset, RemoteError, make_loader
 from maskco_fast.loaders.remote.cache import ShardCache
-from maskco_fast.loaders.remote.prefetch import Ahead
+from maskco_fast.loaders.remote.prefetch import ShardPrefetcher
 from maskco_fast.loaders.remote.store import RemoteShard
 from tests.support.remote_servers import VIEWS, assert_same, batches, hurried
 
-pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+pytest.importorskip(
+    "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
+)
 
 SIZE = 100_000
 
@@ -38,13 +41,16 @@ def objects(tmp_path):
 
 def cached(folder: pathlib.Path) -> list[int]:
     """Bytes of every shard and part in the cache."""
-    return sorted(file.stat().st_size for file in (folder / "cache").iterdir() if file.suffix != ".lock")
+    return sorted(
+        file.stat().st_size for file in (folder / "cache").iterdir() if file.suffix != ".lock"
+    )
 
 
 def downloads(server, name: str) -> int:
     """How often a file's first bytes were asked for."""
     return sum(
-        method == "GET" and name in path and asked.startswith("bytes=0-") for method, path, asked in server.requests
+        method == "GET" and name in path and asked.startswith("bytes=0-")
+        for method, path, asked in server.requests
     )
 
 
@@ -77,7 +83,9 @@ def test_no_room_ahead_of_time_and_a_warning_where_it_is_needed(objects, tmp_pat
         in_use = cache.acquire(shards[0])
         assert cache.acquire_if_room(shards[1]) is None
         assert cached(tmp_path) == [SIZE]
-        with pytest.warns(UserWarning, match=r"do not fit into the 0\.00015 GB.*--remote\.cache-gb"):
+        with pytest.warns(
+            UserWarning, match=r"do not fit into the 0\.00015 GB.*--remote\.cache-gb"
+        ):
             assert cache.acquire(shards[1]).read(0, SIZE) == (objects / "1.tar").read_bytes()
         assert in_use.read(0, 1)
 
@@ -96,7 +104,9 @@ def test_one_download_for_many_threads(objects, tmp_path):
 def test_a_download_goes_on_where_a_killed_process_left_it(objects, tmp_path):
     """The server stalls in the middle; the process is killed; the next asks for the rest alone."""
     with faulty.FaultyServer(objects) as server:
-        server.plan = lambda exchange: "stall" if exchange.number == 4 else None  # HEAD, then the fourth request
+        server.plan = lambda exchange: (
+            "stall" if exchange.number == 4 else None
+        )  # HEAD, then the fourth request
         code = (
             "import sys, pathlib; from tests.support.remote_servers import hurried\n"
             "from maskco_fast.loaders.remote.cache import ShardCache\n"
@@ -113,7 +123,10 @@ def test_a_download_goes_on_where_a_killed_process_left_it(objects, tmp_path):
         assert cached(tmp_path) == [60_000]
         server.requests.clear()
         cache = ShardCache(hurried(tmp_path))
-        assert cache.acquire(look_up(cache, server, 0)).read(0, SIZE) == (objects / "0.tar").read_bytes()
+        assert (
+            cache.acquire(look_up(cache, server, 0)).read(0, SIZE)
+            == (objects / "0.tar").read_bytes()
+        )
         asked = [part for method, _, part in server.requests if method == "GET"]
         assert asked == ["bytes=60000-79999", "bytes=80000-99999"]
 
@@ -143,7 +156,9 @@ def test_a_full_disk_is_named(objects, tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match=r"the disk of the shard cache is full.*--remote\.cache-gb"):
+        with pytest.raises(
+            OSError, match=r"the disk of the shard cache is full.*--remote\.cache-gb"
+        ):
             cache.acquire(look_up(cache, server, 0))
 
 
@@ -158,7 +173,9 @@ def test_a_waiting_read_can_be_ended(objects, tmp_path):
             cache.acquire(shard, stop)
 
 
-def test_a_cache_too_small_for_the_shuffle_is_refused_with_the_size_it_wants(make_shards, tmp_path, monkeypatch):
+def test_a_cache_too_small_for_the_shuffle_is_refused_with_the_size_it_wants(
+    make_shards, tmp_path, monkeypatch
+):
     monkeypatch.setattr("maskco_fast.loaders.remote.cache.ROOM_PATIENCE", 0.05)
     make_shards(4, 16)
     with (
@@ -170,7 +187,10 @@ def test_a_cache_too_small_for_the_shuffle_is_refused_with_the_size_it_wants(mak
             remote=hurried(tmp_path, cache_gb=1e-4),
             index_folder=tmp_path / "index",
         ) as loader,
-        pytest.raises(ValueError, match=r"the shuffle reads 0\.0\d+ GB of shards at a time.*give --remote\.cache-gb"),
+        pytest.raises(
+            ValueError,
+            match=r"the shuffle reads 0\.0\d+ GB of shards at a time.*give --remote\.cache-gb",
+        ),
     ):
         next(iter(loader))
 
@@ -180,7 +200,7 @@ def test_shards_come_ahead_of_their_turn_and_in_order(objects, tmp_path):
     with faulty.FaultyServer(objects) as server:
         cache = ShardCache(hurried(tmp_path, ahead=2, downloads=1))
         shards = [look_up(cache, server, number) for number in range(5)]
-        ahead = Ahead(cache, shards, [3, 6, 9, 12, 15], np.arange(15), threading.Event())
+        ahead = ShardPrefetcher(cache, shards, [3, 6, 9, 12, 15], np.arange(15), threading.Event())
         try:
             for number in range(5):
                 soon = [f"/{n}.tar" for n in range(min(number + 3, 5))]
@@ -207,7 +227,8 @@ def _rank(rank: int, names: str, folder: pathlib.Path) -> list[list[int]]:
 
 
 def test_two_processes_share_a_cache(make_shards, tmp_path):
-    """Under faults, from nothing: each shard is downloaded once for both, and together they read every sample once."""
+    """Under faults, from nothing: each shard is downloaded once for both, and together they read
+    every sample once."""
     shards = make_shards(4, 16)
     with (
         faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=2)) as server,

@@ -1,4 +1,5 @@
-"""Shards behind real servers that fail: nothing is lost or repeated, and the order is the local run's."""
+"""Shards behind real servers that fail: nothing is lost or repeated, and the order is the local
+run's."""
 
 import os
 import pathlib
@@ -12,11 +13,13 @@ from benchmarks.correctness import faulty_server as faulty
 from maskco_fast.loaders import Dataset, RemoteConfig, RemoteError, make_loader
 from maskco_fast.loaders.remote.errors import ShardChanged
 from maskco_fast.loaders.remote.store import RemoteStore
-from maskco_fast.loaders.shards.names import expand, shown
+from maskco_fast.loaders.shards.names import expand, redact_url
 from tests.support.images import encode, picture, write_tar
 from tests.support.remote_servers import VIEWS, assert_same, batches, hurried, s3_api  # noqa: F401 a fixture
 
-pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+pytest.importorskip(
+    "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
+)
 
 
 def pattern(server, name="shard-{0000..0002}.tar"):
@@ -67,7 +70,10 @@ def test_all_faults_at_once_and_a_cache_that_is_too_small_for_all_shards(make_sh
             mine = []
             for batch in [*loader, *loader]:
                 mine.append(batch)
-                assert sum(file.stat().st_size for file in (tmp_path / "cache").iterdir()) <= config.cache_gb * 1e9
+                assert (
+                    sum(file.stat().st_size for file in (tmp_path / "cache").iterdir())
+                    <= config.cache_gb * 1e9
+                )
         assert sum(server.injected.values()) > 10
     assert_same(mine, truth)
 
@@ -96,9 +102,15 @@ def test_a_garbled_download_is_told_from_the_shard_that_was_indexed(make_shards,
 def test_missing_shards_are_named_before_anything_is_downloaded(make_shards, tmp_path):
     make_shards(2, 8)
     with faulty.FaultyServer(tmp_path) as server:
-        with pytest.raises(FileNotFoundError, match=r"1 of 3 remote shards do not exist: http.*/shard-0002\.tar"):
+        with pytest.raises(
+            FileNotFoundError, match=r"1 of 3 remote shards do not exist: http.*/shard-0002\.tar"
+        ):
             batches(pattern(server), tmp_path)
-        assert not [request for request in server.requests if request[0] == "GET" and "0002" not in request[1]]
+        assert not [
+            request
+            for request in server.requests
+            if request[0] == "GET" and "0002" not in request[1]
+        ]
 
 
 def test_a_shard_that_goes_missing_ends_the_epoch_by_its_name(make_shards, tmp_path):
@@ -111,7 +123,9 @@ def test_a_shard_that_goes_missing_ends_the_epoch_by_its_name(make_shards, tmp_p
         server.plan = faulty.always("missing", "shard-0001")
         with (
             make_loader(dataset, 8, views=VIEWS) as loader,
-            pytest.raises(FileNotFoundError, match=r"shard-0001\.tar does not exist.*take it out of --shards"),
+            pytest.raises(
+                FileNotFoundError, match=r"shard-0001\.tar does not exist.*take it out of --shards"
+            ),
         ):
             list(loader)
         assert not [thread for thread in threading.enumerate() if thread.name.startswith("remote-")]
@@ -122,7 +136,9 @@ def test_a_fault_that_never_ends_ends_the_run(fault, make_shards, tmp_path):
     make_shards(3, 8)
     with faulty.FaultyServer(tmp_path, faulty.always(fault, "shard-0001", method="GET")) as server:
         config = hurried(tmp_path, patience=1.0, timeout=0.2)
-        with pytest.raises(RemoteError, match=r"shard-0001\.tar: \d+ attempts .*--remote\.patience"):
+        with pytest.raises(
+            RemoteError, match=r"shard-0001\.tar: \d+ attempts .*--remote\.patience"
+        ):
             batches(pattern(server), tmp_path, config)
 
 
@@ -130,7 +146,8 @@ def test_a_refusal_is_not_repeated(make_shards, tmp_path):
     make_shards(3, 8)
     with faulty.FaultyServer(tmp_path, faulty.always("refused", "shard-0000")) as server:
         with pytest.raises(
-            RemoteError, match=r"shard-0000\.tar: refused, status 403\. Check its address and your cred"
+            RemoteError,
+            match=r"shard-0000\.tar: refused, status 403\. Check its address and your cred",
         ):
             batches(pattern(server), tmp_path)
         assert (
@@ -239,7 +256,11 @@ def test_leaving_early_does_not_wait_for_a_server_that_is_down(make_shards, tmp_
             with pytest.raises(KeyboardInterrupt):
                 next(iter(loader))
         assert server.injected["503"]
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith(("remote-", "native"))]
+        assert not [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith(("remote-", "native"))
+        ]
 
 
 def test_long_trouble_is_told_of(make_shards, tmp_path, monkeypatch):
@@ -248,7 +269,10 @@ def test_long_trouble_is_told_of(make_shards, tmp_path, monkeypatch):
     fails = iter([True] * 3)
     with (
         faulty.FaultyServer(tmp_path, lambda _: "503" if next(fails, False) else None) as server,
-        pytest.warns(UserWarning, match=r"shard-0000\.tar: \d attempts have failed, the last with: status 503"),
+        pytest.warns(
+            UserWarning,
+            match=r"shard-0000\.tar: \d attempts have failed, the last with: status 503",
+        ),
     ):
         batches(pattern(server, "shard-0000.tar"), tmp_path)
 
@@ -257,18 +281,29 @@ def test_s3_with_faults_in_front_of_it(make_shards, tmp_path, s3_api):  # noqa: 
     shards = make_shards(3, 16)
     names = faulty.put_into_s3(shards, s3_api, "photographs")
     with faulty.FaultyServer(s3_api, faulty.at_random(0.25, seed=1)) as server:
-        mine = batches("s3://photographs/shard-{0000..0002}.tar", tmp_path, hurried(tmp_path, s3_endpoint=server.url))
+        mine = batches(
+            "s3://photographs/shard-{0000..0002}.tar",
+            tmp_path,
+            hurried(tmp_path, s3_endpoint=server.url),
+        )
         assert sum(server.injected.values()) > 3
     assert_same(mine, batches(shards, tmp_path))
     assert expand("s3://photographs/shard-{0000..0002}.tar") == names
 
 
-def test_s3_by_the_environment_and_what_is_missing_there(make_shards, tmp_path, s3_api, monkeypatch):  # noqa: F811
+def test_s3_by_the_environment_and_what_is_missing_there(
+    make_shards, tmp_path, s3_api, monkeypatch
+):
     shards = make_shards(2, 8)
     faulty.put_into_s3(shards, s3_api, "paintings")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_api)
-    assert len(Dataset.open("s3://paintings/shard-{0000..0001}.tar", remote=hurried(tmp_path))) == 16
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 remote shards do not exist: s3://paintings/shard-0002\.tar"):
+    assert (
+        len(Dataset.open("s3://paintings/shard-{0000..0001}.tar", remote=hurried(tmp_path))) == 16
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"1 of 3 remote shards do not exist: s3://paintings/shard-0002\.tar",
+    ):
         batches("s3://paintings/shard-{0000..0002}.tar", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"s3://nowhere/shard-0000\.tar"):
         batches("s3://nowhere/shard-0000.tar", tmp_path)
@@ -309,20 +344,28 @@ def test_a_pipe_that_says_something_else_the_next_time(make_shards, tmp_path):
     with open(shard, "r+b") as file:
         file.seek(1000)
         file.write(b"other")
-    with make_loader(dataset, 8, views=VIEWS) as loader, pytest.raises(ShardChanged, match="its bytes are not those"):
+    with (
+        make_loader(dataset, 8, views=VIEWS) as loader,
+        pytest.raises(ShardChanged, match="its bytes are not those"),
+    ):
         list(loader)
 
 
 def test_secrets_are_not_shown():
-    assert shown("https://me:secret@host/a/b.tar?X-Amz-Signature=secret") == "https://host/a/b.tar"
-    assert shown("s3://bucket/b.tar") == "s3://bucket/b.tar"
-    assert shown("/a?b@c.tar") == "/a?b@c.tar"
+    assert (
+        redact_url("https://me:secret@host/a/b.tar?X-Amz-Signature=secret")
+        == "https://host/a/b.tar"
+    )
+    assert redact_url("s3://bucket/b.tar") == "s3://bucket/b.tar"
+    assert redact_url("/a?b@c.tar") == "/a?b@c.tar"
 
 
 def test_waits_grow_and_are_random(tmp_path, monkeypatch):
     waits = []
     store = RemoteStore(RemoteConfig(backoff=1.0))
-    monkeypatch.setattr(store._random, "uniform", lambda low, high: waits.append((low, high)) or 0.0)
+    monkeypatch.setattr(
+        store._random, "uniform", lambda low, high: waits.append((low, high)) or 0.0
+    )
     with faulty.FaultyServer(tmp_path, faulty.always("503")) as server, warnings.catch_warnings():
         store.config = RemoteConfig(backoff=1.0, patience=0.2)
         with pytest.raises(RemoteError, match="status 503"):

@@ -1,4 +1,5 @@
-"""The streaming mode: what it does promise. A fault neither loses nor repeats a sample, and a seed fixes the order."""
+"""The streaming mode: what it does promise. A fault neither loses nor repeats a sample, and a seed
+fixes the order."""
 
 import collections
 import itertools
@@ -13,7 +14,9 @@ from maskco_fast.loaders import make_loader
 from tests.support.images import encode, picture, write_tar
 from tests.support.remote_servers import VIEWS, assert_same, hurried
 
-pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+pytest.importorskip(
+    "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
+)
 
 
 def stream(shards, folder, *, count=None, samples=48, **options):
@@ -60,7 +63,11 @@ def test_pass_after_pass_in_other_orders(make_shards, tmp_path):
 def test_each_rank_reads_shards_of_its_own(make_shards, tmp_path):
     shards = make_shards(4, 8)
     seen = [
-        {int(i) for batch in stream(shards, tmp_path, samples=32, rank=rank, world_size=2)[0] for i in batch.sample_id}
+        {
+            int(i)
+            for batch in stream(shards, tmp_path, samples=32, rank=rank, world_size=2)[0]
+            for i in batch.sample_id
+        }
         for rank in range(2)
     ]
     assert len(seen[0] | seen[1]) == 32
@@ -71,7 +78,10 @@ def test_each_rank_reads_shards_of_its_own(make_shards, tmp_path):
 
 def test_bad_samples_and_damaged_shards_are_left_out_and_named_once(make_shards, tmp_path):
     shards = make_shards(2, 16, bad=(5,))
-    write_tar(tmp_path / "odd.tar", {"a.jpg": encode(picture(50, 60, 1)), "b.jpg": b"no image", "c.txt": b"alone"})
+    write_tar(
+        tmp_path / "odd.tar",
+        {"a.jpg": encode(picture(50, 60, 1)), "b.jpg": b"no image", "c.txt": b"alone"},
+    )
     write_tar(tmp_path / "cut.tar", {f"cut{n}.jpg": encode(picture(60, 70, n)) for n in range(4)})
     with tarfile.open(tmp_path / "cut.tar") as archive:
         third = archive.getmembers()[2].offset_data
@@ -87,7 +97,12 @@ def test_bad_samples_and_damaged_shards_are_left_out_and_named_once(make_shards,
         "shard damaged from here on": 1,
     }
     report = {(entry.shard.rpartition("/")[2], entry.key) for entry in quarantine.entries}
-    assert report == {("shard-0000.tar", "000005"), ("odd.tar", "b"), ("odd.tar", "c"), ("cut.tar", "")}
+    assert report == {
+        ("shard-0000.tar", "000005"),
+        ("odd.tar", "b"),
+        ("odd.tar", "c"),
+        ("cut.tar", ""),
+    }
 
 
 def test_a_missing_shard_ends_the_stream_by_its_name(make_shards, tmp_path):

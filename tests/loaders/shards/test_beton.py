@@ -11,7 +11,12 @@ import torch
 from maskco_fast.commands.beton import BetonConfig, beton
 from maskco_fast.kernels import headers
 from maskco_fast.loaders import Dataset, ViewConfig, make_loader
-from maskco_fast.loaders.shards.beton import ALLOCATION_DTYPE, HEADER_DTYPE, BetonDataset, read_beton
+from maskco_fast.loaders.shards.beton import (
+    ALLOCATION_DTYPE,
+    HEADER_DTYPE,
+    BetonDataset,
+    read_beton,
+)
 from maskco_fast.loaders.shards.beton_writer import (
     CHUNK,
     BetonMismatch,
@@ -27,7 +32,8 @@ VIEWS = ViewConfig.maskco(48)
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes shards into a .beton and returns (shards' dataset, beton's path, samples left out)."""
+    """A function that writes shards into a .beton and returns (shards' dataset, beton's path,
+    samples left out)."""
 
     def writer(shards, options=None, **settings):
         dataset = Dataset.open(shards)
@@ -97,10 +103,20 @@ def test_what_ffcv_cannot_decode_becomes_pixels(tmp_path, write):
     shard = write_tar(tmp_path / "odd.tar", members)
     _, path, _ = write(shard)
     mine = BetonDataset([path])
-    assert mine.samples["format"].tolist() == [headers.OTHER, headers.JPEG, headers.OTHER, headers.JPEG]
+    assert mine.samples["format"].tolist() == [
+        headers.OTHER,
+        headers.JPEG,
+        headers.OTHER,
+        headers.JPEG,
+    ]
     pixels = mine.read(0)
-    assert np.array_equal(np.frombuffer(pixels[-image.size :], np.uint8).reshape(image.shape), image)
-    with make_loader(shard, 4, views=VIEWS, backend="reference") as truth, make_loader(path, 4, views=VIEWS) as loader:
+    assert np.array_equal(
+        np.frombuffer(pixels[-image.size :], np.uint8).reshape(image.shape), image
+    )
+    with (
+        make_loader(shard, 4, views=VIEWS, backend="reference") as truth,
+        make_loader(path, 4, views=VIEWS) as loader,
+    ):
         (one,), (other,) = loader, truth
     assert torch.equal(one.sample_id, other.sample_id)
     assert (one.query - other.query).abs().mean() < 0.02
@@ -109,7 +125,9 @@ def test_what_ffcv_cannot_decode_becomes_pixels(tmp_path, write):
 def test_what_the_index_refused_stays_named(tmp_path, make_shards, write):
     shards = make_shards(1, 8)
     whole = encode(picture(60, 60, 3))
-    shards.append(str(write_tar(tmp_path / "bad.tar", {"x.jpg": b"no image", "y.jpg": b"", "z.jpg": whole})))
+    shards.append(
+        str(write_tar(tmp_path / "bad.tar", {"x.jpg": b"no image", "y.jpg": b"", "z.jpg": whole}))
+    )
     dataset, path, left_out = write(shards)
     assert left_out == []
     mine = BetonDataset([path])
@@ -118,7 +136,9 @@ def test_what_the_index_refused_stays_named(tmp_path, make_shards, write):
 
 
 def test_shrinking_encodes_anew_and_quarantines(make_shards, write):
-    dataset, path, left_out = write(make_shards(1, 10, bad=(2,), side=100), BetonOptions(max_side=64))
+    dataset, path, left_out = write(
+        make_shards(1, 10, bad=(2,), side=100), BetonOptions(max_side=64)
+    )
     assert [(entry.key, entry.found) for entry in left_out] == [("000002", "decode")]
     mine = BetonDataset([path])
     assert len(mine) == 9
@@ -237,7 +257,9 @@ def test_the_command(make_shards, tmp_path, capsys):
     assert "16 samples from 2 shards" in told.out
     assert "MB" in told.out
     assert "checked 16/16" in told.err
-    assert len(BetonDataset([str(out)])) == 16  # the damaged one keeps its bytes too: loaders replace it alike
+    assert (
+        len(BetonDataset([str(out)])) == 16
+    )  # the damaged one keeps its bytes too: loaders replace it alike
     with pytest.raises(ValueError, match="suffix"):
         BetonConfig(shards=("x.tar",), out=tmp_path / "set")
     for wrong in ({"max_side": 3}, {"quality": 0}):

@@ -6,7 +6,7 @@ import torch
 
 from maskco_fast.kernels.plan import plan
 from maskco_fast.loaders import Dataset, ViewConfig, make_loader
-from maskco_fast.loaders.regions import regions_of, shrinks_of, shrunk
+from maskco_fast.loaders.regions import crop_regions, scale_crops, shrink_factors
 from maskco_fast.loaders.shards.decode import BadImage, Decoder
 from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, index_shard
 from tests.support.images import encode, picture, write_tar
@@ -31,7 +31,7 @@ def record(data, tmp_path):
 
 def test_regions_hold_all_crops_and_no_more():
     rows = plans(200, 90, 130)
-    regions = regions_of(rows, 2)
+    regions = crop_regions(rows, 2)
     crops = rows.view(VIEWS.plan_dtype)[:, 0]["views"]["crop"].astype(np.int64)
     ends = (crops[..., :2] + crops[..., 2:]).max(1)
     assert (regions[:, :2] == crops[..., :2].min(1)).all()
@@ -43,7 +43,7 @@ def test_images_shrink_as_far_as_their_crops_allow():
     for side in (40, 96, 200, 2000):
         rows = plans(200, side, side)
         sides = rows.view(VIEWS.plan_dtype)[:, 0]["views"]["crop"][..., 2:].min((1, 2))
-        shrinks = shrinks_of(rows, 2, VIEWS.size)
+        shrinks = shrink_factors(rows, 2, VIEWS.size)
         assert np.isin(shrinks, (1, 2, 4, 8)).all()
         assert ((sides / shrinks >= VIEWS.size) | (shrinks == 1)).all()
         assert ((sides / shrinks < 2 * VIEWS.size) | (shrinks == 8)).all()
@@ -51,7 +51,7 @@ def test_images_shrink_as_far_as_their_crops_allow():
 
 def test_shrunk_crops_stay_inside_and_keep_the_rest_of_the_plan():
     for row in plans(100, 301, 403):
-        small = shrunk(row, 2, 4, 76, 101)
+        small = scale_crops(row, 2, 4, 76, 101)
         crops = small.view(VIEWS.plan_dtype)[0]["views"]["crop"]
         assert (crops[:, :2] >= 0).all()
         assert (crops[:, 2:] >= 1).all()
@@ -72,7 +72,9 @@ def test_fast_decoding_shrinks_as_told(kind, tmp_path):
         small, by = Decoder(fast=True).decode_scaled(data, sample, shrink)
         assert by == shrink
         means = torch.nn.functional.avg_pool2d(exact, by, ceil_mode=True)[0].permute(1, 2, 0)
-        loss = 2 * shrink + 1 if kind == "4:2:2" else 3  # there chroma keeps half the width, at whatever scale
+        loss = (
+            2 * shrink + 1 if kind == "4:2:2" else 3
+        )  # there chroma keeps half the width, at whatever scale
         assert (means - torch.from_numpy(small)).abs().mean() < loss
     assert Decoder().decode_scaled(data, sample, 8).shrink == 1
 
@@ -92,17 +94,22 @@ def test_damage_is_judged_alike(fast, tmp_path):
 
 
 def test_fast_views_are_those_of_the_plan(tmp_path):
-    """A crop begins and ends within half a pixel of the smaller image; colours and boxes are the plan's own."""
+    """A crop begins and ends within half a pixel of the smaller image; colours and boxes are the
+    plan's own."""
     members = {f"{n}.jpg": encode(picture(400 + n, 601, n), quality=95) for n in range(4)}
     path = str(write_tar(tmp_path / "s.tar", members))
     batches = {}
     for decode in ("exact", "fast"):
-        with make_loader(path, 4, views=VIEWS, backend="native", dtype=torch.uint8, decode=decode) as loader:
+        with make_loader(
+            path, 4, views=VIEWS, backend="native", dtype=torch.uint8, decode=decode
+        ) as loader:
             batches[decode] = next(iter(loader))
     exact, fast = batches["exact"], batches["fast"]
     assert torch.equal(exact.sample_id, fast.sample_id)
     assert torch.equal(exact.key_boxes, fast.key_boxes)
-    apart = torch.cat([(one.float() - other.float()).abs() for one, other in zip(exact.views, fast.views)])
+    apart = torch.cat(
+        [(one.float() - other.float()).abs() for one, other in zip(exact.views, fast.views)]
+    )
     assert 0 < apart.mean() < 6
     with pytest.raises(ValueError, match="exact or fast"):
         make_loader(Dataset.open(path), 4, views=VIEWS, decode="quick")

@@ -31,7 +31,9 @@ def test_names_offsets_and_sizes_are_tarfiles(tmp_path, form):
     long = "folder/" * 12 + "x" * 60 if form != tarfile.USTAR_FORMAT else "folder/" * 12 + "x"
     names = ["000.jpg", "über.jpg", f"{long}.jpg", "a.b.jpg"]
     path = write_tar(
-        tmp_path / "s.tar", {name: encode(picture(20 + i, 30, i)) for i, name in enumerate(names)}, form=form
+        tmp_path / "s.tar",
+        {name: encode(picture(20 + i, 30, i)) for i, name in enumerate(names)},
+        form=form,
     )
     index = index_shard(str(path))
     with tarfile.open(path) as archive:
@@ -202,9 +204,11 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
 def test_many_shards_keep_their_order_and_report_progress(tmp_path, make_shards):
     paths = make_shards(6, 4)
     seen = []
-    indexes = index_shards(paths, folder=tmp_path / "index", threads=3, progress=lambda *facts: seen.append(facts))
+    indexes = index_shards(
+        paths, folder=tmp_path / "index", threads=3, progress=lambda *facts: seen.append(facts)
+    )
     assert [index.path for index in indexes] == paths
-    assert seen == [(n, 6, 4 * n) for n in range(1, 7)]
+    assert seen == [(f"shards indexed, {4 * n} samples", n, 6) for n in range(1, 7)]
 
 
 def test_equal_keys_are_pointed_out(make_shards, tmp_path):

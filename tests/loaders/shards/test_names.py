@@ -28,7 +28,9 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_patterns(folder, pattern, numbers):
-    assert [os.path.basename(path) for path in expand(pattern)] == [f"s-{n:04d}.tar" for n in numbers]
+    assert [os.path.basename(path) for path in expand(pattern)] == [
+        f"s-{n:04d}.tar" for n in numbers
+    ]
 
 
 def test_a_folder_stands_for_its_tars_or_for_its_images(folder):
@@ -43,7 +45,9 @@ def test_a_name_with_braces_in_it_is_a_name(folder):
 
 
 def test_missing_shards_are_all_named(folder):
-    with pytest.raises(FileNotFoundError, match=r"2 of 14 shards do not exist: s-0012.tar, s-0013.tar"):
+    with pytest.raises(
+        FileNotFoundError, match=r"2 of 14 shards do not exist: s-0012.tar, s-0013.tar"
+    ):
         expand("s-{0000..0013}.tar")
     with pytest.raises(FileNotFoundError, match=r"t-\*\.tar"):
         expand("t-*.tar")

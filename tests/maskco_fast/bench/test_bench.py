@@ -1,4 +1,5 @@
-"""The bench: rows that are timed have passed their gate, figures add up, failures are shown and not counted."""
+"""The bench: rows that are timed have passed their gate, figures add up, failures are shown and not
+counted."""
 
 import json
 import pathlib
@@ -17,7 +18,14 @@ from maskco_fast.pictures.pictures import bench_picture
 
 
 def setting(shards, **changes):
-    options = {"batch_size": 4, "size": 64, "workers": 2, "dtype": "float32", "images": None, "ffcv_ssl": None}
+    options = {
+        "batch_size": 4,
+        "size": 64,
+        "workers": 2,
+        "dtype": "float32",
+        "images": None,
+        "ffcv_ssl": None,
+    }
     options["decode"] = "exact"
     return Setting(shards=tuple(shards), **{**options, **changes})
 
@@ -64,7 +72,9 @@ def test_a_red_gate_is_never_timed(make_shards):
     wrong.views[0][:] += torch.rand_like(wrong.views[0])
     with pytest.raises(RuntimeError, match=r"parity is red: .* levels"):
         _parity(
-            wrong, batches[0].__class__(**{**vars(wrong), "views": (wrong.views[0] - 1, wrong.views[1])}), gate=True
+            wrong,
+            batches[0].__class__(**{**vars(wrong), "views": (wrong.views[0] - 1, wrong.views[1])}),
+            gate=True,
         )
 
 
@@ -89,7 +99,9 @@ def test_a_row_is_stopped_while_it_is_not_its_turn(make_shards):
 
 def test_a_row_that_fails_is_shown_with_its_reason(make_shards, monkeypatch, capsys):
     monkeypatch.setattr(bench_module, "DEFAULT_ROWS", "")
-    config = BenchConfig(shards=tuple(make_shards(1, 2)), rows="native", rounds=1, batch_size=4, size=64)
+    config = BenchConfig(
+        shards=tuple(make_shards(1, 2)), rows="native", rounds=1, batch_size=4, size=64
+    )
     assert bench(config) == 1
     assert "usable samples make no batch" in capsys.readouterr().out
 
@@ -110,7 +122,8 @@ def test_other_rows_yield_their_images(make_shards, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "package"), [("lightly", "lightly"), ("kornia", "kornia"), ("dali_stock", "nvidia.dali")]
+    ("name", "package"),
+    [("lightly", "lightly"), ("kornia", "kornia"), ("dali_stock", "nvidia.dali")],
 )
 def test_peers_that_are_installed_yield_their_images(make_shards, name, package):
     pytest.importorskip(package, reason=f"the {name} row needs {package}")
@@ -126,7 +139,17 @@ def test_our_rows_stop_at_the_images_asked_for(make_shards):
 
 def test_stages_cover_the_path(make_shards):
     took = stages(setting(make_shards(1, 6)))
-    assert list(took) == ["index", "plan", "read", "decode", "resize", "colour", "blur", "store", "hand-over"]
+    assert list(took) == [
+        "index",
+        "plan",
+        "read",
+        "decode",
+        "resize",
+        "colour",
+        "blur",
+        "store",
+        "hand-over",
+    ]
     assert took["decode"] > 0
     assert took["hand-over"] > 0
 

@@ -1,4 +1,5 @@
-"""The doctor: each probe's outcomes, what follows for loaders and devices, and that asking leaves no trace."""
+"""The doctor: each probe's outcomes, what follows for loaders and devices, and that asking leaves
+no trace."""
 
 import json
 import os
@@ -18,7 +19,13 @@ def report():
 
 
 def check(name, state="ok", **facts):
-    return Check(name=name, state=state, detail="d", fix="" if state == "ok" else f"install {name}", facts=facts)
+    return Check(
+        name=name,
+        state=state,
+        detail="d",
+        fix="" if state == "ok" else f"install {name}",
+        facts=facts,
+    )
 
 
 def torch_check(cuda, devices=()):
@@ -27,9 +34,21 @@ def torch_check(cuda, devices=()):
 
 def test_this_environment_can_train(report):
     states = {one.name: one.state for one in report.packages}
-    for name in ("torch", "torchvision", "numpy", "numba", "kernel cache", "pillow", "simplejpeg", "webdataset"):
+    for name in (
+        "torch",
+        "torchvision",
+        "numpy",
+        "numba",
+        "kernel cache",
+        "pillow",
+        "simplejpeg",
+        "webdataset",
+    ):
         assert states[name] == "ok"
-    assert {one.name: one.state for one in report.loaders}.items() >= {("reference", "ok"), ("native", "ok")}
+    assert {one.name: one.state for one in report.loaders}.items() >= {
+        ("reference", "ok"),
+        ("native", "ok"),
+    }
     assert report.usable
     assert set(states) == set(PROBES)
 
@@ -56,7 +75,9 @@ def test_versions_are_those_installed(report):
 
 
 def test_probe_ok():
-    result = probe("numpy", "\n    noise = 1\n    print('noise')\n    answer(None, a=noise, b=[], c='x')\n")
+    result = probe(
+        "numpy", "\n    noise = 1\n    print('noise')\n    answer(None, a=noise, b=[], c='x')\n"
+    )
     assert (result.state, result.detail, result.fix) == ("ok", "a 1, c x", "")
 
 
@@ -69,7 +90,10 @@ def test_probe_missing_names_the_remedy():
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [("raise ImportError('libx.so: wrong symbol')", "wrong symbol"), ("import os; os._exit(3)", "code 3")],
+    [
+        ("raise ImportError('libx.so: wrong symbol')", "wrong symbol"),
+        ("import os; os._exit(3)", "code 3"),
+    ],
 )
 def test_probe_broken(code, reason):
     result = probe("numba", code)
@@ -87,7 +111,9 @@ def test_ffcv_remedy_names_only_the_debian_packages_that_lack(monkeypatch, tmp_p
     monkeypatch.setattr(doctor.sysconfig, "get_path", lambda _: str(tmp_path))
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
     remedy = doctor._remedy("ffcv")
-    assert "apt-get install g++ pkg-config python3-dev libopencv-dev libturbojpeg0-dev && " in remedy
+    assert (
+        "apt-get install g++ pkg-config python3-dev libopencv-dev libturbojpeg0-dev && " in remedy
+    )
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(doctor.shutil, "which", lambda program: f"/usr/bin/{program}")
     monkeypatch.setattr(doctor, "_pkg_config_knows", lambda library: library == "opencv4")
@@ -118,7 +144,12 @@ def test_loader_that_this_version_lacks(monkeypatch):
         (check("torch", "missing"), "missing", "missing", "needs torch"),
         (torch_check(None), "ok", "missing", "build without CUDA"),
         (torch_check("13.0"), "ok", "missing", "built for CUDA 13.0"),
-        (torch_check("13.0", [{"name": "H100", "capability": "9.0", "gib": 80}]), "ok", "ok", "H100 (sm 9.0, 80 GiB)"),
+        (
+            torch_check("13.0", [{"name": "H100", "capability": "9.0", "gib": 80}]),
+            "ok",
+            "ok",
+            "H100 (sm 9.0, 80 GiB)",
+        ),
     ],
 )
 def test_devices(torch, cpu, cuda, says):
@@ -142,7 +173,7 @@ def test_asking_loads_nothing_into_the_caller():
     code = """
 import os, sys
 before = dict(os.environ)
-from maskco_fast import doctor
+from maskco_fast.commands import doctor
 doctor.PROBES = {name: doctor.PROBES[name] for name in ("torch", "numpy", "ffcv", "dali", "numba")}
 doctor.LOADER_NEEDS = {}
 doctor.report()

@@ -1,4 +1,5 @@
-"""The demo set: the same bytes every time, well-formed shards, labels that are true, and contexts that predict."""
+"""The demo set: the same bytes every time, well-formed shards, labels that are true, and contexts
+that predict."""
 
 import collections
 import io
@@ -68,7 +69,13 @@ def test_other_choices_do_not_mix(tmp_path):
 
 def test_progress_and_refusals(tmp_path):
     told = []
-    demo_shards(tmp_path, samples=130, shards=2, size=(32, 32), progress=lambda done, all_: told.append((done, all_)))
+    demo_shards(
+        tmp_path,
+        samples=130,
+        shards=2,
+        size=(32, 32),
+        progress=lambda what, done, all_: told.append((done, all_)),
+    )
     assert told == [(64, 130), (128, 130)]
     with pytest.raises(ValueError, match="3 samples do not fill 4 shards"):
         demo_shards(tmp_path, samples=3, shards=4)
@@ -77,7 +84,7 @@ def test_progress_and_refusals(tmp_path):
 
 
 def test_cut_off_run_leaves_no_shard(tmp_path):
-    def stop(done, all_):
+    def stop(what, done, all_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -87,7 +94,9 @@ def test_cut_off_run_leaves_no_shard(tmp_path):
 
 def test_two_processes_at_once(tmp_path):
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=demo_shards, args=(tmp_path,), kwargs=SMALL) for _ in range(2)]
+    processes = [
+        context.Process(target=demo_shards, args=(tmp_path,), kwargs=SMALL) for _ in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -114,7 +123,8 @@ def test_labels_are_true():
 
 
 def test_an_object_stands_out_of_its_surroundings():
-    """Inside a label's box the picture differs from the same scene's ground: the boxes are where the objects are."""
+    """Inside a label's box the picture differs from the same scene's ground: the boxes are where
+    the objects are."""
     contrasts = []
     for i in range(80):
         pixels, label = scene(0, i)
@@ -128,7 +138,8 @@ def test_an_object_stands_out_of_its_surroundings():
 
 
 def test_the_context_predicts_the_kinds():
-    """A mask is worth predicting: knowing the context, the likely kinds cover most objects; not knowing it, few."""
+    """A mask is worth predicting: knowing the context, the likely kinds cover most objects; not
+    knowing it, few."""
     counts = collections.defaultdict(collections.Counter)
     for i in range(600):
         _, label = scene(1, i, (64, 64))
@@ -149,7 +160,11 @@ def test_neighbours_predict_in_rows():
     for i in range(300):
         _, label = scene(2, i)
         if CONTEXTS[label["context"]].row:
-            ground = [found for found in label["objects"] if found["kind_name"] in CONTEXTS[label["context"]].on_ground]
+            ground = [
+                found
+                for found in label["objects"]
+                if found["kind_name"] in CONTEXTS[label["context"]].on_ground
+            ]
             kinds = [found["kind"] for found in ground]
             agreeing += sum(a == b for a, b in itertools.pairwise(kinds))
             pairs += max(len(kinds) - 1, 0)
@@ -157,7 +172,8 @@ def test_neighbours_predict_in_rows():
 
 
 def test_mean_colour_hardly_tells_the_context():
-    """Nearest neighbours in mean colour name the context little better than chance (1 in 8): a probe has work to do."""
+    """Nearest neighbours in mean colour name the context little better than chance (1 in 8): a
+    probe has work to do."""
     colours, contexts = [], []
     for i in range(500):
         pixels, label = scene(4, i, (48, 48))

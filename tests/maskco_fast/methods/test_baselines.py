@@ -1,4 +1,5 @@
-"""MoCo v2, SimCLR and NPID as methods: their steps by hand, exact resume, and two processes equal to one."""
+"""MoCo v2, SimCLR and NPID as methods: their steps by hand, exact resume, and two processes equal
+to one."""
 
 import datetime
 import math
@@ -20,7 +21,13 @@ from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
 from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training import checkpoint
-from maskco_fast.training.config import MoCoV2Config, ModelConfig, NPIDConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.config import (
+    MoCoV2Config,
+    ModelConfig,
+    NPIDConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from maskco_fast.training.optimizer import make_optimizer
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import Trainer
@@ -40,7 +47,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def small_config(method: str, run_dir: pathlib.Path = pathlib.Path("unused"), **fields: object) -> TrainConfig:
+def small_config(
+    method: str, run_dir: pathlib.Path = pathlib.Path("unused"), **fields: object
+) -> TrainConfig:
     """Batches of 8 noise images in groups of 4, a queue of 20 keys, 5 noise samples."""
     settings: dict[str, object] = {
         "method": method,
@@ -65,11 +74,15 @@ def batches(count: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
     found = []
     for step, batch in zip(range(count), NoiseLoader(size=SIDE, batch=SAMPLES, dtype=dtype)):
         fields = {name: getattr(batch, name) for name in ("views", "sample_id", "target")}
-        found.append(Batch(**fields, index=(torch.arange(SAMPLES) + step * SAMPLES) % (3 * SAMPLES)))
+        found.append(
+            Batch(**fields, index=(torch.arange(SAMPLES) + step * SAMPLES) % (3 * SAMPLES))
+        )
     return found
 
 
-def step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch, forward: nn.Module | None = None) -> float:
+def step(
+    method: Method, optimizer: torch.optim.Optimizer, batch: Batch, forward: nn.Module | None = None
+) -> float:
     scalars = (forward or method)(batch)
     optimizer.zero_grad()
     scalars["loss"].backward()
@@ -81,7 +94,9 @@ def step(method: Method, optimizer: torch.optim.Optimizer, batch: Batch, forward
 def test_mocos_steps_by_hand():
     config = small_config("moco_v2")
     method, by_hand = small_method(config, torch.float64), small_method(config, torch.float64)
-    optimizer, second = (make_optimizer(one.parameters(), config.optimizer) for one in (method, by_hand))
+    optimizer, second = (
+        make_optimizer(one.parameters(), config.optimizer) for one in (method, by_hand)
+    )
     queue = by_hand.queue.clone()
     for number, batch in enumerate(batches(4, torch.float64)):
         order = permutation(config.seed, torch.tensor(number), SAMPLES).tolist()
@@ -112,7 +127,9 @@ def test_mocos_groups_change_from_step_to_step_and_leave_the_own_order():
     assert not torch.allclose(first, second, atol=1e-3)
     assert not torch.allclose(first, plain, atol=1e-3)
     method.key.eval()  # without batch statistics only the order is left, and that is the images' own
-    torch.testing.assert_close(method._keys(batch.key), normalize(method.key(batch.key)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        method._keys(batch.key), normalize(method.key(batch.key)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_batch_longer_than_the_queue_leaves_its_last_keys():
@@ -141,7 +158,9 @@ def test_simclr_refuses_micro_batches():
 def test_npids_steps_by_hand():
     config = small_config("npid")
     method, by_hand = small_method(config, torch.float64), small_method(config, torch.float64)
-    optimizer, second = (make_optimizer(one.parameters(), config.optimizer) for one in (method, by_hand))
+    optimizer, second = (
+        make_optimizer(one.parameters(), config.optimizer) for one in (method, by_hand)
+    )
     bank = by_hand.bank.clone()
     torch.testing.assert_close(bank.norm(dim=1), torch.ones(len(bank), dtype=torch.float64))
     for number, batch in enumerate(batches(4, torch.float64)):
@@ -182,9 +201,17 @@ def test_chance_is_what_equal_chances_give():
 def test_the_paper_recipe_has_the_methods_optimiser(method):
     config = RECIPES["paper"](method)
     optimizer = config.optimizer
-    wanted = {"moco_v2": ("sgd", 0.03, 1e-4), "simclr": ("lars", 0.3, 1e-6), "npid": ("sgd", 0.03, 1e-4)}[method]
+    wanted = {
+        "moco_v2": ("sgd", 0.03, 1e-4),
+        "simclr": ("lars", 0.3, 1e-6),
+        "npid": ("sgd", 0.03, 1e-4),
+    }[method]
     assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == wanted
-    assert (config.moco_v2.queue, config.moco_v2.momentum, config.moco_v2.temperature) == (65_536, 0.999, 0.2)
+    assert (config.moco_v2.queue, config.moco_v2.momentum, config.moco_v2.temperature) == (
+        65_536,
+        0.999,
+        0.2,
+    )
     assert (config.simclr.temperature, config.npid.temperature) == (0.1, 0.07)
 
 
@@ -194,8 +221,12 @@ def trainer(config: TrainConfig, **loader: int) -> Trainer:
 
 @pytest.mark.parametrize("method", BASELINES)
 def test_a_run_goes_on_to_the_last_bit(tmp_path, method):
-    optimizer = OptimizerConfig(name="lars", learning_rate=1.0) if method == "simclr" else OptimizerConfig()
-    whole, parted = (small_config(method, tmp_path / name, optimizer=optimizer) for name in ("whole", "parted"))
+    optimizer = (
+        OptimizerConfig(name="lars", learning_rate=1.0) if method == "simclr" else OptimizerConfig()
+    )
+    whole, parted = (
+        small_config(method, tmp_path / name, optimizer=optimizer) for name in ("whole", "parted")
+    )
     assert trainer(whole).fit() is None
     assert trainer(parted, signal_at=4, number=15).fit() == "SIGTERM"
     assert trainer(parted).fit() is None
@@ -210,13 +241,20 @@ def share_of(batch: Batch, rank: int, size: int) -> Batch:
     return batch._map(lambda tensor: tensor[own])
 
 
-def run_steps(method_name: str, rank: int, size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def run_steps(
+    method_name: str, rank: int, size: int
+) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of three steps of this process's share, in float64, and the state after them."""
     config = small_config(method_name)
     method = small_method(config, torch.float64)
-    forward = DistributedDataParallel(method, broadcast_buffers=False) if size > 1 else None  # as the trainer does
+    forward = (
+        DistributedDataParallel(method, broadcast_buffers=False) if size > 1 else None
+    )  # as the trainer does
     optimizer = make_optimizer(method.parameters(), config.optimizer)
-    found = [step(method, optimizer, share_of(batch, rank, size), forward) for batch in batches(3, torch.float64)]
+    found = [
+        step(method, optimizer, share_of(batch, rank, size), forward)
+        for batch in batches(3, torch.float64)
+    ]
     return found, method.state_dict()
 
 
@@ -224,7 +262,11 @@ def process(rank: int, folder: str, size: int) -> None:
     """One of the processes: all methods, one after the other."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
+        "gloo",
+        f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=60),
     )
     results = {name: run_steps(name, rank, size) for name in BASELINES}
     torch.save(results, f"{folder}/{rank}.pt")
@@ -242,7 +284,9 @@ def two_processes(tmp_path_factory) -> list[dict]:
 def test_two_processes_equal_one_of_two_groups(two_processes, method):
     one_losses, one = run_steps(method, 0, 1)
     (first_losses, first), (second_losses, second) = (results[method] for results in two_processes)
-    assert [(a + b) / 2 for a, b in zip(first_losses, second_losses)] == pytest.approx(one_losses, rel=1e-9)
+    assert [(a + b) / 2 for a, b in zip(first_losses, second_losses)] == pytest.approx(
+        one_losses, rel=1e-9
+    )
     for name, value in one.items():
         if "running" not in name:  # each process's own, where statistics are of groups
             assert torch.equal(first[name], second[name]), name

@@ -1,4 +1,5 @@
-"""Counter-based numbers: splitmix64 to the bit, permutations, uniformity, and that every argument matters."""
+"""Counter-based numbers: splitmix64 to the bit, permutations, uniformity, and that every argument
+matters."""
 
 import numpy as np
 import torch

@@ -1,4 +1,5 @@
-"""The baselines' objectives against loops written from the published formulas, one number at a time."""
+"""The baselines' objectives against loops written from the published formulas, one number at a
+time."""
 
 import math
 
@@ -7,7 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as functional
 
-from maskco_fast.methods.instance_contrast import noise_contrastive, noise_softmax, nt_xent, queue_info_nce
+from maskco_fast.methods.instance_contrast import (
+    noise_contrastive,
+    noise_softmax,
+    nt_xent,
+    queue_info_nce,
+)
 from maskco_fast.methods.npid import mean_exponential
 
 
@@ -20,7 +26,11 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_moco_equals_its_equation_1():
-    query, key, queue = features(5, 8), features(5, 8, seed=1), functional.normalize(features(11, 8, seed=2))
+    query, key, queue = (
+        features(5, 8),
+        features(5, 8, seed=1),
+        functional.normalize(features(11, 8, seed=2)),
+    )
     key[2] = 2 * query[2]
     losses, hits = [], []
     for q, k in zip(query, key):
@@ -56,14 +66,20 @@ def test_simclr_equals_its_algorithm_1():
 def test_simclr_of_parts_is_the_mean_of_the_whole():
     views = features(6, 7), features(6, 7, seed=1)
     parts = [
-        nt_xent((views[0][first : first + 2], views[1][first : first + 2]), views, first=first, temperature=0.1)[0]
+        nt_xent(
+            (views[0][first : first + 2], views[1][first : first + 2]),
+            views,
+            first=first,
+            temperature=0.1,
+        )[0]
         for first in (0, 2, 4)
     ]
     assert torch.stack(parts).mean().item() == pytest.approx(simclr_loops(*views, 0.1), rel=2e-6)
 
 
 def npid_loops(feature, own, noise, samples, temperature, partition) -> float:
-    """Equations 4 to 7 of NPID: P(i|v), h(i, v), and the negative log-likelihood of the two classes."""
+    """Equations 4 to 7 of NPID: P(i|v), h(i, v), and the negative log-likelihood of the two
+    classes."""
     count, negatives = noise.shape[:2]
     noise_share = negatives / samples
 
@@ -81,9 +97,14 @@ def npid_loops(feature, own, noise, samples, temperature, partition) -> float:
 def test_npid_equals_its_equations_4_to_7():
     feature, own = features(4, 6), functional.normalize(features(4, 6, seed=1))
     noise = functional.normalize(features(4, 9, 6, seed=2), dim=-1)
-    loss, accuracy = noise_contrastive(feature, own, noise, samples=50, temperature=0.07, partition=120.0)
+    loss, accuracy = noise_contrastive(
+        feature, own, noise, samples=50, temperature=0.07, partition=120.0
+    )
     assert loss.item() == pytest.approx(npid_loops(feature, own, noise, 50, 0.07, 120.0), rel=2e-6)
-    hits = [cosine(f, o) > max(cosine(f, entry) for entry in entries) for f, o, entries in zip(feature, own, noise)]
+    hits = [
+        cosine(f, o) > max(cosine(f, entry) for entry in entries)
+        for f, o, entries in zip(feature, own, noise)
+    ]
     assert accuracy.item() == pytest.approx(np.mean(hits))
 
 
@@ -104,7 +125,9 @@ def test_npids_partition_function_is_what_the_first_batches_would_estimate(tempe
     direction = functional.normalize(features(dimension, seed=1), dim=0).double()
     estimate = (bank @ direction / temperature).exp()
     error = (estimate.std() / len(bank) ** 0.5).item()
-    assert mean_exponential(1 / temperature, dimension) == pytest.approx(estimate.mean().item(), abs=5 * error)
+    assert mean_exponential(1 / temperature, dimension) == pytest.approx(
+        estimate.mean().item(), abs=5 * error
+    )
 
 
 def test_objectives_compute_in_float32_under_autocast():

@@ -1,4 +1,5 @@
-"""The contrast against triple loops written from the paper's Algorithm 1, and what must never reach it."""
+"""The contrast against triple loops written from the paper's Algorithm 1, and what must never reach
+it."""
 
 import math
 
@@ -20,7 +21,9 @@ def loops(query, keys, group_size, temperature, negatives):
         positive = cosine(query[image], keys[image][0])
         others = []
         for other in range(first, min(first + group_size, len(query))):
-            if (other == image and negatives == "inter") or (other != image and negatives == "intra"):
+            if (other == image and negatives == "inter") or (
+                other != image and negatives == "intra"
+            ):
                 continue
             for box in range(1, keys.shape[1]):
                 others.append(cosine(query[image], keys[other][box]))
@@ -37,14 +40,17 @@ def test_equals_triple_loops(negatives, count, group_size):
     query = torch.randn(count, 7, generator=generator)
     keys = torch.randn(count, 5, 7, generator=generator)
     keys[0, 0] = query[0] * 3  # one sure hit, so that the accuracy is not zero throughout
-    loss, accuracy = region_info_nce(query, keys, group_size=group_size, temperature=0.2, negatives=negatives)
+    loss, accuracy = region_info_nce(
+        query, keys, group_size=group_size, temperature=0.2, negatives=negatives
+    )
     wanted_loss, wanted_accuracy = loops(query, keys, group_size, 0.2, negatives)
     assert loss.item() == pytest.approx(wanted_loss, rel=2e-6)
     assert accuracy.item() == pytest.approx(wanted_accuracy)
 
 
 def depends_on(negatives: str) -> torch.Tensor:
-    """(N, N, K) bool: whether image n's query gradient is moved by box k of image m, groups of 3 of 6 images."""
+    """(N, N, K) bool: whether image n's query gradient is moved by box k of image m, groups of 3 of
+    6 images."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(6, 4, generator=generator, requires_grad=True)
     keys = torch.randn(6, 3, 4, generator=generator)
@@ -70,13 +76,18 @@ def test_only_the_right_boxes_take_part(negatives):
         for other in range(6):
             same_group = image // 3 == other // 3
             own = image == other
-            assert moved[image, other, 0] == own  # other images' positives are excluded (paper, A.2)
-            takes_part = own if negatives == "intra" else same_group and (negatives == "both" or not own)
+            assert (
+                moved[image, other, 0] == own
+            )  # other images' positives are excluded (paper, A.2)
+            takes_part = (
+                own if negatives == "intra" else same_group and (negatives == "both" or not own)
+            )
             assert (moved[image, other, 1:] == takes_part).all()
 
 
 def test_counts_of_the_paper_by_the_loss_of_equal_features():
-    """With all features alike the loss is the logarithm of the number of candidates: 497, 17 and 513."""
+    """With all features alike the loss is the logarithm of the number of candidates: 497, 17 and
+    513."""
     query, keys = torch.ones(64, 8), torch.ones(64, 17, 8)
     for negatives, candidates in (("inter", 497), ("intra", 17), ("both", 513)):
         loss, _ = region_info_nce(query, keys, group_size=32, temperature=0.2, negatives=negatives)
@@ -85,7 +96,10 @@ def test_counts_of_the_paper_by_the_loss_of_equal_features():
 
 def test_computes_in_float32_under_autocast():
     generator = torch.Generator().manual_seed(2)
-    query, keys = torch.randn(8, 16, generator=generator), torch.randn(8, 17, 16, generator=generator)
+    query, keys = (
+        torch.randn(8, 16, generator=generator),
+        torch.randn(8, 17, 16, generator=generator),
+    )
     plain, _ = region_info_nce(query, keys, group_size=8, temperature=0.2, negatives="inter")
     with torch.autocast("cpu", torch.bfloat16):
         mixed, _ = region_info_nce(query, keys, group_size=8, temperature=0.2, negatives="inter")

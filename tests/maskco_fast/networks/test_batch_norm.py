@@ -1,4 +1,5 @@
-"""BatchNorm per group: against separate BatchNorms, and the fused kernels against torch's operators one by one."""
+"""BatchNorm per group: against separate BatchNorms, and the fused kernels against torch's operators
+one by one."""
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 
 def test_group_batch_norm_equals_separate_ones():
     generator = torch.Generator().manual_seed(5)
-    images = torch.randn(12, 6, 5, 4, generator=generator).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(12, 6, 5, 4, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
     images = images * torch.linspace(0.5, 3, 12)[:, None, None, None]  # unlike groups
     ours = GroupBatchNorm2d(6, group_size=4)
     separate = [nn.BatchNorm2d(6) for _ in range(3)]
@@ -30,8 +33,12 @@ def test_group_batch_norm_equals_separate_ones():
     (expected * weights).sum().backward()
     assert torch.equal(x.grad, y.grad)
     torch.testing.assert_close(ours.weight.grad, sum(norm.weight.grad for norm in separate))
-    torch.testing.assert_close(ours.running_mean, torch.stack([norm.running_mean for norm in separate]).mean(0))
-    torch.testing.assert_close(ours.running_var, torch.stack([norm.running_var for norm in separate]).mean(0))
+    torch.testing.assert_close(
+        ours.running_mean, torch.stack([norm.running_mean for norm in separate]).mean(0)
+    )
+    torch.testing.assert_close(
+        ours.running_var, torch.stack([norm.running_var for norm in separate]).mean(0)
+    )
     assert ours.num_batches_tracked.item() == 2
 
 
@@ -41,7 +48,9 @@ def test_group_batch_norm_is_plain_for_one_group_and_in_eval_mode():
         ours, plain = GroupBatchNorm2d(3, group_size=group_size), nn.BatchNorm2d(3)
         assert torch.equal(ours(images), plain(images))
         assert torch.equal(ours.running_var, plain.running_var)
-    ours = GroupBatchNorm2d(3, group_size=3).eval()  # 8 images in groups of 3 matter in training alone
+    ours = GroupBatchNorm2d(
+        3, group_size=3
+    ).eval()  # 8 images in groups of 3 matter in training alone
     assert torch.equal(ours(images), nn.BatchNorm2d(3).eval()(images))
     with pytest.raises(ValueError, match="groups of 3"):
         ours.train()(images)
@@ -76,12 +85,15 @@ def images_like(dtype: torch.dtype, *shape: int, seed: int, offset: float = 0.0)
 def one_by_one(
     norm: GroupBatchNorm2d, x: torch.Tensor, residual: torch.Tensor | None, relu: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The slow, obvious reference, in the dtype of `norm`: output, and the running statistics that a step leaves."""
+    """The slow, obvious reference, in the dtype of `norm`: output, and the running statistics that
+    a step leaves."""
     outputs, means, variances = [], [], []
     for group in x.split(min(norm.group_size, len(x))):
         mean, variance = norm.running_mean.clone(), norm.running_var.clone()
         options = {"training": True, "momentum": norm.momentum, "eps": norm.eps}
-        outputs.append(functional.batch_norm(group, mean, variance, norm.weight, norm.bias, **options))
+        outputs.append(
+            functional.batch_norm(group, mean, variance, norm.weight, norm.bias, **options)
+        )
         means.append(mean)
         variances.append(variance)
     output = torch.cat(outputs)
@@ -103,10 +115,18 @@ def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(
     ("shape", "group_size"),
-    [((6, 16, 1, 1), 6), ((4, 48, 3, 5), 4), ((6, 32, 7, 7), 2), ((2, 64, 33, 31), 32), ((3, 2048, 2, 1), 3)],
+    [
+        ((6, 16, 1, 1), 6),
+        ((4, 48, 3, 5), 4),
+        ((6, 32, 7, 7), 2),
+        ((2, 64, 33, 31), 32),
+        ((3, 2048, 2, 1), 3),
+    ],
     ids=str,
 )
-def test_fused_values_gradients_and_statistics_are_torchs(shape, group_size, with_residual, relu, dtype):
+def test_fused_values_gradients_and_statistics_are_torchs(
+    shape, group_size, with_residual, relu, dtype
+):
     norm = GroupBatchNorm2d(shape[1], group_size=group_size)
     with torch.no_grad():
         norm.weight.copy_(torch.linspace(-0.5, 1.5, shape[1]))
@@ -114,7 +134,9 @@ def test_fused_values_gradients_and_statistics_are_torchs(shape, group_size, wit
     x = images_like(dtype, *shape, seed=1, offset=3).requires_grad_(True)
     residual = images_like(dtype, *shape, seed=2).requires_grad_(True) if with_residual else None
     gradient = images_like(dtype, *shape, seed=3)
-    wide = [None if one is None else one.detach().double().requires_grad_(True) for one in (x, residual)]
+    wide = [
+        None if one is None else one.detach().double().requires_grad_(True) for one in (x, residual)
+    ]
     reference = GroupBatchNorm2d(shape[1], group_size=group_size).double()
     reference.load_state_dict(norm.state_dict())
     wanted, mean, variance = one_by_one(reference, *wide, relu)
@@ -137,7 +159,8 @@ def test_fused_values_gradients_and_statistics_are_torchs(shape, group_size, wit
 
 
 def test_every_row_is_worked_on_whatever_the_number_of_threads(monkeypatch):
-    """Parts of odd lengths, of fewer rows than a strip, of none; and what they write is all that there is."""
+    """Parts of odd lengths, of fewer rows than a strip, of none; and what they write is all that
+    there is."""
     monkeypatch.setattr(batch_norm, "WORTH_A_THREAD", 1)
     x = images_like(torch.bfloat16, 3, 16, 7, 3, seed=1)
     gradient = images_like(torch.bfloat16, 3, 16, 7, 3, seed=2)
@@ -157,7 +180,9 @@ def test_a_mean_far_from_zero_does_not_drown_the_variance():
     x = images_like(torch.float32, 8, 16, 9, 9, seed=1) + 1000
     norm = GroupBatchNorm2d(16, group_size=8)
     wanted = one_by_one(GroupBatchNorm2d(16, group_size=8).double(), x.double(), None, False)[0]
-    assert (norm(x) - wanted).abs().max() < 1e-3  # a float32 near 1000 is known to 6e-5, of a deviation near 1
+    assert (
+        norm(x) - wanted
+    ).abs().max() < 1e-3  # a float32 near 1000 is known to 6e-5, of a deviation near 1
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -188,7 +213,9 @@ def test_the_kernels_are_left_where_they_do_not_fit():
         assert not batch_norm._fits(mode.from_tensor(fits), None)
 
 
-@pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}])
+@pytest.mark.parametrize(
+    "options", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}]
+)
 def test_unusual_settings_are_left_to_torch(options):
     x = images_like(torch.float32, 4, 16, 3, 3, seed=1)
     found = GroupBatchNorm2d(16, group_size=4, **options)(x)
@@ -211,7 +238,9 @@ def test_gradients_meet_again_where_a_blocks_input_forks(stride):
     torch.testing.assert_close(fork_gradient(batch_norm.fork, stride), wanted)
 
 
-@pytest.mark.parametrize("make", [lambda: GroupBatchNorm2d(6, group_size=2), lambda: SynchronizedBatchNorm(6)])
+@pytest.mark.parametrize(
+    "make", [lambda: GroupBatchNorm2d(6, group_size=2), lambda: SynchronizedBatchNorm(6)]
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_residual_and_relu_without_the_kernels(make, training):
     norm, x, residual = make().train(training), torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3)

@@ -1,4 +1,5 @@
-"""The networks: counts, RoIAlign against torchvision and the separable form, BatchNorm per group, momentum copies."""
+"""The networks: counts, RoIAlign against torchvision and the separable form, BatchNorm per group,
+momentum copies."""
 
 import copy
 from functools import partial
@@ -38,13 +39,17 @@ def parameter_count(module: nn.Module) -> int:
 
 def encoder(**fields) -> RegionEncoder:
     mph_blocks = fields.pop("mph_blocks", 3)
-    return RegionEncoder(ModelConfig(**fields), mph_blocks=mph_blocks, roi_sampling_ratio=-1, roi_aligned=True)
+    return RegionEncoder(
+        ModelConfig(**fields), mph_blocks=mph_blocks, roi_sampling_ratio=-1, roi_aligned=True
+    )
 
 
 def test_parameter_counts_of_the_paper():
     with torch.device("meta"):
         network = encoder()
-    assert parameter_count(network.trunk) == 23_508_032  # torchvision's ResNet-50 without its classifier
+    assert (
+        parameter_count(network.trunk) == 23_508_032
+    )  # torchvision's ResNet-50 without its classifier
     block = 2048 * 512 + 512 * 512 * 9 + 512 * 2048 + 2 * (512 + 512 + 2048)
     assert parameter_count(network.mph) == 3 * block
     assert parameter_count(network.projection) == 2048 * 2048 + 2048 + 2048 * 128 + 128
@@ -55,7 +60,9 @@ def test_every_row_of_table_4_builds(blocks):
     with torch.device("meta"):
         network = encoder(trunk="resnet18", mph_blocks=blocks)
     assert len(network.mph) == blocks
-    assert parameter_count(network.mph) == blocks * (512 * 128 + 128 * 128 * 9 + 128 * 512 + 2 * (128 + 128 + 512))
+    assert parameter_count(network.mph) == blocks * (
+        512 * 128 + 128 * 128 * 9 + 128 * 512 + 2 * (128 + 128 + 512)
+    )
 
 
 def test_trunk_has_torchvisions_names_stride_and_conv5_map():
@@ -66,7 +73,9 @@ def test_trunk_has_torchvisions_names_stride_and_conv5_map():
     reference.load_state_dict(network.trunk.state_dict(), strict=False)
     images = torch.randn(2, 3, 64, 96)
     features = {}
-    reference.layer4.register_forward_hook(lambda module, inputs, output: features.update(map=output))
+    reference.layer4.register_forward_hook(
+        lambda module, inputs, output: features.update(map=output)
+    )
     reference.eval()(images)
     assert torch.equal(network.eval().trunk(images), features["map"])
     assert features["map"].shape == (2, 512, 2, 3)
@@ -85,18 +94,32 @@ def test_fused_blocks_are_torchvisions(fused, stride):
     downsample = None
     if stride > 1:
         convolution = nn.Conv2d(channels, 32 * plain.expansion, 1, stride, bias=False)
-        downsample = nn.Sequential(convolution, GroupBatchNorm2d(32 * plain.expansion, group_size=4))
-    theirs = plain(channels, 32, stride, downsample, norm_layer=partial(GroupBatchNorm2d, group_size=4))
-    ours = fused(channels, 32, stride, copy.deepcopy(downsample), norm_layer=partial(GroupBatchNorm2d, group_size=4))
+        downsample = nn.Sequential(
+            convolution, GroupBatchNorm2d(32 * plain.expansion, group_size=4)
+        )
+    theirs = plain(
+        channels, 32, stride, downsample, norm_layer=partial(GroupBatchNorm2d, group_size=4)
+    )
+    ours = fused(
+        channels,
+        32,
+        stride,
+        copy.deepcopy(downsample),
+        norm_layer=partial(GroupBatchNorm2d, group_size=4),
+    )
     ours.load_state_dict(theirs.state_dict())
     generator = torch.Generator().manual_seed(3)
-    images = torch.randn(8, channels, 6, 10, generator=generator).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(8, channels, 6, 10, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
     found = []
     for block in (ours, theirs):
         x = images.clone().requires_grad_(True)
         out = block.to(memory_format=torch.channels_last)(x * 1)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        found.append([out, x.grad, *(parameter.grad for parameter in block.parameters()), *block.buffers()])
+        found.append(
+            [out, x.grad, *(parameter.grad for parameter in block.parameters()), *block.buffers()]
+        )
     for mine, wanted in zip(*found, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
@@ -111,11 +134,15 @@ def test_initialisation_is_kaiming_by_fan_in_and_of_the_seed_alone():
     torch.manual_seed(99)
     again = encoder(trunk="resnet18")
     initialise(again, torch.Generator().manual_seed(3))
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(network.state_dict().values(), again.state_dict().values())
+    )
 
 
 def boxes(count: int, per_image: int, size: int, seed: int) -> torch.Tensor:
-    """(count, per_image, 4) float32 xyxy inside the image; the first is the whole image, the second a corner."""
+    """(count, per_image, 4) float32 xyxy inside the image; the first is the whole image, the second
+    a corner."""
     generator = torch.Generator().manual_seed(seed)
     ends = torch.rand(count, per_image, 2, 2, generator=generator).sort(dim=2).values * size
     result = ends.flatten(2)
@@ -129,22 +156,31 @@ def boxes(count: int, per_image: int, size: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("cells", [1, 3, 7])
 def test_region_features_equal_torchvisions_roi_align(cells, sampling_ratio, aligned):
     generator = torch.Generator().manual_seed(cells)
-    feature_map = torch.randn(3, 6, cells, cells, generator=generator).contiguous(memory_format=torch.channels_last)
+    feature_map = torch.randn(3, 6, cells, cells, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
     feature_map.requires_grad_(True)
     boxes_NK4 = boxes(3, 17, 32 * cells, seed=cells)
     ours = region_features(feature_map, boxes_NK4, sampling_ratio=sampling_ratio, aligned=aligned)
-    theirs = torchvision.ops.roi_align(feature_map, list(boxes_NK4), 1, 1 / 32, sampling_ratio, aligned)
+    theirs = torchvision.ops.roi_align(
+        feature_map, list(boxes_NK4), 1, 1 / 32, sampling_ratio, aligned
+    )
     theirs = theirs.reshape(ours.shape)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
     weights = torch.randn(ours.shape, generator=generator)
-    gradients = [torch.autograd.grad((result * weights).sum(), feature_map)[0] for result in (ours, theirs)]
+    gradients = [
+        torch.autograd.grad((result * weights).sum(), feature_map)[0] for result in (ours, theirs)
+    ]
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=5e-6)
 
 
 def test_region_features_are_the_separable_form():
-    """Wy F Wx^T with the weights of one box worked out by hand: cells of 32 pixels, two samples down, one across."""
+    """Wy F Wx^T with the weights of one box worked out by hand: cells of 32 pixels, two samples
+    down, one across."""
     feature_map = torch.arange(12.0).reshape(1, 1, 3, 4) ** 2
-    box = torch.tensor([[[40.0, 16.0, 72.0, 64.0]]])  # in cells, less the half: x .75..1.75, y 0..1.5, samples ceil
+    box = torch.tensor(
+        [[[40.0, 16.0, 72.0, 64.0]]]
+    )  # in cells, less the half: x .75..1.75, y 0..1.5, samples ceil
     # Down: 1.5 cells give 2 samples, at .375 and 1.125; across: 1 cell gives 1, at 1.25.
     weight_y = torch.tensor([[0.625, 0.375 + 0.875, 0.125]]) / 2
     weight_x = torch.tensor([[0.0, 0.75, 0.25, 0.0]])
@@ -190,7 +226,9 @@ def maskco_batch(count: int, size: int, config: TrainConfig, seed: int = 0) -> B
 
 
 def test_gradient_reaches_the_query_network_alone():
-    config = TrainConfig(batch_size=4, model=ModelConfig(trunk="resnet18", view_size=32, group_size=4))
+    config = TrainConfig(
+        batch_size=4, model=ModelConfig(trunk="resnet18", view_size=32, group_size=4)
+    )
     method = make_method(config)
     scalars = method(maskco_batch(4, 32, config))
     scalars["loss"].backward()
@@ -207,7 +245,9 @@ def test_every_row_of_tables_5_and_6_is_a_configuration():
     model = ModelConfig(trunk="resnet18", view_size=32, group_size=2)
     configs = {
         (negatives, mask): TrainConfig(
-            batch_size=2, model=model, maskco=MaskCoConfig(negatives=negatives, mask=mask, mph_blocks=0)
+            batch_size=2,
+            model=model,
+            maskco=MaskCoConfig(negatives=negatives, mask=mask, mph_blocks=0),
         )
         for negatives in ("inter", "intra", "both")
         for mask in (True, False)

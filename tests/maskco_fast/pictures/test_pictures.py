@@ -1,4 +1,5 @@
-"""The pictures: what they show is where the plan says it is, what they cannot show they refuse, no global state."""
+"""The pictures: what they show is where the plan says it is, what they cannot show they refuse, no
+global state."""
 
 import json
 import math
@@ -29,11 +30,14 @@ BLACK = 0
 
 
 def planned(config, height=90, width=140, seed=0, sample=1):
-    """A black image and black views with the plan of one sample, so that only what is drawn has colour."""
+    """A black image and black views with the plan of one sample, so that only what is drawn has
+    colour."""
     row = plan(config, seed, 0, np.array([sample]), np.array([height]), np.array([width]))
     views = tuple(np.full((config.size, config.size, 3), BLACK, np.uint8) for _ in config.views)
     original = np.full((height, width, 3), BLACK, np.uint8)
-    return PlannedImage(name="000", original=original, plan=row.view(config.plan_dtype)[0, 0], views=views)
+    return PlannedImage(
+        name="000", original=original, plan=row.view(config.plan_dtype)[0, 0], views=views
+    )
 
 
 def near(picture, colour, tolerance=12):
@@ -58,7 +62,9 @@ def test_maskco_picture_shows_crops_mask_and_positive(tmp_path):
     assert near(np.asarray(Image.open(out).convert("RGB")), MASK_LEVELS, 1) < 100
 
 
-@pytest.mark.parametrize("config", [ViewConfig.npid(128), ViewConfig.simclr(128, views=6), ViewConfig.byol(128)])
+@pytest.mark.parametrize(
+    "config", [ViewConfig.npid(128), ViewConfig.simclr(128, views=6), ViewConfig.byol(128)]
+)
 def test_plain_views_have_no_boxes(tmp_path, config):
     views_picture([planned(config)], config, tmp_path / "views.png")
     picture = np.asarray(Image.open(tmp_path / "views.png").convert("RGB"))
@@ -76,7 +82,9 @@ def test_refusals_name_the_image(tmp_path):
         views_picture([image], ViewConfig.maskco(96), out)
     with pytest.raises(ValueError, match="000: the plan"):
         views_picture([image], ViewConfig(size=64, box_side=(8, 32)), out)
-    gray = PlannedImage(name="gray", original=image.original[..., 0], plan=image.plan, views=image.views)
+    gray = PlannedImage(
+        name="gray", original=image.original[..., 0], plan=image.plan, views=image.views
+    )
     with pytest.raises(ValueError, match=r"gray: the original is \(90, 140\)"):
         views_picture([gray], config, out)
     assert not out.exists()
@@ -113,14 +121,25 @@ def test_view_facts_say_what_was_drawn():
     record = np.zeros((), ViewConfig.npid().plan_dtype)["views"].copy()[0]
     record["crop"] = (0, 0, 50, 40)
     assert view_facts(record, 100, 80) == "area 25%"
-    record["flip"], record["jitter"], record["gray"], record["blur_sigma"], record["solarize"] = 1, 1, 1, 1.25, 1
+    record["flip"], record["jitter"], record["gray"], record["blur_sigma"], record["solarize"] = (
+        1,
+        1,
+        1,
+        1.25,
+        1,
+    )
     record["order"], record["factors"] = (3, 0, 2, 1), (0.6, 1.4, 1, -0.05)
-    assert view_facts(record, 100, 80) == "area 25%, flip, hbsc 0.60 1.40 1.00 -0.05, gray, blur 1.2, solarised"
+    assert (
+        view_facts(record, 100, 80)
+        == "area 25%, flip, hbsc 0.60 1.40 1.00 -0.05, gray, blur 1.2, solarised"
+    )
 
 
 def write_metrics(path, losses):
     lines = [
-        json.dumps({"step": step, "loss": loss, "images_per_s": 40.0, "data_wait": 0.01, "lr": 0.03})
+        json.dumps(
+            {"step": step, "loss": loss, "images_per_s": 40.0, "data_wait": 0.01, "lr": 0.03}
+        )
         for step, loss in enumerate(losses, 1)
     ]
     path.write_text("\n".join(lines) + "\n")
@@ -133,7 +152,9 @@ def test_loss_picture(tmp_path):
     picture = np.asarray(Image.open(tmp_path / "loss.png").convert("RGB"))
     assert near(picture, "#c03030") > 100  # the chance line
     curve = np.argwhere(np.abs(picture.astype(int) - ImageColor.getrgb("#0b4f9c")).max(axis=2) < 30)
-    curve = curve[(curve[:, 0] < 300) & (curve[:, 1] > 300)]  # above the legend's and the lower axes' rows
+    curve = curve[
+        (curve[:, 0] < 300) & (curve[:, 1] > 300)
+    ]  # above the legend's and the lower axes' rows
     left, right = curve[curve[:, 1] < 350, 0].mean(), curve[curve[:, 1] > 400, 0].mean()
     assert left < right  # it falls: rows count downwards
     loss_picture(metrics, tmp_path / "plain.png")

@@ -64,7 +64,10 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage):
 def test_nothing_and_nothing_intact_are_different(tmp_path):
     assert checkpoint.load_newest(tmp_path / "absent") is None
     checkpoint.save(tmp_path, 1, state(1), keep=3).write_bytes(b"")
-    with pytest.warns(RuntimeWarning), pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"):
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"),
+    ):
         checkpoint.load_newest(tmp_path)
 
 
@@ -79,7 +82,10 @@ def test_a_crash_while_writing_leaves_the_older_ones_and_no_half_file(tmp_path, 
         patch.setattr(checkpoint.torch, "save", full_disk)
         with pytest.raises(OSError, match="No space"):
             checkpoint.save(tmp_path, 2, state(2), keep=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001.pt", "step-000000001.pt.sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-000000001.pt",
+        "step-000000001.pt.sha256",
+    ]
     (tmp_path / ".step-000000002.pt.4242").write_bytes(b"what a killed process left")
     checkpoint.save(tmp_path, 3, state(3), keep=1)
     assert not list(tmp_path.glob(".*"))

@@ -1,4 +1,5 @@
-"""Several processes train one run: the losses of one process, a common step to stop after, errors that end the job."""
+"""Several processes train one run: the losses of one process, a common step to stop after, errors
+that end the job."""
 
 import concurrent.futures
 import datetime
@@ -28,11 +29,17 @@ def free_port() -> int:
 def ranks(run_dir: pathlib.Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
     """`tiny_run.py` in two processes as torchrun starts them; TimeoutExpired where they hang."""
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    environments = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address} for rank in range(2)]
+    environments = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address}
+        for rank in range(2)
+    ]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         return list(
             pool.map(
-                lambda environment: run([PROGRAM, "--run-dir", str(run_dir), *arguments], **environment), environments
+                lambda environment: run(
+                    [PROGRAM, "--run-dir", str(run_dir), *arguments], **environment
+                ),
+                environments,
             )
         )
 
@@ -53,8 +60,11 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 
 def assert_same_run(run_dir: pathlib.Path, whole: pathlib.Path) -> None:
-    """The losses, the images of every step and the weights, running statistics among them, but for rounding."""
-    for mine, theirs in zip(lines(run_dir / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True):
+    """The losses, the images of every step and the weights, running statistics among them, but for
+    rounding."""
+    for mine, theirs in zip(
+        lines(run_dir / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True
+    ):
         for name in ("step", "epoch", "loss", "accuracy", "learning_rate"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5), (mine["step"], name)
     assert lines(run_dir / "samples.jsonl") == lines(whole / "samples.jsonl")
@@ -91,7 +101,14 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path, one_pr
 
 def test_two_launchers_meet_as_on_two_nodes(tmp_path, one_process):
     """Both ranks are the first of their node."""
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    meeting = [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-id",
+        "tiny",
+        "--rdzv-endpoint",
+        f"localhost:{free_port()}",
+    ]
     launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for ended in pool.map(run, [[*launch, PROGRAM, "--run-dir", str(tmp_path)]] * 2):
@@ -101,14 +118,27 @@ def test_two_launchers_meet_as_on_two_nodes(tmp_path, one_process):
 
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_process):
     """torchrun's elastic restart: all ranks anew, from the newest checkpoint."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", PROGRAM]
-    ended = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--kill", "SIGKILL", "--kill-at", "5"])
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+        PROGRAM,
+    ]
+    ended = run(
+        [*launch, "--run-dir", str(tmp_path), "--rank", "1", "--kill", "SIGKILL", "--kill-at", "5"]
+    )
     assert ended.returncode == 0, ended.stderr
     assert "Signal 9 (SIGKILL)" in ended.stderr or "exitcode: -9" in ended.stderr, ended.stderr
     assert_same_run(tmp_path, one_process)
 
 
-def parts(store: torch.distributed.Store, present: list[int], size: int) -> list[torch.distributed.Store]:
+def parts(
+    store: torch.distributed.Store, present: list[int], size: int
+) -> list[torch.distributed.Store]:
     """Where each of the ranks that are there meets the others."""
     with concurrent.futures.ThreadPoolExecutor(len(present)) as pool:
         return list(pool.map(lambda rank: distributed._unused(store, rank, size), present))
@@ -140,14 +170,18 @@ def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
     assert "rank 1: error: the disk of rank 1 is on fire" in failed.stderr
     assert "Traceback" not in failed.stderr.partition("rank 1: error")[0]
     assert "rank      : 1 " in failed.stderr.partition("Root Cause")[2]
-    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step-000000003.pt"]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [
+        "step-000000003.pt"
+    ]
 
 
 def test_a_run_that_its_processes_cannot_share_is_refused():
     config = TrainConfig(batch_size=BATCH, model=ModelConfig(view_size=64, group_size=BATCH // 2))
     assert config.images_a_process(1) == BATCH
     assert config.images_a_process(2) == BATCH // 2
-    with pytest.raises(ValueError, match="6 images in groups of 3 make 2 groups, which 3 processes"):
+    with pytest.raises(
+        ValueError, match="6 images in groups of 3 make 2 groups, which 3 processes"
+    ):
         config.images_a_process(3)
     one_group = TrainConfig(batch_size=16, accumulate=2)
     with pytest.raises(ValueError, match="1 groups, which 1 processes with 2 micro-batches"):

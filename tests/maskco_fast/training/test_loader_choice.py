@@ -73,8 +73,14 @@ def test_less_than_a_batch_is_not_measured():
 def test_the_run_folder_remembers(rated, tmp_path, capsys):
     run_dir = tmp_path / "runs" / "one"
     assert choose_loader(run_dir, rated(native=100.0, ffcv=300.0)) == "ffcv"
-    assert "loader ffcv: ffcv 300 images/s, native 100 images/s, dali is not installed" in capsys.readouterr().err
-    assert json.loads((run_dir / "loader.json").read_text())["images_per_s"] == {"native": 100.0, "ffcv": 300.0}
+    assert (
+        "loader ffcv: ffcv 300 images/s, native 100 images/s, dali is not installed"
+        in capsys.readouterr().err
+    )
+    assert json.loads((run_dir / "loader.json").read_text())["images_per_s"] == {
+        "native": 100.0,
+        "ffcv": 300.0,
+    }
     assert choose_loader(run_dir, rated(native=100.0)) == "ffcv"
     assert "as chosen when this run began" in capsys.readouterr().err
 

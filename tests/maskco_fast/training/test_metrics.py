@@ -42,7 +42,9 @@ def test_resuming_cuts_the_later_steps(tmp_path):
     assert steps_in(path) == [1]
 
 
-@pytest.mark.parametrize("rest", ['{"step": 3, "lo', '{"step": 3, "loss": 1}', "\0\0\0\0", '{"loss": 1}\n', "7\n"])
+@pytest.mark.parametrize(
+    "rest", ['{"step": 3, "lo', '{"step": 3, "loss": 1}', "\0\0\0\0", '{"loss": 1}\n', "7\n"]
+)
 def test_a_line_broken_by_a_crash_is_cut(tmp_path, rest):
     path = tmp_path / "metrics.jsonl"
     write(path, [1, 2], after=0)
@@ -65,7 +67,9 @@ def test_losses_keep_every_bit(tmp_path):
 
 def test_describe():
     text = describe([line(119, loss=5.0), line(120, data_wait=0.0)], 300, remaining=3723.9)
-    assert text == "step 120/300 · 20.0 images/s · loss 5.500 · lr 0.03 · data wait 25 % · ETA 1:02:03"
+    assert (
+        text == "step 120/300 · 20.0 images/s · loss 5.500 · lr 0.03 · data wait 25 % · ETA 1:02:03"
+    )
     assert describe([line(1)], 2, remaining=None).endswith("ETA ?")
 
 
@@ -100,12 +104,18 @@ def test_progress_is_one_line_on_a_terminal_and_seldom_in_a_log(stream_class, mo
 def test_tensorboard_gets_every_log_every_th_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Metrics(tmp_path, step=0, steps=6, log_every=2, tensorboard=True, log_samples=True) as metrics_of_run:
+    with Metrics(
+        tmp_path, step=0, steps=6, log_every=2, tensorboard=True, log_samples=True
+    ) as metrics_of_run:
         for step in range(1, 7):
             metrics_of_run.record(line(step, loss=float(step)), [10 * step, 10 * step + 1])
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 2.0), (4, 4.0), (6, 6.0)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (2, 2.0),
+        (4, 4.0),
+        (6, 6.0),
+    ]
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5, 6]
     *_, last = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
     assert last == {"step": 6, "epoch": 0, "sample_ids": [60, 61]}

@@ -1,9 +1,10 @@
-"""A training step never waits for the device: no value is read, nothing is copied between host and device.
+"""A training step never waits for the device: no value is read, nothing is copied between host and
+device.
 
-Two halves, for want of a GPU: the trainer's whole step on real CPU tensors, where reading a value shows as an
-operation; and our own code of it, forward pass, LARS and what follows a step, on tensors that claim to be on CUDA and
-hold no values, where copies show too, and where reading a value is an error. (Torch's backward pass and its fused SGD
-want a driver.)
+Two halves, for want of a GPU: the trainer's whole step on real CPU tensors, where reading a value
+shows as an operation; and our own code of it, forward pass, LARS and what follows a step, on
+tensors that claim to be on CUDA and hold no values, where copies show too, and where reading a
+value is an error. (Torch's backward pass and its fused SGD want a driver.)
 """
 
 import pathlib
@@ -18,13 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskco_fast.loaders import Batch
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.registry import METHODS, make_method
-from maskco_fast.training.config import MoCoV2Config, ModelConfig, NPIDConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.config import (
+    MoCoV2Config,
+    ModelConfig,
+    NPIDConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from maskco_fast.training.optimizer import LARS, make_optimizer
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import Trainer
 from tests.support.tiny_run import NoiseLoader, tiny_config
 
-READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero"}
+READS = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "aten::is_nonzero",
+}
 """Operations whose result, or its shape, is a value that the host needs at once."""
 COUNT, SIDE = 8, 32
 
@@ -83,7 +96,9 @@ def on_cuda(method: Method) -> Method:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 empty = torch.empty(parameter.shape, device="cuda")
-                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = nn.Parameter(
+                    empty, requires_grad=parameter.requires_grad
+                )
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")

@@ -56,7 +56,10 @@ def test_lars_goes_on_from_its_state():
 
 
 def test_parameters_without_gradients_stay():
-    frozen, unused = nn.Parameter(torch.ones(2, 2), requires_grad=False), nn.Parameter(torch.ones(2, 2))
+    frozen, unused = (
+        nn.Parameter(torch.ones(2, 2), requires_grad=False),
+        nn.Parameter(torch.ones(2, 2)),
+    )
     optimizer = make_optimizer([frozen, unused], LARS)
     optimizer.step()
     assert [len(group["params"]) for group in optimizer.param_groups] == [1]
@@ -66,5 +69,8 @@ def test_parameters_without_gradients_stay():
 def test_warm_up_is_a_ramp_on_the_cosine():
     config = OptimizerConfig(name="lars", learning_rate=0.3, warmup_steps=10)
     without = OptimizerConfig(name="lars", learning_rate=0.3)
-    rates = [learning_rate(config, 256, step, 100) / learning_rate(without, 256, step, 100) for step in range(20)]
+    rates = [
+        learning_rate(config, 256, step, 100) / learning_rate(without, 256, step, 100)
+        for step in range(20)
+    ]
     assert rates == pytest.approx([min(1, (step + 1) / 10) for step in range(20)])

@@ -1,4 +1,5 @@
-"""Training from servers that fail, by the command line: the losses of the local run, or a line and exit code 1."""
+"""Training from servers that fail, by the command line: the losses of the local run, or a line and
+exit code 1."""
 
 import json
 import pathlib
@@ -14,28 +15,58 @@ import pytest
 from benchmarks.correctness import faulty_server as faulty
 from maskco_fast.cli import main
 
-pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards")
+pytest.importorskip(
+    "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
+)
 
 COMMANDS = {
     1: [sys.executable, "-m", "maskco_fast"],
-    2: [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"), "-m", "maskco_fast"],
+    2: [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        "-m",
+        "maskco_fast",
+    ],
 }
 """The command line in one process and in two."""
 
 
 def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
     """Three steps of the demo recipe on few images."""
-    steps = ("--max-steps", "3", "--batch-size", "8", "--model.group-size", "8", "--no-tensorboard", "--device", "cpu")
+    steps = (
+        "--max-steps",
+        "3",
+        "--batch-size",
+        "8",
+        "--model.group-size",
+        "8",
+        "--no-tensorboard",
+        "--device",
+        "cpu",
+    )
     hurry = ("--remote.request-mb", "0.02", "--remote.timeout", "1", "--remote.backoff", "0.02")
     cache = ("--remote.cache-folder", str(run_dir.parent / "cache"))
     return main(
-        ["train", "--recipe", "demo", "--shards", shards, "--run-dir", str(run_dir), *steps, *hurry, *cache, *options]
+        [
+            "train",
+            "--recipe",
+            "demo",
+            "--shards",
+            shards,
+            "--run-dir",
+            str(run_dir),
+            *steps,
+            *hurry,
+            *cache,
+            *options,
+        ]
     )
 
 
 def losses(run_dir: pathlib.Path) -> list[float]:
     """Of each step."""
-    return [json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def wait_for(true: Callable[[], object]) -> None:
@@ -87,24 +118,53 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
 
 @pytest.mark.parametrize("mode", [(), ("--remote.mode", "stream", "--remote.epoch-samples", "32")])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(mode, processes, make_shards, tmp_path):
-    """The server stalls for good once it has sent a few batches; requests and patience would last for minutes."""
+def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
+    mode, processes, make_shards, tmp_path
+):
+    """The server stalls for good once it has sent a few batches; requests and patience would last
+    for minutes."""
     make_shards(4, 16)
     out = threading.Event()
-    with faulty.FaultyServer(tmp_path, lambda exchange: "stall" if out.is_set() else None) as server:
+    with faulty.FaultyServer(
+        tmp_path, lambda exchange: "stall" if out.is_set() else None
+    ) as server:
         names = f"{server.url}/shard-{{0000..0003}}.tar"
-        command = [*COMMANDS[processes], "train", "--recipe", "demo", "--shards", names, "--device", "cpu"]
-        small = ("--batch-size", "8", "--model.group-size", "4", "--max-steps", "100000", "--log-every", "1")
+        command = [
+            *COMMANDS[processes],
+            "train",
+            "--recipe",
+            "demo",
+            "--shards",
+            names,
+            "--device",
+            "cpu",
+        ]
+        small = (
+            "--batch-size",
+            "8",
+            "--model.group-size",
+            "4",
+            "--max-steps",
+            "100000",
+            "--log-every",
+            "1",
+        )
         cache = ("--remote.cache-folder", str(tmp_path / "cache"), "--remote.request-mb", "0.02")
         to = ("--run-dir", str(tmp_path / "run"), "--no-tensorboard", "--loader", "native")
-        with subprocess.Popen([*command, *small, *cache, *to, *mode], stderr=subprocess.PIPE, text=True) as process:
-            wait_for(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run"))
+        with subprocess.Popen(
+            [*command, *small, *cache, *to, *mode], stderr=subprocess.PIPE, text=True
+        ) as process:
+            wait_for(
+                lambda: (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run")
+            )
             out.set()
             for path in (tmp_path / "cache").glob("*.tar"):
                 path.unlink()
             wait_for(lambda: server.injected["stall"])
             steps = -1
-            while steps != (steps := len(losses(tmp_path / "run"))):  # until no batch is left that had come before
+            while steps != (
+                steps := len(losses(tmp_path / "run"))
+            ):  # until no batch is left that had come before
                 time.sleep(1)
             process.send_signal(signal.SIGTERM)
             _, told = process.communicate(timeout=30)

@@ -11,7 +11,7 @@ from maskco_fast.training.run_lock import RunFolderInUse, lock_run_folder
 
 HOLDER = """
 import pathlib, sys, time
-from maskco_fast.run_lock import lock_run_folder
+from maskco_fast.training.run_lock import lock_run_folder
 with lock_run_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -20,7 +20,9 @@ with lock_run_folder(pathlib.Path(sys.argv[1])):
 
 def test_a_second_job_is_refused_until_the_first_is_gone_even_if_killed(tmp_path):
     run_dir = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(run_dir)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run_dir)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with (

@@ -1,4 +1,5 @@
-"""The training loop: one step by hand, golden losses, kill and resume to the last bit, signals, a non-finite loss."""
+"""The training loop: one step by hand, golden losses, kill and resume to the last bit, signals, a
+non-finite loss."""
 
 import json
 import pathlib
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from maskco_fast.commands.train import train
-from maskco_fast.errors import named_errors
+from maskco_fast.errors import report_user_errors
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.methods.registry import Method, make_method
 from maskco_fast.networks.encoders import momentum_update
@@ -88,12 +89,15 @@ def test_weight_decay_is_on_every_trained_parameter(tmp_path):
     (group,) = trainer.optimizer.param_groups
     assert group["weight_decay"] == 1e-4
     trained = [parameter for parameter in trainer.method.parameters() if parameter.requires_grad]
-    assert {id(parameter) for parameter in group["params"]} == {id(parameter) for parameter in trained}
+    assert {id(parameter) for parameter in group["params"]} == {
+        id(parameter) for parameter in trained
+    }
     assert len(trained) == len(list(trainer.method.query.parameters()))
 
 
 def golden_run(run_dir: pathlib.Path) -> list[float]:
-    """Five steps of the real method in float64 on noise, from weights that are the same to the bit on every CPU."""
+    """Five steps of the real method in float64 on noise, from weights that are the same to the bit
+    on every CPU."""
     config = tiny_config(
         run_dir,
         max_steps=5,
@@ -118,8 +122,9 @@ def golden_run(run_dir: pathlib.Path) -> list[float]:
 def test_golden_losses(tmp_path):
     """A change of these numbers is a change of what is trained.
 
-    In float64, where another CPU or thread count moves them by less than 1e-9: in float32 a single unit at the kink of
-    a ReLU falls to either side, and moves a loss by 1e-3. Write them anew with `python test_trainer.py`.
+    In float64, where another CPU or thread count moves them by less than 1e-9: in float32 a single
+    unit at the kink of a ReLU falls to either side, and moves a loss by 1e-3. Write them anew with
+    `python test_trainer.py`.
     """
     assert golden_run(tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-6)
 
@@ -161,7 +166,9 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_last_bit(tmp_path, uninterrup
     config = tiny_config(tmp_path)
     assert tiny_trainer(config, signal_at=7, number=number).fit() == signal.Signals(number).name
     assert signal.getsignal(number) is before
-    assert metrics(tmp_path)[-1]["step"] == 6  # the batch that came with the signal is left for the next time
+    assert (
+        metrics(tmp_path)[-1]["step"] == 6
+    )  # the batch that came with the signal is left for the next time
     assert checkpoint.checkpoints(tmp_path / "checkpoints")[-1].name == "step-000000006.pt"
     assert tiny_trainer(config).fit() is None
     assert_same_run(tmp_path, uninterrupted)
@@ -182,7 +189,9 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
 
 def test_trains_outside_the_main_thread_too(tmp_path):
     result = []
-    thread = threading.Thread(target=lambda: result.append(tiny_trainer(tiny_config(tmp_path, max_steps=2)).fit()))
+    thread = threading.Thread(
+        target=lambda: result.append(tiny_trainer(tiny_config(tmp_path, max_steps=2)).fit())
+    )
     thread.start()
     thread.join()
     assert result == [None]
@@ -211,11 +220,15 @@ def test_a_real_loader_resumes_in_mid_epoch_to_the_last_bit(tmp_path, make_shard
     def run(name: str, stop_at: int | None = None) -> str | None:
         config = tiny_config(tmp_path / name, max_steps=7)
         method = TinyMaskCo(config).train()
-        with make_loader(shards, BATCH, views=method.views, backend="reference", threads=1) as loader:
+        with make_loader(
+            shards, BATCH, views=method.views, backend="reference", threads=1
+        ) as loader:
             trainer = Trainer(config, method, loader)
             if stop_at is not None:
                 method.register_forward_hook(
-                    lambda *_: signal.raise_signal(signal.SIGTERM) if trainer.step + 1 == stop_at else None
+                    lambda *_: (
+                        signal.raise_signal(signal.SIGTERM) if trainer.step + 1 == stop_at else None
+                    )
                 )
             return trainer.fit()
 
@@ -245,11 +258,14 @@ def test_a_non_finite_loss_stops_and_names_the_batch(tmp_path):
     assert facts["sample_ids"] == [400 + image for image in range(BATCH)]
     assert facts["loss"] == "nan"
     assert [line["step"] for line in metrics(tmp_path)] == [1, 2, 3, 4]
-    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == ["step-000000003.pt"]
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [
+        "step-000000003.pt"
+    ]
 
 
 def test_losses_read_together_are_all_written_and_checked(tmp_path, uninterrupted):
-    """As on CUDA, where the losses are read every `log_every` steps: no line is lost and no bad checkpoint written."""
+    """As on CUDA, where the losses are read every `log_every` steps: no line is lost and no bad
+    checkpoint written."""
     trainer = tiny_trainer(tiny_config(tmp_path / "good", log_every=5))
     trainer._readings._every = 5
     trainer.fit()
@@ -265,7 +281,9 @@ def test_losses_read_together_are_all_written_and_checked(tmp_path, uninterrupte
 def test_resume_refuses_another_configuration_and_no_resume_an_old_run(tmp_path):
     config = tiny_config(tmp_path, max_steps=3)
     tiny_trainer(config).fit()
-    with pytest.raises(ValueError, match=r"other settings: maskco.temperature: 0.2 -> 0.1; seed: 0 -> 4"):
+    with pytest.raises(
+        ValueError, match=r"other settings: maskco.temperature: 0.2 -> 0.1; seed: 0 -> 4"
+    ):
         tiny_trainer(tiny_config(tmp_path, seed=4, maskco=MaskCoConfig(temperature=0.1))).fit()
     with pytest.raises(ValueError, match="holds a run already"):
         tiny_trainer(tiny_config(tmp_path, resume=False)).fit()
@@ -283,12 +301,16 @@ def test_resume_with_other_arithmetic_warns(tmp_path):
 
 
 def test_groups_of_one_batch_equal_batches_of_one_group():
-    """BatchNorm and contrast of 6 images in groups of 3 are those of two batches of 3; so is the mean loss."""
+    """BatchNorm and contrast of 6 images in groups of 3 are those of two batches of 3; so is the
+    mean loss."""
     config = tiny_config(pathlib.Path("unused"))
     method = TinyMaskCo(config).train()
     batch = next(iter(NoiseLoader()))
     whole = method(batch)["loss"]
-    halves = [method(batch._map(lambda tensor, part=part: tensor[part])) for part in (slice(0, 3), slice(3, 6))]
+    halves = [
+        method(batch._map(lambda tensor, part=part: tensor[part]))
+        for part in (slice(0, 3), slice(3, 6))
+    ]
     assert whole.item() == pytest.approx(sum(half["loss"].item() for half in halves) / 2, rel=1e-6)
 
 
@@ -301,7 +323,9 @@ def test_accumulated_micro_batches_train_as_the_whole_batch(tmp_path, uninterrup
 def test_bf16_autocast_on_the_cpu_trains(tmp_path):
     tiny_trainer(tiny_config(tmp_path / "bf16", precision="bf16", max_steps=4)).fit()
     tiny_trainer(tiny_config(tmp_path / "fp32", max_steps=4)).fit()
-    mixed, plain = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("bf16", "fp32"))
+    mixed, plain = (
+        [line["loss"] for line in metrics(tmp_path / name)] for name in ("bf16", "fp32")
+    )
     assert mixed != plain
     assert mixed == pytest.approx(plain, rel=0.05)
 
@@ -333,21 +357,40 @@ def test_recipes_name_themselves_and_hold_the_papers_values():
         256,
         500_000,
     )
-    assert (paper.optimizer.weight_decay, paper.optimizer.learning_rate, paper.maskco.mph_blocks) == (1e-3, 0.03, 3)
+    assert (
+        paper.optimizer.weight_decay,
+        paper.optimizer.learning_rate,
+        paper.maskco.mph_blocks,
+    ) == (1e-3, 0.03, 3)
 
 
 def small_run(shards: list[str], run_dir: pathlib.Path, **fields: object) -> TrainConfig:
     model = ModelConfig(trunk="resnet18", view_size=32, group_size=4)
-    settings: dict = {"max_steps": 3, "batch_size": 4, "model": model, "device": "cpu", "loader_threads": 1}
-    return TrainConfig(**{**settings, "shards": tuple(shards), "run_dir": run_dir, "loader": "reference", **fields})
+    settings: dict = {
+        "max_steps": 3,
+        "batch_size": 4,
+        "model": model,
+        "device": "cpu",
+        "loader_threads": 1,
+    }
+    return TrainConfig(
+        **{**settings, "shards": tuple(shards), "run_dir": run_dir, "loader": "reference", **fields}
+    )
 
 
 def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, capsys):
     run_dir = tmp_path / "run"
     shards = make_shards(shards=1, samples=8, bad=(3,), side=64)
-    assert named_errors(lambda: train(small_run(shards, run_dir, max_steps=2))) == 0
+    assert report_user_errors(lambda: train(small_run(shards, run_dir, max_steps=2))) == 0
     names = {path.name for path in run_dir.iterdir()}
-    assert names >= {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "quarantine.json", "tensorboard"}
+    assert names >= {
+        "checkpoints",
+        "config.json",
+        "loss.png",
+        "metrics.jsonl",
+        "quarantine.json",
+        "tensorboard",
+    }
     assert json.loads((run_dir / "quarantine.json").read_text())["samples"][0]["key"] == "000003"
     told = capsys.readouterr().err
     assert "quarantined: 1" in told
@@ -356,7 +399,7 @@ def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, c
 
 def test_the_command_names_what_is_wrong_in_one_line(tmp_path, make_shards, capsys):
     def error_of(config: TrainConfig) -> str:
-        assert named_errors(lambda: train(config)) == 1
+        assert report_user_errors(lambda: train(config)) == 1
         *_, last = capsys.readouterr().err.strip().splitlines()
         assert last.startswith("maskco-fast: error: ")
         return last

@@ -1,0 +1,52 @@
+"""Output formats of the views: the one table of dtypes that kernels, buffers, loaders and
+benchmarks read.
+
+A new dtype is a new row here, a branch in `augment/numba.py` (`_encode`) and, on a GPU, one in
+`augment/triton_pixels.py` (`_element`).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
+"""Codes by which compiled kernels know a format."""
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """One dtype that views can be rendered to."""
+
+    code: int
+    """The compiled kernels' number of it."""
+    dtype: torch.dtype
+    """Of the tensors that users get."""
+    storage: type[np.generic]
+    """NumPy type of the same bytes in host memory. NumPy lacks bfloat16, and Numba float16: both
+    are held as uint16."""
+    triton: str
+    """Triton's name of the dtype, as in a kernel's signature."""
+    half_unit: float
+    """Largest relative rounding error: half a unit in the last place. 0 where values are not
+    rounded to it."""
+
+    @property
+    def name(self) -> str:
+        """The name on command lines: "float32", "float16", "bfloat16" or "uint8"."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+FORMATS: dict[torch.dtype, OutputFormat] = {
+    form.dtype: form
+    for form in (
+        OutputFormat(FLOAT32, torch.float32, np.float32, "fp32", 0.0),
+        OutputFormat(FLOAT16, torch.float16, np.uint16, "fp16", 2.0**-11),
+        OutputFormat(BFLOAT16, torch.bfloat16, np.uint16, "bf16", 2.0**-8),
+        OutputFormat(UINT8, torch.uint8, np.uint8, "u8", 0.0),
+    )
+}
+"""By torch dtype. uint8 views hold levels in 0..255, neither normalised nor masked."""
+
+FORMAT_NAMES: dict[str, OutputFormat] = {form.name: form for form in FORMATS.values()}
+"""By name."""
