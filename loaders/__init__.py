@@ -1,22 +1,45 @@
-"""Data loaders for self-supervised vision: shards in, augmented views out, on the CPU and in exact
-order.
+"""Data loaders for self-supervised vision: shards in, augmented views out, in an exact order.
 
-from maskco_fast.loaders import ViewConfig, make_loader
+    from maskco_fast.loaders import ViewConfig, make_loader
 
-with make_loader("cc3m-{0000..0331}.tar", batch_size=256, views=ViewConfig.maskco()) as loader:
-    for query, key, masked_box, key_boxes, sample_id in loader:
-        ...
+    with make_loader("cc3m-{0000..0331}.tar", batch_size=256, views=ViewConfig.maskco()) as loader:
+        for query, key, masked_box, key_boxes, sample_id in loader:
+            ...
+
+The names below are imported on first use, so that small modules of this package (`system.cpus`) load without torch.
 """
 
-from ..kernels.views import View, ViewConfig
-from .batch import Batch
-from .loader import Loader
-from .make_loader import LOADERS, make_loader
-from .quarantine import Quarantine, TooManyBadSamples
-from .remote.errors import ReadEnded, RemoteError
-from .remote.store import RemoteConfig
-from .request import LoaderConfig
-from .shards.dataset import Dataset, EmptyDataset
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..kernels.views import View, ViewConfig
+    from .batch import Batch
+    from .factory import LOADERS, make_loader
+    from .loader import Loader
+    from .quarantine import Quarantine, TooManyBadSamples
+    from .remote.errors import ReadEnded, RemoteError
+    from .remote.store import RemoteConfig
+    from .request import LoaderConfig
+    from .shards.dataset import Dataset, EmptyDataset
+
+_HOMES = {
+    "LOADERS": ".factory",
+    "Batch": ".batch",
+    "Dataset": ".shards.dataset",
+    "EmptyDataset": ".shards.dataset",
+    "Loader": ".loader",
+    "LoaderConfig": ".request",
+    "Quarantine": ".quarantine",
+    "ReadEnded": ".remote.errors",
+    "RemoteConfig": ".remote.store",
+    "RemoteError": ".remote.errors",
+    "TooManyBadSamples": ".quarantine",
+    "View": "..kernels.views",
+    "ViewConfig": "..kernels.views",
+    "make_loader": ".factory",
+}
+"""Public name to the module that defines it; the imports above say the same to type checkers."""
 
 __all__ = [
     "LOADERS",
@@ -34,3 +57,15 @@ __all__ = [
     "ViewConfig",
     "make_loader",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name], __package__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

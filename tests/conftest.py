@@ -10,6 +10,7 @@ import pytest
 
 from maskco_fast.loaders import LOADERS
 from tests.support.images import encode, picture, skip_without_packages, write_tar
+from tests.support.remote_servers import s3_api  # noqa: F401 a fixture, for every test
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -207,7 +207,7 @@ def test_wheel_holds_every_source_and_nothing_else(wheel):
             for name in archive.namelist()
             if ".dist-info/" in name
         }
-        assert code == {installed(path) for path in SOURCES}
+        assert code == {"maskco_fast/py.typed", *(installed(path) for path in SOURCES)}
         assert archive.read(info["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
         assert b"maskco-fast = maskco_fast.cli:main" in archive.read(info["entry_points.txt"])
         assert b"License-Expression: Apache-2.0" in archive.read(info["METADATA"])

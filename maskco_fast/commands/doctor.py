@@ -7,7 +7,6 @@ rest does not.
 """
 
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
@@ -306,12 +305,6 @@ LOADER_NEEDS = {
 
 def _loader(name: str, found: dict[str, Check]) -> Check:
     """Whether the loader `name` can run here, from the probes."""
-    package = importlib.util.find_spec("maskco_fast.loaders")
-    folders = list(package.submodule_search_locations or []) if package is not None else []
-    if not any(pathlib.Path(folder, f"{name}.py").exists() for folder in folders):
-        return Check(
-            name=name, state="missing", detail="this version of maskco-fast does not have it"
-        )
     lacking = [found[need] for need in LOADER_NEEDS[name] if found[need].state != "ok"]
     if lacking:
         reasons = "; ".join(f"{check.name} is {check.state} ({check.detail})" for check in lacking)

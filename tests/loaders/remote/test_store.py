@@ -15,7 +15,7 @@ from maskco_fast.loaders.remote.errors import ShardChanged
 from maskco_fast.loaders.remote.store import RemoteStore
 from maskco_fast.loaders.shards.names import expand, redact_url
 from tests.support.images import encode, picture, write_tar
-from tests.support.remote_servers import VIEWS, assert_same, batches, hurried, s3_api  # noqa: F401 a fixture
+from tests.support.remote_servers import VIEWS, assert_same, batches, hurried
 
 pytest.importorskip(
     "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
