@@ -133,6 +133,20 @@ def test_loader_lacks_what_its_packages_lack():
     assert "simplejpeg is broken (d)" in native.detail
 
 
+@pytest.mark.parametrize(
+    ("torch", "cpu", "cuda", "says"),
+    [
+        (check("torch", "missing"), "missing", "missing", "needs torch"),
+        (torch_check(None), "ok", "missing", "build without CUDA"),
+        (torch_check("13.0"), "ok", "missing", "built for CUDA 13.0"),
+        (
+            torch_check("13.0", [{"name": "H100", "capability": "9.0", "gib": 80}]),
+            "ok",
+            "ok",
+            "H100 (sm 9.0, 80 GiB)",
+        ),
+    ],
+)
 def test_devices(torch, cpu, cuda, says):
     found = doctor._devices({"torch": torch})
     assert [(one.name, one.state) for one in found] == [("cpu", cpu), ("cuda", cuda)]
