@@ -5,6 +5,22 @@ import numpy as np
 
 from .compiler.jit import inline_jit, jit
 from .compiler.vector import first_lane, load
+from .jpeg.markers import (
+    DAC,
+    DHT,
+    EOI,
+    JPG,
+    PREFIX,
+    RST0,
+    RST7,
+    SOF0,
+    SOF2,
+    SOF15,
+    SOI,
+    SOS,
+    STUFFED,
+    TEM,
+)
 
 UNKNOWN, JPEG, JPEG_CMYK, PNG, WEBP, OTHER = range(6)
 """Formats. JPEG has one or three components; CMYK ones have four, which not every decoder converts.
@@ -30,7 +46,7 @@ def _u32(data, i):
 def _ends_with_marker(data, start, stop):
     """Whether an end-of-image marker stands at the end, or anywhere before trailing bytes."""
     for i in range(stop - 2, start + 1, -1):
-        if data[i] == 0xFF and data[i + 1] == 0xD9:
+        if data[i] == PREFIX and data[i + 1] == EOI:
             return True
     return False
 
@@ -40,21 +56,21 @@ def _scan_jpeg(data, start, stop):
     """Walk the markers to the frame header: (format, height, width, verdict)."""
     i = start + 2
     while i + 4 <= stop:
-        if data[i] != 0xFF:
+        if data[i] != PREFIX:
             return JPEG, 0, 0, BAD_HEADER
         marker = data[i + 1]
-        if marker == 0xFF:  # fill byte
+        if marker == PREFIX:  # fill byte
             i += 1
             continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
+        if marker == TEM or RST0 <= marker <= SOI:  # markers without a length
             i += 2
             continue
-        if marker == 0xD9 or marker == 0xDA:  # image data before any frame header
+        if marker in (EOI, SOS):  # image data before any frame header
             return JPEG, 0, 0, BAD_HEADER
         length = u16(data, i + 2)
         if length < 2:
             return JPEG, 0, 0, BAD_HEADER
-        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+        if SOF0 <= marker <= SOF15 and marker != DHT and marker != JPG and marker != DAC:
             if i + 10 > stop:
                 return JPEG, 0, 0, TRUNCATED
             height, width, components = u16(data, i + 5), u16(data, i + 7), data[i + 9]
@@ -117,7 +133,7 @@ def _scan(data, start, stop):
     size = stop - start
     if size == 0:
         return UNKNOWN, 0, 0, EMPTY
-    if size >= 4 and data[start] == 0xFF and data[start + 1] == 0xD8 and data[start + 2] == 0xFF:
+    if size >= 4 and data[start] == PREFIX and data[start + 1] == SOI and data[start + 2] == PREFIX:
         return _scan_jpeg(data, start, stop)
     if size >= 8 and data[start] == 0x89 and _u32(data, start) == 0x89504E47:
         return _scan_png(data, start, stop)
@@ -152,26 +168,26 @@ def is_one_whole_scan(data):
     gray and another gives up, and one that stops below the rows wanted never sees it.
     """
     size, i = len(data), 2
-    while i + 4 <= size and data[i] == 0xFF and data[i + 1] != 0xDA:
+    while i + 4 <= size and data[i] == PREFIX and data[i + 1] != SOS:
         if (
-            0xC2 <= data[i + 1] <= 0xCF and data[i + 1] != 0xC4
+            SOF2 <= data[i + 1] <= SOF15 and data[i + 1] != DHT
         ):  # a frame of another kind: progressive, arithmetic, …
             return False
-        i += 1 if data[i + 1] == 0xFF else 2 + u16(data, i + 2)
-    if i + 4 > size or data[i] != 0xFF:
+        i += 1 if data[i + 1] == PREFIX else 2 + u16(data, i + 2)
+    if i + 4 > size or data[i] != PREFIX:
         return False
     i += 2 + u16(data, i + 2)  # the scan's own header
     while i + 2 <= size:
         while i + 34 <= size:
-            step = first_lane(load(data, i, 32) == np.uint8(0xFF))
+            step = first_lane(load(data, i, 32) == np.uint8(PREFIX))
             i += step
             if step < 32:
                 break
-        if data[i] != 0xFF:
+        if data[i] != PREFIX:
             i += 1
-        elif data[i + 1] == 0xD9:
+        elif data[i + 1] == EOI:
             return True
-        elif data[i + 1] == 0 or 0xD0 <= data[i + 1] <= 0xD7:  # a stuffed byte, a restart
+        elif data[i + 1] == STUFFED or RST0 <= data[i + 1] <= RST7:  # a stuffed byte, a restart
             i += 2
         else:
             return False
