@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..kernels.views import View, ViewConfig
     from .batch import Batch
+    from .config import LoaderConfig
     from .factory import LOADERS, make_loader
     from .loader import Loader
     from .quarantine import Quarantine, TooManyBadSamples
     from .remote.errors import ReadEnded, RemoteError
     from .remote.store import RemoteConfig
-    from .request import LoaderConfig
     from .shards.dataset import Dataset, EmptyDataset
+    from .shards.open_dataset import open_dataset
 
 _HOMES = {
     "LOADERS": ".factory",
@@ -29,7 +30,7 @@ _HOMES = {
     "Dataset": ".shards.dataset",
     "EmptyDataset": ".shards.dataset",
     "Loader": ".loader",
-    "LoaderConfig": ".request",
+    "LoaderConfig": ".config",
     "Quarantine": ".quarantine",
     "ReadEnded": ".remote.errors",
     "RemoteConfig": ".remote.store",
@@ -38,6 +39,7 @@ _HOMES = {
     "View": "..kernels.views",
     "ViewConfig": "..kernels.views",
     "make_loader": ".factory",
+    "open_dataset": ".shards.open_dataset",
 }
 """Public name to the module that defines it; the imports above say the same to type checkers."""
 
@@ -56,6 +58,7 @@ __all__ = [
     "View",
     "ViewConfig",
     "make_loader",
+    "open_dataset",
 ]
 
 

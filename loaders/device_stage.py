@@ -17,7 +17,8 @@ import torch
 from ..kernels.augment.triton import augmenter
 from ..kernels.plan import KEY_BOXES, MASKED_BOX, VIEW_FLOATS
 from .batch import Batch
-from .request import LoaderConfig, Rendered
+from .config import LoaderConfig
+from .request import Rendered
 from .shards.dataset import Dataset
 
 SLOTS = 2

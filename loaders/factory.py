@@ -8,10 +8,11 @@ import torch
 
 from ..kernels.errors import InvalidInput
 from ..kernels.views import ViewConfig
+from .config import LoaderConfig
 from .loader import Loader
 from .remote.store import RemoteConfig
-from .request import LoaderConfig
 from .shards.dataset import Dataset
+from .shards.open_dataset import open_dataset
 from .system.progress import Progress, no_progress
 
 LOADERS = {
@@ -90,7 +91,7 @@ def make_loader(
         )
     loader_class = getattr(importlib.import_module(f".backends.{name}", __package__), LOADERS[name])
     if not isinstance(shards, Dataset):
-        shards = Dataset.open(
+        shards = open_dataset(
             shards, index_folder=index_folder, threads=threads, progress=progress, remote=remote
         )
     return loader_class(shards, config, max_bad_share=max_bad_share)

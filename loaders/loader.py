@@ -18,10 +18,11 @@ from ..kernels.errors import InvalidInput
 from ..kernels.plan import plan
 from .batch import Batch
 from .buffers import BufferPool
+from .config import LoaderConfig
 from .device_stage import DeviceStage, make_streams
 from .order import batch_count
 from .quarantine import BadSample, Quarantine
-from .request import LoaderConfig, Rendered, Request
+from .request import Rendered, Request
 from .shards.dataset import Dataset
 from .shards.decode import BadImage, Decoded
 

@@ -36,7 +36,7 @@ from benchmarks.correctness.faulty_server import (
 from maskco_fast.bench.harness import machine
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Batch, Dataset, RemoteConfig, make_loader
+from maskco_fast.loaders import Batch, RemoteConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.names import expand
 
 SAMPLES, SHARDS = 768, 4
@@ -174,7 +174,7 @@ def main(options: Options) -> None:
 
 def matrix(paths: list[str], options: Options) -> None:
     """Print it for these shards, which lie in one folder."""
-    samples = len(Dataset.open(paths))
+    samples = len(open_dataset(paths))
     print(machine())
     print(
         f"{samples} images in {len(paths)} shards; one in {options.every} requests of the method for a shard fails\n"

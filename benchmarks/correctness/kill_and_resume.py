@@ -26,7 +26,7 @@ from collections.abc import Iterator
 import tyro
 
 from maskco_fast.demo.shards import demo_shards
-from maskco_fast.loaders import Dataset
+from maskco_fast.loaders import open_dataset
 from maskco_fast.loaders.order import order
 from maskco_fast.training import checkpoint
 
@@ -60,7 +60,7 @@ class Run:
         self.folder = folder / "run"
         self.max_steps = (options.kills + 1) * STEPS_A_LAUNCH
         self._shards = [str(path) for path in shards]
-        self._dataset = Dataset.open(self._shards, index_folder=folder / "index")
+        self._dataset = open_dataset(self._shards, index_folder=folder / "index")
         self.steps_an_epoch = len(self._dataset) // BATCH
         self._log = folder / "log.txt"
 

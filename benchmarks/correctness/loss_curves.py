@@ -21,7 +21,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from maskco_fast.bench.harness import machine
-from maskco_fast.loaders import Dataset, make_loader
+from maskco_fast.loaders import Dataset, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.methods.registry import make_method
 from maskco_fast.pictures.pictures import read_metrics, running_mean
@@ -85,11 +85,11 @@ def losses(options: Options, name: str, source: Dataset) -> np.ndarray:
 
 def compare(options: Options) -> dict[str, np.ndarray]:
     """By run: its losses. The reference loader's three are first."""
-    dataset = Dataset.open(options.shards)
+    dataset = open_dataset(options.shards)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "same.beton"
     write_beton(dataset, path, check=False)
-    beton = Dataset.open([str(path)])
+    beton = open_dataset([str(path)])
     return {name: losses(options, name, beton if name == "ffcv" else dataset) for name in RUNS}
 
 

@@ -29,6 +29,7 @@ from maskco_fast.loaders import (
     LoaderConfig,
     ViewConfig,
     make_loader,
+    open_dataset,
 )
 from maskco_fast.loaders.backends.dali import DaliLoader
 from maskco_fast.loaders.backends.dali_graph import DeviceGraph
@@ -175,7 +176,7 @@ def differences(options: Options, dataset: Dataset, beton: Dataset) -> dict[str,
 
 def main(options: Options) -> int:
     """Print the table; returns 0, or 1 where a row is red."""
-    dataset = Dataset.open(options.shards)
+    dataset = open_dataset(options.shards)
     print(
         f"{machine()}; {options.images} images, two {options.size} views; mean / largest difference in levels"
     )
@@ -183,7 +184,7 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "same.beton")
         write_beton(dataset, path)
-        found = differences(options, dataset, Dataset.open([str(path)]))
+        found = differences(options, dataset, open_dataset([str(path)]))
     red = False
     for name, apart in found.items():
         cells = [str(apart[seam]) if seam in apart else "" for seam in LIMITS]

@@ -34,7 +34,7 @@ import tyro
 from benchmarks.correctness.faulty_server import FaultyServer, at_random, put_into_s3
 from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Dataset, RemoteConfig, make_loader
+from maskco_fast.loaders import Dataset, RemoteConfig, make_loader, open_dataset
 from maskco_fast.loaders.remote.dataset import RemoteDataset
 
 RANKS = 2
@@ -256,8 +256,8 @@ def main(options: Options) -> None:
     """Print the table and what it comes to."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
-        paths = cut(Dataset.open(options.shards), pathlib.Path(folder), options.samples)
-        local = Dataset.open(paths)
+        paths = cut(open_dataset(options.shards), pathlib.Path(folder), options.samples)
+        local = open_dataset(paths)
         size = sum(os.path.getsize(path) for path in paths)
         cache_gb = size / 2 / 1e9
         servers, server_line = context.Pipe()

@@ -30,7 +30,7 @@ from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.augment.triton import Workspace
 from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
-from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader
+from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.device_stage import SLOTS
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.networks.encoders import RegionEncoder
@@ -332,9 +332,9 @@ def budget(options: Options) -> list[Line]:
     ]
 
 
-def open_dataset(options: Options) -> Dataset:
+def photographs(options: Options) -> Dataset:
     """The photographs named, or scenes of a photograph's size."""
-    return Dataset.open(options.shards or demo_shards(samples=256, shards=1, size=(375, 500)))
+    return open_dataset(options.shards or demo_shards(samples=256, shards=1, size=(375, 500)))
 
 
 def main(options: Options) -> int:
@@ -347,7 +347,7 @@ def main(options: Options) -> int:
     slow, fast = (
         line.value for line in lines if line.name.startswith("images that the GPU asks for")
     )
-    dataset = open_dataset(options)
+    dataset = photographs(options)
     samples = dataset.samples
     print(
         f"\n{machine()}\n{len(samples)} images {'of --shards' if options.shards else 'drawn'}, in the mean "

@@ -27,7 +27,7 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.bench.peers import dali_stock
 from maskco_fast.bench.rows import Setting
 from maskco_fast.kernels.plan import plan
-from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
+from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig, open_dataset
 from maskco_fast.loaders.backends.dali import DaliLoader
 from maskco_fast.loaders.backends.reference import ReferenceLoader
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, order
@@ -160,7 +160,7 @@ def main(options: Options) -> None:
     """Check, time and print."""
     import nvidia.dali
 
-    dataset = Dataset.open(options.shards)
+    dataset = open_dataset(options.shards)
     print(
         f"{machine()}, DALI {nvidia.dali.__version__}; {len(dataset)} images, {dataclasses.asdict(options)}"
     )

@@ -26,7 +26,7 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Dataset
+from maskco_fast.loaders import Dataset, open_dataset
 from maskco_fast.loaders.regions import scale_crops, shrink_factors
 from maskco_fast.loaders.shards.decode import Decoder
 
@@ -67,7 +67,7 @@ def as_dataset(path: pathlib.Path, encoded: Iterator[bytes]) -> Dataset:
             member = tarfile.TarInfo(f"{number:06d}.jpg")
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
-    return Dataset.open(str(path), index_folder=path.parent)
+    return open_dataset(str(path), index_folder=path.parent)
 
 
 class Ways:
@@ -136,7 +136,7 @@ def _spread(times: list[float]) -> str:
 
 def main(options: Options) -> None:
     """Print the table."""
-    dataset = Dataset.open(options.shards)
+    dataset = open_dataset(options.shards)
     print(machine())
     print(
         f"{'images':24}{'kB':>5}{'libjpeg ms':>20}{'ours ms':>20}{'fast ms':>20}{'ours':>7}{'fast':>7}{'smaller':>9}"

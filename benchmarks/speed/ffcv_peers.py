@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from benchmarks.correctness.parity import SEAM, at_seam, gate
-from maskco_fast.loaders import Dataset, Loader, LoaderConfig, ViewConfig
+from maskco_fast.loaders import Loader, LoaderConfig, ViewConfig, open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
 
 
@@ -69,7 +69,7 @@ def our_loader(options: Options, kind: str) -> Loader:
         rank=0,
         world_size=1,
     )
-    dataset = Dataset.open(options.beton)
+    dataset = open_dataset(options.beton)
     loader = FfcvLoader(dataset, config)
     gate(loader, ReferenceLoader(dataset, config), SEAM if seam else "finished, float32")
     loader.close()

@@ -22,7 +22,7 @@ from maskco_fast.bench.stages import hand_over
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Dataset
+from maskco_fast.loaders import open_dataset
 from maskco_fast.loaders.backends.sample_renderer import TOGETHER
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
@@ -42,7 +42,7 @@ class Options:
 def free_times(options: Options) -> np.ndarray:
     """(n,) seconds of each image in decoding and rendering two 224-pixel views; the median of
     three."""
-    dataset, views = Dataset.open(options.shards), ViewConfig.maskco(224)
+    dataset, views = open_dataset(options.shards), ViewConfig.maskco(224)
     positions = np.linspace(0, len(dataset) - 1, min(options.images, len(dataset))).astype(int)
     samples = dataset.samples[positions]
     sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)

@@ -16,8 +16,9 @@ import torch
 
 from ...kernels import headers
 from ...kernels.errors import InvalidInput
+from ..config import LoaderConfig
 from ..loader import Loader
-from ..request import LoaderConfig, Rendered, Request
+from ..request import Rendered, Request
 from ..shards.dataset import Dataset
 from ..shards.decode import Decoder
 from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless, import_dali

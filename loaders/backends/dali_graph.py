@@ -23,7 +23,8 @@ from ...kernels.formats import FORMAT_NAMES
 from ...kernels.plan import CROP, FLIP, VIEW_FLOATS
 from ...kernels.render import make_scratch, render_views, resize_views
 from ...kernels.views import IMAGENET_MEAN, IMAGENET_STD
-from ..request import LoaderConfig, Request
+from ..config import LoaderConfig
+from ..request import Request
 
 SEAM = "seam"
 """What `resampler` makes besides `FORMAT_NAMES`: views that are resized and flipped, and no more.

@@ -25,8 +25,9 @@ import torch
 
 from ...kernels.errors import MissingPackage
 from ..buffers import BufferPool
+from ..config import LoaderConfig
 from ..loader import Loader
-from ..request import LoaderConfig, Rendered, Request
+from ..request import Rendered, Request
 from ..shards.beton import BetonDataset, write_directory
 from ..shards.dataset import Dataset
 from .sample_renderer import TOGETHER, SampleRenderer

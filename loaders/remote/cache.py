@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...kernels.compiler.cache import cache_folder
-from ..shards.names import read_at, redact_url
+from ..shards.names import redact_url
+from ..shards.reader import read_at
 from .errors import ReadEnded, ShardChanged
 from .store import NEVER, RemoteConfig, RemoteShard, RemoteStore
 

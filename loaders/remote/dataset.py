@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..request import LoaderConfig
+from ..config import LoaderConfig
 from ..shards.dataset import Dataset
 from ..shards.index import (
     FORMAT_VERSION,

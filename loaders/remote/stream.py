@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from ...kernels.errors import InvalidInput
+from ..config import LoaderConfig
 from ..order import order
 from ..quarantine import BadSample, Quarantine
-from ..request import LoaderConfig
 from ..shards.dataset import Dataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, judge_image, split_name
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url

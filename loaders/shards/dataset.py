@@ -3,21 +3,17 @@
 import bisect
 import functools
 import hashlib
-import importlib
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from ...kernels.errors import InvalidInput
+from ..config import LoaderConfig
 from ..order import batch_positions, order
 from ..quarantine import Quarantine
-from ..remote.store import RemoteConfig
-from ..request import LoaderConfig
-from ..system.progress import Progress, no_progress
-from .index import ShardIndex, index_shards
-from .names import ShardReader, expand, is_remote
+from .index import ShardIndex
+from .reader import ShardReader
 
 
 class EmptyDataset(InvalidInput):
@@ -52,42 +48,6 @@ class Dataset:
                 "Number the keys through all shards to avoid it",
                 stacklevel=3,
             )
-
-    @classmethod
-    def open(
-        cls,
-        shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-        *,
-        index_folder: str | os.PathLike[str] | None = None,
-        threads: int | None = None,
-        progress: Progress = no_progress,
-        remote: RemoteConfig | None = None,
-    ) -> "Dataset":
-        """Expand the patterns, index what is not yet indexed, number the samples. See `expand`,
-        `index_shards`.
-
-        .beton files need no index; ValueError where they are mixed with other shards. `remote` says
-        how shards on servers are read.
-        """
-        paths = expand(shards)
-        remote = remote or RemoteConfig()
-        if remote.mode == "stream":
-            return importlib.import_module("..remote.stream", __package__).StreamDataset(
-                paths, remote
-            )
-        betons = [path for path in paths if path.endswith(".beton")]
-        if betons:
-            if len(betons) != len(paths):
-                raise InvalidInput(
-                    f"{len(betons)} of {len(paths)} shards are .beton files: give them alone, or none"
-                )
-            return importlib.import_module(".beton", __package__).BetonDataset(betons)
-        if any(map(is_remote, paths)):
-            remote_dataset = importlib.import_module("..remote.dataset", __package__).RemoteDataset
-            return remote_dataset.index(
-                paths, remote, index_folder=index_folder, threads=threads, progress=progress
-            )
-        return cls(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,8 +1,6 @@
-"""What the user calls shards: patterns to paths, and bytes from them."""
+"""Names of shards: patterns expanded to paths, URLs recognised and redacted, images listed."""
 
-import functools
 import glob
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -14,7 +12,6 @@ _ANGLE_RANGE = re.compile(r"<(\d+)\.\.(\d+)>")
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 )
-OPEN_FILES = 128
 PIPE = "pipe:"
 REMOTE = ("http://", "https://", "s3://", PIPE)
 """How the names of shards begin that are not files."""
@@ -23,6 +20,11 @@ REMOTE = ("http://", "https://", "s3://", PIPE)
 def is_remote(name: str) -> bool:
     """Whether a shard is named by a URL or is a command's output."""
     return name.startswith(REMOTE)
+
+
+def is_beton(name: str) -> bool:
+    """Whether a shard is a .beton file, by its suffix."""
+    return name.endswith(".beton")
 
 
 def redact_url(name: str) -> str:
@@ -95,42 +97,3 @@ def image_files(folder: str) -> list[str]:
         ):
             names.append(relative.as_posix())
     return sorted(names)
-
-
-def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
-    """`size` bytes at `offset` of an open file, from any thread; EOFError names `path` where it has
-    become shorter."""
-    data = os.pread(file.fileno(), size, offset)
-    while len(data) < size:
-        more = os.pread(file.fileno(), size - len(data), offset + len(data))
-        if not more:
-            raise EOFError(
-                f"{path}: {len(data)} of {size} bytes at offset {offset}; the file has changed since it was "
-                "indexed: run `maskco-fast index` again"
-            )
-        data += more
-    return data
-
-
-class ShardReader:
-    """Reads bytes at an offset of a file, from any thread, keeping the most recently used files
-    open.
-
-    It reads rather than maps: a shard that shrinks under a mapping, or a network file system that
-    fails, would kill the process, where a read raises.
-    """
-
-    def __init__(self) -> None:
-        self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_file)
-
-    @staticmethod
-    def _open_file(path: str) -> io.FileIO:
-        return io.FileIO(path, "rb")  # closed when the cache and the last reader have let go of it
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; EOFError names the file where it has become shorter."""
-        return read_at(self._open(path), path, offset, size)
-
-    def close(self) -> None:
-        """Let go of the open files."""
-        self._open.cache_clear()

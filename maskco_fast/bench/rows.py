@@ -26,7 +26,7 @@ from maskco_fast.bench.peers import (
 )
 from maskco_fast.bench.peers_ffcv import ffcv_ssl, ffcv_stock
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import LOADERS, Batch, Dataset, ViewConfig, make_loader
+from maskco_fast.loaders import LOADERS, Batch, Dataset, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
 
@@ -59,7 +59,7 @@ class Running(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.dataset = Dataset.open(setting.shards)
+        self.dataset = open_dataset(setting.shards)
         self.images = min(setting.images or len(self.dataset), len(self.dataset))
 
     @abstractmethod

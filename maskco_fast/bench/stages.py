@@ -15,7 +15,7 @@ from PIL import Image
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
-from maskco_fast.loaders import Dataset, ViewConfig, make_loader
+from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
 from maskco_fast.loaders.shards.index import index_shard
@@ -36,7 +36,7 @@ def stages(setting: "Setting") -> dict[str, float]:
     Python does for a sample, see `hand_over`.
     """
     views = ViewConfig.maskco(setting.size)
-    dataset = Dataset.open(setting.shards)
+    dataset = open_dataset(setting.shards)
     positions = np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(np.int64)
     samples = dataset.samples[positions]
     library, renderer = Decoder(), JpegRenderer(views, setting.dtype)

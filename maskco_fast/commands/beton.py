@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig
+from maskco_fast.loaders import Quarantine, RemoteConfig, open_dataset
 from maskco_fast.loaders.shards.beton_writer import BetonOptions, estimate, write_beton
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.progress import ProgressLines, duration
@@ -46,12 +46,12 @@ class BetonConfig:
 def beton(config: BetonConfig) -> int:
     """Tell what writing will take, write, check, and tell what was left out; returns 0.
 
-    FileNotFoundError, EmptyDataset, ValueError and OSError as `Dataset.open` and `write_beton`
+    FileNotFoundError, EmptyDataset, ValueError and OSError as `open_dataset` and `write_beton`
     raise them.
     """
     options = BetonOptions(max_side=config.max_side, quality=config.quality)
     threads = config.threads or usable_cpus()
-    dataset = Dataset.open(
+    dataset = open_dataset(
         config.shards, index_folder=config.index_folder, threads=threads, remote=config.remote
     )
     wanted = estimate(dataset, options, threads)

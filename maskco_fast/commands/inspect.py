@@ -12,7 +12,14 @@ import torch
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.plan import plan
-from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig, ViewConfig, make_loader
+from maskco_fast.loaders import (
+    Dataset,
+    Quarantine,
+    RemoteConfig,
+    ViewConfig,
+    make_loader,
+    open_dataset,
+)
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
 from maskco_fast.loaders.shards.decode import decode_pillow
 from maskco_fast.pictures.pictures import PlannedImage, views_picture
@@ -47,7 +54,7 @@ def index(config: IndexConfig) -> int:
     began = time.monotonic()
     if config.remote.mode == "stream":
         raise InvalidInput("a stream has no index: leave --remote.mode out")
-    dataset = Dataset.open(
+    dataset = open_dataset(
         config.shards,
         index_folder=config.index_folder,
         threads=config.threads,
@@ -135,7 +142,7 @@ class ViewsConfig:
 
 def views(config: ViewsConfig) -> int:
     """Write the picture; returns 0."""
-    dataset = Dataset.open(config.shards, remote=config.remote)
+    dataset = open_dataset(config.shards, remote=config.remote)
     draw_views(
         dataset,
         config.views,

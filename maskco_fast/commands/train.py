@@ -12,7 +12,7 @@ from maskco_fast.commands.inspect import draw_views
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Dataset, Loader, make_loader
+from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.registry import Method, make_method
@@ -116,7 +116,7 @@ def _dataset(config: TrainConfig) -> Dataset:
     if not shards:
         say("no --shards: the built-in demo set (drawn on first use)")
         shards = [str(path) for path in demo_shards(progress=ProgressLines())]
-    return Dataset.open(
+    return open_dataset(
         shards, threads=config.loader_threads, progress=ProgressLines(), remote=config.remote
     )
 

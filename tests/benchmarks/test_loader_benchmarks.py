@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.correctness import loss_curves, parity
 from benchmarks.speed import dali_peers, ffcv_peers
-from maskco_fast.loaders import Dataset
+from maskco_fast.loaders import open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from tests.support.images import skip_without_packages
 
@@ -62,14 +62,14 @@ def test_losses_are_the_references_within_the_noise(make_shards, tmp_path):
 def test_our_dali_rows_pass_their_gate(make_shards, seam):
     shards = make_shards(1, 16)
     options = dali_peers.Options(shards=tuple(shards), batch_size=16, threads=1, size=64)
-    dataset = Dataset.open(shards)
+    dataset = open_dataset(shards)
     assert "levels from the reference" in dali_peers.check_views(options, dataset, seam=seam)
     assert sum(dali_peers.dali_roi_resize(options, dataset)) == 16
 
 
 @pytest.mark.parametrize("kind", ["ours_seam", "ours", "ours_without_blur"])
 def test_our_ffcv_rows_pass_their_gate(make_shards, tmp_path, kind):
-    write_beton(Dataset.open(make_shards(1, 16)), tmp_path / "set.beton")
+    write_beton(open_dataset(make_shards(1, 16)), tmp_path / "set.beton")
     options = ffcv_peers.Options(beton=str(tmp_path / "set.beton"), batch_size=16, threads=1)
     with ffcv_peers.our_loader(options, kind) as loader:
         assert sum(len(batch) for batch in loader) == 16

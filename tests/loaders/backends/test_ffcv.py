@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskco_fast.loaders import Dataset, ViewConfig, make_loader
+from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton import read_beton, write_directory
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.loaders.shards.decode import Decoder
@@ -63,7 +63,7 @@ assert (random.random(), np.random.rand()) == (random.Random(5).random(), np.ran
 
 
 def test_ffcv_reads_our_betons(make_shards, tmp_path):
-    dataset = Dataset.open(make_shards(2, 8))
+    dataset = open_dataset(make_shards(2, 8))
     write_beton(dataset, tmp_path / "mine.beton")
     reader = ffcv.Reader(str(tmp_path / "mine.beton"))
     assert list(reader.handlers) == ["image", "label", "sample_id"]
@@ -95,7 +95,7 @@ def test_we_read_ffcvs_betons(tmp_path):
     header = np.array([(2, 3, 1 << 21, 2, begin + jpeg.size + raw.size)], HeaderType)
     parts = (header, descriptors, rows, jpeg, raw, table)
     (tmp_path / "theirs.beton").write_bytes(b"".join(part.tobytes() for part in parts))
-    dataset = Dataset.open([str(tmp_path / "theirs.beton")])
+    dataset = open_dataset([str(tmp_path / "theirs.beton")])
     assert dataset.samples["target"].tolist() == [7, 9]
     assert dataset.read(0) == jpeg.tobytes()
     assert np.array_equal(Decoder().decode(dataset.read(1), dataset.samples[1]), raw)
@@ -108,7 +108,7 @@ def test_we_read_ffcvs_betons(tmp_path):
 
 def test_training_from_a_beton_is_training_from_its_shards(make_shards, tmp_path):
     shards = make_shards(2, 12, bad=(5,))
-    write_beton(Dataset.open(shards), tmp_path / "all.beton")
+    write_beton(open_dataset(shards), tmp_path / "all.beton")
     truth = None
     for backend, source in (
         ("native", shards),
@@ -161,7 +161,7 @@ def test_status_tells_who_was_replaced(make_shards):
 def test_memory_of_a_slot_does_not_know_the_largest_image(tmp_path):
     members = {f"{n}.jpg": encode(picture(40, 40, n)) for n in range(7)}
     members["huge.jpg"] = encode(np.zeros((3000, 4000, 3), np.uint8))
-    dataset = Dataset.open([str(write_tar(tmp_path / "x.tar", members))])
+    dataset = open_dataset([str(write_tar(tmp_path / "x.tar", members))])
     write_directory(dataset, tmp_path / "x.beton")
     decoder = ffcv.PlanDecoder(lambda work, status: None)
     pipeline = ffcv._Pipeline(ffcv.Reader(str(tmp_path / "x.beton")), 8, 3, decoder)
@@ -170,7 +170,7 @@ def test_memory_of_a_slot_does_not_know_the_largest_image(tmp_path):
 
 
 def test_a_directory_holds_the_rows(make_shards, tmp_path):
-    dataset = Dataset.open(make_shards(1, 6))
+    dataset = open_dataset(make_shards(1, 6))
     write_directory(dataset, tmp_path / "rows.beton")
     reader = ffcv.Reader(str(tmp_path / "rows.beton"))
     assert reader.metadata["f0"]["height"].tolist() == dataset.samples["height"].tolist()

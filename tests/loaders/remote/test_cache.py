@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from benchmarks.correctness import faulty_server as faulty
-from maskco_fast.loaders import Dataset, RemoteError, make_loader
+from maskco_fast.loaders import RemoteError, make_loader, open_dataset
 from maskco_fast.loaders.remote.cache import ShardCache
 from maskco_fast.loaders.remote.prefetch import ShardPrefetcher
 from maskco_fast.loaders.remote.store import RemoteShard
@@ -249,7 +249,7 @@ def test_two_jobs_in_different_orders_share_a_small_cache(make_shards, tmp_path)
     with faulty.FaultyServer(tmp_path) as server:
         config = hurried(tmp_path, cache_gb=1.1 * size / 1e9)
         names = f"{server.url}/shard-{{0000..0005}}.tar"
-        Dataset.open(names, index_folder=tmp_path / "index", remote=config)
+        open_dataset(names, index_folder=tmp_path / "index", remote=config)
         with ThreadPoolExecutor(2) as pool:
             both = list(pool.map(lambda seed: batches(names, tmp_path, config, seed=seed), (1, 2)))
     for seed, mine in zip((1, 2), both):

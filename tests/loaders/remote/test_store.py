@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from benchmarks.correctness import faulty_server as faulty
-from maskco_fast.loaders import Dataset, RemoteConfig, RemoteError, make_loader
+from maskco_fast.loaders import RemoteConfig, RemoteError, make_loader, open_dataset
 from maskco_fast.loaders.remote.errors import ShardChanged
 from maskco_fast.loaders.remote.store import RemoteStore
 from maskco_fast.loaders.shards.names import expand, redact_url
@@ -117,7 +117,7 @@ def test_a_shard_that_goes_missing_ends_the_epoch_by_its_name(make_shards, tmp_p
     make_shards(3, 16)
     with faulty.FaultyServer(tmp_path) as server:
         config = hurried(tmp_path)
-        dataset = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        dataset = open_dataset(pattern(server), index_folder=tmp_path / "index", remote=config)
         for file in (tmp_path / "cache").glob("*.tar"):
             file.unlink()
         server.plan = faulty.always("missing", "shard-0001")
@@ -174,7 +174,7 @@ def test_a_changed_shard_is_indexed_anew_and_refused_in_mid_run(make_shards, tmp
     shards = make_shards(2, 8)
     with faulty.FaultyServer(tmp_path) as server:
         names, config = pattern(server, "shard-{0000..0001}.tar"), hurried(tmp_path)
-        dataset = Dataset.open(names, index_folder=tmp_path / "index", remote=config)
+        dataset = open_dataset(names, index_folder=tmp_path / "index", remote=config)
         for file in (tmp_path / "cache").glob("*.tar"):
             file.unlink()
         write_tar(pathlib.Path(shards[1]), {"new.jpg": encode(picture(50, 60, 9))})
@@ -183,22 +183,22 @@ def test_a_changed_shard_is_indexed_anew_and_refused_in_mid_run(make_shards, tmp
             pytest.raises(ShardChanged, match=r"shard-0001\.tar has changed since it was indexed"),
         ):
             list(loader)
-        assert len(Dataset.open(names, index_folder=tmp_path / "index", remote=config)) == 9
+        assert len(open_dataset(names, index_folder=tmp_path / "index", remote=config)) == 9
 
 
 def test_the_index_outlives_the_shards(make_shards, tmp_path):
     make_shards(3, 8)
     with faulty.FaultyServer(tmp_path) as server:
         config = hurried(tmp_path)
-        first = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        first = open_dataset(pattern(server), index_folder=tmp_path / "index", remote=config)
         for file in (tmp_path / "cache").glob("*.tar"):
             file.unlink()
         server.requests.clear()
-        again = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        again = open_dataset(pattern(server), index_folder=tmp_path / "index", remote=config)
         assert [method for method, _, _ in server.requests] == ["HEAD"] * 3
         assert again.fingerprint == first.fingerprint
         assert again.shards[2].key(1) == "000017"
-        assert again.read(17) == Dataset.open(tmp_path / "shard-0002.tar").read(1)
+        assert again.read(17) == open_dataset(tmp_path / "shard-0002.tar").read(1)
 
 
 def test_state_resumes_from_a_remote_run_on_local_shards_and_back(make_shards, tmp_path):
@@ -246,7 +246,7 @@ def test_leaving_early_does_not_wait_for_a_server_that_is_down(make_shards, tmp_
     make_shards(3, 16)
     with faulty.FaultyServer(tmp_path) as server:
         config = hurried(tmp_path, patience=1000, timeout=0.2, backoff=30.0)
-        dataset = Dataset.open(pattern(server), index_folder=tmp_path / "index", remote=config)
+        dataset = open_dataset(pattern(server), index_folder=tmp_path / "index", remote=config)
         for file in (tmp_path / "cache").glob("*.tar"):
             file.unlink()
         server.plan = faulty.always("503")
@@ -277,7 +277,7 @@ def test_long_trouble_is_told_of(make_shards, tmp_path, monkeypatch):
         batches(pattern(server, "shard-0000.tar"), tmp_path)
 
 
-def test_s3_with_faults_in_front_of_it(make_shards, tmp_path, s3_api):  # noqa: F811
+def test_s3_with_faults_in_front_of_it(make_shards, tmp_path, s3_api):
     shards = make_shards(3, 16)
     names = faulty.put_into_s3(shards, s3_api, "photographs")
     with faulty.FaultyServer(s3_api, faulty.at_random(0.25, seed=1)) as server:
@@ -298,7 +298,7 @@ def test_s3_by_the_environment_and_what_is_missing_there(
     faulty.put_into_s3(shards, s3_api, "paintings")
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_api)
     assert (
-        len(Dataset.open("s3://paintings/shard-{0000..0001}.tar", remote=hurried(tmp_path))) == 16
+        len(open_dataset("s3://paintings/shard-{0000..0001}.tar", remote=hurried(tmp_path))) == 16
     )
     with pytest.raises(
         FileNotFoundError,
@@ -338,7 +338,7 @@ def test_a_pipe_that_cannot_work_ends_the_run(command, says, make_shards, tmp_pa
 def test_a_pipe_that_says_something_else_the_next_time(make_shards, tmp_path):
     (shard,) = make_shards(1, 8)
     config, name = hurried(tmp_path, patience=0.5), f"pipe:cat {shard}"
-    dataset = Dataset.open(name, index_folder=tmp_path / "index", remote=config)
+    dataset = open_dataset(name, index_folder=tmp_path / "index", remote=config)
     for file in (tmp_path / "cache").glob("*.tar"):
         file.unlink()
     with open(shard, "r+b") as file:

@@ -10,7 +10,7 @@ import torch
 
 from maskco_fast.commands.beton import BetonConfig, beton
 from maskco_fast.kernels import headers
-from maskco_fast.loaders import Dataset, ViewConfig, make_loader
+from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton import (
     ALLOCATION_DTYPE,
     HEADER_DTYPE,
@@ -36,7 +36,7 @@ def write(tmp_path):
     samples left out)."""
 
     def writer(shards, options=None, **settings):
-        dataset = Dataset.open(shards)
+        dataset = open_dataset(shards)
         path = str(tmp_path / "all.beton")
         return dataset, path, write_beton(dataset, path, options, **settings)
 
@@ -46,7 +46,7 @@ def write(tmp_path):
 def test_the_original_bytes_are_kept(make_shards, write):
     dataset, path, left_out = write(make_shards(2, 20))
     assert left_out == []
-    mine = Dataset.open([path])
+    mine = open_dataset([path])
     assert isinstance(mine, BetonDataset)
     with tarfile.open(dataset.shards[0].path) as archive:
         first = archive.extractfile("000000.jpg").read()
@@ -152,7 +152,7 @@ def test_shrinking_encodes_anew_and_quarantines(make_shards, write):
 
 
 def test_the_file_does_not_depend_on_the_threads(make_shards, tmp_path):
-    dataset = Dataset.open(make_shards(2, CHUNK + 9, side=24))
+    dataset = open_dataset(make_shards(2, CHUNK + 9, side=24))
     files = []
     for threads in (1, 3):
         write_beton(dataset, tmp_path / f"{threads}.beton", threads=threads)
@@ -161,7 +161,7 @@ def test_the_file_does_not_depend_on_the_threads(make_shards, tmp_path):
 
 
 def test_an_interrupted_writer_goes_on(make_shards, tmp_path, monkeypatch):
-    dataset = Dataset.open(make_shards(2, 2 * CHUNK, side=24))
+    dataset = open_dataset(make_shards(2, 2 * CHUNK, side=24))
     write_beton(dataset, tmp_path / "whole.beton", threads=1)
     real, reads = dataset.read, []
 
@@ -189,7 +189,7 @@ def test_an_interrupted_writer_goes_on(make_shards, tmp_path, monkeypatch):
 
 
 def test_a_partial_file_of_other_options_is_not_taken_up(make_shards, tmp_path, monkeypatch):
-    dataset = Dataset.open(make_shards(1, CHUNK + 2, side=40))
+    dataset = open_dataset(make_shards(1, CHUNK + 2, side=40))
     real = dataset.read
 
     def failing(index):
@@ -235,9 +235,9 @@ def test_files_that_are_no_betons_are_named(tmp_path, make_shards, write):
     with open(path, "r+b") as file:
         file.truncate(os.path.getsize(path) - 2 * ALLOCATION_DTYPE.itemsize - 40)
     with pytest.raises(ValueError, match=r"all\.beton is cut short"):
-        Dataset.open([path])
+        open_dataset([path])
     with pytest.raises(ValueError, match="give them alone"):
-        Dataset.open([path, str(tmp_path / "shard-0000.tar")])
+        open_dataset([path, str(tmp_path / "shard-0000.tar")])
 
 
 def test_the_estimate_is_near_the_file(make_shards, write):
@@ -268,13 +268,13 @@ def test_the_command(make_shards, tmp_path, capsys):
 
 
 def test_real_images_survive_byte_for_byte(shared_data, tmp_path):
-    dataset = Dataset.open([str(shared_data / "tiny20-val-0000.tar")])
+    dataset = open_dataset([str(shared_data / "tiny20-val-0000.tar")])
     write_beton(dataset, tmp_path / "val.beton", check=False)
     assert check_beton(dataset, tmp_path / "val.beton") == len(dataset)
 
 
 def test_the_hostile_shard_converts(shared_data, tmp_path):
-    dataset = Dataset.open([str(shared_data / "hostile-0000.tar")])
+    dataset = open_dataset([str(shared_data / "hostile-0000.tar")])
     write_beton(dataset, tmp_path / "hostile.beton")
     mine = BetonDataset([str(tmp_path / "hostile.beton")])
     assert len(mine) == len(dataset)

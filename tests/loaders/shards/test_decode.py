@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maskco_fast.kernels.plan import plan
-from maskco_fast.loaders import Dataset, ViewConfig, make_loader
+from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.regions import crop_regions, scale_crops, shrink_factors
 from maskco_fast.loaders.shards.decode import BadImage, Decoder
 from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, index_shard
@@ -112,4 +112,4 @@ def test_fast_views_are_those_of_the_plan(tmp_path):
     )
     assert 0 < apart.mean() < 6
     with pytest.raises(ValueError, match="exact or fast"):
-        make_loader(Dataset.open(path), 4, views=VIEWS, decode="quick")
+        make_loader(open_dataset(path), 4, views=VIEWS, decode="quick")

@@ -8,8 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from maskco_fast.loaders import EmptyDataset, open_dataset
 from maskco_fast.loaders.shards import index as index_module
-from maskco_fast.loaders.shards.dataset import Dataset, EmptyDataset
 from maskco_fast.loaders.shards.decode import MAX_PIXELS, BadImage, Decoder, decode_pillow
 from maskco_fast.loaders.shards.index import (
     SAMPLE_DTYPE,
@@ -163,7 +163,7 @@ def test_files_that_are_no_archives(tmp_path):
     assert reasons(index_shard(str(tmp_path / "empty.tar"))) == {"": "empty file"}
     assert reasons(index_shard(str(tmp_path / "text.tar"))) == {"": "not a tar archive"}
     with pytest.raises(EmptyDataset, match=r"no usable image in 2 shards.*2 quarantined"):
-        Dataset.open([tmp_path / "empty.tar", tmp_path / "text.tar"])
+        open_dataset([tmp_path / "empty.tar", tmp_path / "text.tar"])
 
 
 def test_labels_come_from_cls_and_from_subfolders(tmp_path, make_shards):
@@ -173,7 +173,7 @@ def test_labels_come_from_cls_and_from_subfolders(tmp_path, make_shards):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(picture(20, 20, 3), file.suffix[1:]))
     (tmp_path / "folder" / "bad.jpg").write_bytes(b"")
-    dataset = Dataset.open(tmp_path / "folder")
+    dataset = open_dataset(tmp_path / "folder")
     assert [name.decode() for name in dataset.shards[0].names] == ["a/2.png", "b/1.jpg", "top.jpg"]
     assert dataset.samples["target"].tolist() == [0, 1, -1]
     assert dataset.read(1) == (tmp_path / "folder" / "b/1.jpg").read_bytes()
@@ -215,7 +215,7 @@ def test_equal_keys_are_pointed_out(make_shards, tmp_path):
     path = make_shards(1, 3)[0]
     copy = shutil.copy(path, tmp_path / "copy.tar")
     with pytest.warns(UserWarning, match="3 of 6 samples share their key"):
-        Dataset.open([path, copy])
+        open_dataset([path, copy])
 
 
 def test_decode_refuses_bombs_and_rubbish():

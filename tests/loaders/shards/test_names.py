@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from maskco_fast.loaders.shards.names import OPEN_FILES, ShardReader, expand
+from maskco_fast.loaders.shards.names import expand
+from maskco_fast.loaders.shards.reader import OPEN_FILES, ShardReader
 
 
 @pytest.fixture

@@ -1,0 +1,75 @@
+"""Open a dataset: the one place that knows which kinds of shard there are and which class reads each.
+
+| shards | class |
+|---|---|
+| tar files and folders of images on this machine | `Dataset` |
+| .beton files | `BetonDataset` |
+| at least one URL or `pipe:` command | `RemoteDataset` |
+| any of the above but .beton, with `remote.mode == "stream"` | `StreamDataset` |
+"""
+
+import os
+from collections.abc import Iterable
+
+from ...kernels.errors import InvalidInput
+from ..remote.dataset import RemoteDataset
+from ..remote.store import RemoteConfig
+from ..remote.stream import StreamDataset
+from ..system.progress import Progress, no_progress
+from .beton import BetonDataset
+from .dataset import Dataset
+from .index import index_shards
+from .names import expand, is_beton, is_remote, redact_url
+
+
+def open_dataset(
+    shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    index_folder: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+    remote: RemoteConfig | None = None,
+) -> Dataset:
+    """Expand shard patterns, index the shards that have no index yet and number their samples.
+
+    `shards`: see `expand`. `index_folder`: where indexes are stored (default: the cache folder).
+    `threads`: shards indexed at once (default: the CPUs that this process may use). `progress` is
+    called after each shard. `remote`: how shards on servers are read. .beton files hold their own
+    index, and a stream has none.
+
+    Raises FileNotFoundError where a pattern matches nothing or a server lacks a shard, RemoteError
+    where a server fails, EmptyDataset where no sample is usable, InvalidInput where .beton files
+    are mixed with other shards, streamed or remote.
+    """
+    paths = expand(shards)
+    remote = remote or RemoteConfig()
+    betons = [path for path in paths if is_beton(path)]
+    if betons:
+        _require_local_betons(betons, len(paths), remote)
+        return BetonDataset(betons)
+    if remote.mode == "stream":
+        return StreamDataset(paths, remote)
+    if any(map(is_remote, paths)):
+        return RemoteDataset.index(
+            paths, remote, index_folder=index_folder, threads=threads, progress=progress
+        )
+    return Dataset(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
+
+
+def _require_local_betons(betons: list[str], shards: int, remote: RemoteConfig) -> None:
+    """InvalidInput unless all shards are .beton files on this machine, read without streaming."""
+    if len(betons) != shards:
+        raise InvalidInput(
+            f"{len(betons)} of {shards} shards are .beton files: give them alone, or none"
+        )
+    on_servers = [redact_url(path) for path in betons if is_remote(path)]
+    if on_servers:
+        raise InvalidInput(
+            f".beton files must be on this machine, got {on_servers[0]}: download the file, "
+            "or give the tar shards that it was made from"
+        )
+    if remote.mode == "stream":
+        raise InvalidInput(
+            f"only tar shards can be streamed, got {betons[0]}: set remote.mode to 'cache', which "
+            "reads .beton files directly"
+        )
