@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from ..config import LoaderConfig
+from ..shards.build_index import index_shard
 from ..shards.dataset import Dataset
-from ..shards.index import (
+from ..shards.index import ShardIndex
+from ..shards.index_cache import (
     FORMAT_VERSION,
-    ShardIndex,
     cache_file,
-    index_shard,
     index_shards,
     load_or_index,
     read_cached,

@@ -25,8 +25,9 @@ from ...kernels.errors import InvalidInput
 from ..config import LoaderConfig
 from ..order import order
 from ..quarantine import BadSample, Quarantine
+from ..shards.build_index import index_image
 from ..shards.dataset import Dataset
-from ..shards.index import SAMPLE_DTYPE, ShardIndex, judge_image, split_name
+from ..shards.index import SAMPLE_DTYPE, ShardIndex, split_name
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
 from .store import RemoteConfig, RemoteShard, RemoteStore
 
@@ -199,7 +200,7 @@ class StreamDataset(Dataset):
             return
         label = group.get("cls", b"").strip()
         target = int(label) if label.lstrip(b"-").isdigit() else -1
-        facts = judge_image(url, f"{key}.{suffix}", group[suffix], target)
+        facts = index_image(url, f"{key}.{suffix}", group[suffix], target)
         for bad in facts.bad:
             self._note(bad)
         if len(facts.samples):

@@ -18,7 +18,7 @@ from ..remote.stream import StreamDataset
 from ..system.progress import Progress, no_progress
 from .beton import BetonDataset
 from .dataset import Dataset
-from .index import index_shards
+from .index_cache import index_shards
 from .names import expand, is_beton, is_remote, redact_url
 
 

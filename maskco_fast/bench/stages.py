@@ -17,8 +17,8 @@ from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
+from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import Decoder
-from maskco_fast.loaders.shards.index import index_shard
 
 if TYPE_CHECKING:
     from maskco_fast.bench.rows import Setting

@@ -7,8 +7,9 @@ import torch
 from maskco_fast.kernels.plan import plan
 from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.regions import crop_regions, scale_crops, shrink_factors
+from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import BadImage, Decoder
-from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, index_shard
+from maskco_fast.loaders.shards.index import SAMPLE_DTYPE
 from tests.support.images import encode, picture, write_tar
 
 VIEWS = ViewConfig.maskco(48)

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 
 from maskco_fast.loaders import EmptyDataset, open_dataset
-from maskco_fast.loaders.shards import index as index_module
+from maskco_fast.loaders.shards import index_cache
+from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import MAX_PIXELS, BadImage, Decoder, decode_pillow
-from maskco_fast.loaders.shards.index import (
-    SAMPLE_DTYPE,
-    index_shard,
-    index_shards,
-    load_or_index,
-    sample_id,
-    split_name,
-)
+from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, sample_id, split_name
+from maskco_fast.loaders.shards.index_cache import index_shards, load_or_index
 from tests.support.images import encode, picture, write_tar
 
 
@@ -184,7 +179,7 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
     path = make_shards(1, 5)[0]
     made = []
     real = index_shard
-    monkeypatch.setattr(index_module, "index_shard", lambda name: made.append(name) or real(name))
+    monkeypatch.setattr(index_cache, "index_shard", lambda name: made.append(name) or real(name))
     first = load_or_index(path, tmp_path / "index")
     again = load_or_index(path, tmp_path / "index")
     assert made == [path]
@@ -195,7 +190,7 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
     assert made == [path] * 2
     stored = next((tmp_path / "index").iterdir())
     stored.write_bytes(b"damaged")
-    with pytest.warns(UserWarning, match="made anew"):
+    with pytest.warns(UserWarning, match="is rebuilt"):
         load_or_index(path, tmp_path / "index")
     assert made == [path] * 3
     assert len(list((tmp_path / "index").iterdir())) == 1  # no temporary file is left

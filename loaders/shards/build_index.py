@@ -1,0 +1,203 @@
+"""Index a shard: find its images, read their sizes and decide which of them are usable.
+
+Image headers are scanned by compiled code; only images that look damaged are decoded.
+"""
+
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...kernels import headers
+from ...kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
+from ..quarantine import BadSample
+from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
+from .index import SAMPLE_DTYPE, ShardIndex, sample_id, split_name
+from .names import IMAGE_SUFFIXES, image_files
+
+
+@dataclass
+class _Found:
+    """The image members of one shard before their headers are read, one list entry each."""
+
+    names: list[str]
+    offsets: list[int]
+    sizes: list[int]
+    targets: list[int]
+    bad: list[BadSample]
+
+
+def index_shard(path: str) -> ShardIndex:
+    """Index one tar shard or one folder of images. Damage is recorded in `ShardIndex.bad`."""
+    return _index_folder(path) if os.path.isdir(path) else _index_tar(path)
+
+
+def index_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
+    """Index one image in memory, as if it were the only member of shard `path`."""
+    found = _Found([name], [0], [len(data)], [target], [])
+    return _judge(path, found, np.frombuffer(data, np.uint8))
+
+
+def _index_tar(path: str) -> ShardIndex:
+    if os.path.getsize(path) == 0:
+        return _unusable(path, "empty file")
+    data = np.memmap(path, np.uint8, mode="r")
+    table, ending = walk_tar(data)
+    if len(table) == 0 and ending != WANTS_TARFILE:
+        return _unusable(path, "not a tar archive" if ending == BAD_HEADER else "holds no members")
+    names, table = _member_names(path, data, table, whole=ending == WANTS_TARFILE)
+    found = _find_images(path, names, table, data)
+    # A cut inside an image is reported with that image's key, by `_judge`.
+    cut_in_image = found.offsets and found.offsets[-1] + found.sizes[-1] > len(data)
+    if ending == CUT and not cut_in_image:
+        found.bad.append(BadSample(shard=path, key="", reason="shard cut short", found="index"))
+    elif ending == BAD_HEADER:
+        reason = "shard damaged from here on"
+        found.bad.append(BadSample(shard=path, key="", reason=reason, found="index"))
+    return _judge(path, found, data)
+
+
+def _unusable(path: str, reason: str) -> ShardIndex:
+    """The index of a shard without a single member."""
+    bad = (BadSample(shard=path, key="", reason=reason, found="index"),)
+    return ShardIndex(
+        path=path, samples=np.empty(0, SAMPLE_DTYPE), names=np.empty(0, "S1"), bad=bad
+    )
+
+
+def _member_names(
+    path: str, data: np.ndarray, table: np.ndarray, *, whole: bool
+) -> tuple[list[str], np.ndarray]:
+    """Names of the members, and the (members, 4) table of `walk_tar` that belongs to them.
+
+    Plain ustar headers are read here and extended ones by `tarfile`, which reads the whole archive
+    where `whole`.
+    """
+    if whole:
+        with tarfile.open(path, "r:") as archive:
+            members = [member for member in archive if member.isreg()]
+        rows = [[member.offset, member.offset_data, member.size, -1] for member in members]
+        return [member.name for member in members], np.array(rows, np.int64).reshape(-1, 4)
+    names = []
+    with tarfile.open(path, "r:") as archive:
+        for header, _, _, extended in table.tolist():
+            if extended >= 0:
+                archive.fileobj.seek(extended)  # type: ignore[union-attr]
+                archive.offset = extended  # type: ignore[attr-defined]
+                names.append(tarfile.TarInfo.fromtarfile(archive).name)
+                continue
+            # A ustar header: name at 0, magic at 257, the name's prefix at 345.
+            block = bytes(data[header : header + 512])
+            name = block[:100].partition(b"\0")[0]
+            if block[257:263] == b"ustar\0" and block[345]:
+                name = block[345:500].partition(b"\0")[0] + b"/" + name
+            names.append(name.decode("utf-8", "surrogateescape"))
+    return names, table
+
+
+def _find_images(path: str, names: Sequence[str], table: np.ndarray, data: np.ndarray) -> _Found:
+    """Group members into samples by key; take the first image and the label of each."""
+    images: dict[str, int] = {}
+    labels: dict[str, int] = {}
+    keys: dict[str, None] = {}
+    for number, name in enumerate(names):
+        key, suffix = split_name(name)
+        keys[key] = None
+        if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+            images.setdefault(key, number)
+        elif suffix == "cls":
+            offset, size = int(table[number, DATA]), int(table[number, SIZE])
+            text = bytes(data[offset : offset + min(size, 20)]).strip()
+            if text.lstrip(b"-").isdigit():
+                labels[key] = int(text)
+    bad = [
+        BadSample(shard=path, key=key, reason="no image member", found="index")
+        for key in keys
+        if key not in images
+    ]
+    numbers = np.fromiter(images.values(), np.int64, len(images))
+    return _Found(
+        names=[names[number] for number in images.values()],
+        offsets=table[numbers, DATA].tolist(),
+        sizes=table[numbers, SIZE].tolist(),
+        targets=[labels.get(key, -1) for key in images],
+        bad=bad,
+    )
+
+
+def _index_folder(path: str) -> ShardIndex:
+    """Index a folder of images: each file is read whole; its first subfolder's number is its label."""
+    names = image_files(path)
+    if not names:
+        return _unusable(path, "holds no images")
+    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    classes = {folder: number for number, folder in enumerate(folders)}
+    parts = []
+    for name in names:
+        data = np.fromfile(os.path.join(path, name), np.uint8)
+        target = classes[name.split("/")[0]] if "/" in name else -1
+        parts.append(_judge(path, _Found([name], [0], [len(data)], [target], []), data))
+    return ShardIndex(
+        path=path,
+        samples=np.concatenate([part.samples for part in parts]),
+        names=np.concatenate([part.names for part in parts]),
+        bad=tuple(entry for part in parts for entry in part.bad),
+    )
+
+
+def _judge(path: str, found: _Found, data: np.ndarray) -> ShardIndex:
+    """Scan the headers of the images found; have Pillow decide on each that the scan rejects."""
+    n = len(found.names)
+    offsets = np.array(found.offsets, np.int64)
+    sizes = np.array(found.sizes, np.int64)
+    formats = np.empty(n, np.uint8)
+    verdicts = np.empty(n, np.uint8)
+    heights = np.empty(n, np.int32)
+    widths = np.empty(n, np.int32)
+    headers.scan_headers(data, offsets, sizes, formats, heights, widths, verdicts)
+    suspicious = (verdicts != headers.OK) | (heights.astype(np.int64) * widths > MAX_PIXELS)
+    good: list[int] = []
+    bad = list(found.bad)
+    for number in range(n):
+        if suspicious[number]:
+            begin, end = offsets[number], offsets[number] + sizes[number]
+            try:
+                if end > len(data):
+                    raise BadImage("shard cut short")
+                if verdicts[number] == headers.OK:
+                    raise BadImage("too many pixels")
+                formats[number], heights[number], widths[number] = _second_opinion(
+                    bytes(data[begin:end]), verdicts[number]
+                )
+            except BadImage as reason:
+                key = split_name(found.names[number])[0]
+                bad.append(BadSample(shard=path, key=key, reason=str(reason), found="index"))
+                continue
+        good.append(number)
+    samples = np.empty(len(good), SAMPLE_DTYPE)
+    samples["sample_id"] = [sample_id(split_name(found.names[number])[0]) for number in good]
+    samples["target"] = [found.targets[number] for number in good]
+    samples["offset"] = offsets[good]
+    samples["size"] = sizes[good]
+    samples["height"] = heights[good]
+    samples["width"] = widths[good]
+    samples["format"] = formats[good]
+    encoded = [found.names[number].encode("utf-8", "surrogateescape") for number in good]
+    names = np.array(encoded or [b""])[: len(good)]  # of an empty list NumPy makes floats
+    return ShardIndex(path=path, samples=samples, names=names, bad=tuple(bad))
+
+
+def _second_opinion(data: bytes, verdict: int) -> tuple[int, int, int]:
+    """(format, height, width) of an image that the header scan rejected and Pillow accepts.
+
+    Raises BadImage where Pillow rejects it too. An image that looks damaged is decoded in full,
+    because many decoders render what a truncated file still holds.
+    """
+    if verdict == headers.EMPTY:
+        raise BadImage("empty")
+    height, width = image_size(data)
+    if verdict != headers.NOT_AN_IMAGE:
+        decode_pillow(data)
+    return headers.OTHER, height, width

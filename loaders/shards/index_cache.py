@@ -1,0 +1,130 @@
+"""The index cache: a shard is indexed once; its index is reused until the shard changes.
+
+A change is recognised by size and modification time. Index files lie in the cache folder.
+"""
+
+import hashlib
+import json
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ...kernels.compiler.cache import cache_folder
+from ..quarantine import BadSample
+from ..remote.store import RemoteShard
+from ..system.cpus import usable_cpus
+from ..system.files import write_atomically
+from ..system.progress import Progress, no_progress
+from .build_index import index_shard
+from .index import ShardIndex
+from .names import image_files, is_remote
+
+FORMAT_VERSION = 1
+"""Bump when the format changes; older files are rebuilt."""
+
+_PARSING = threading.Lock()
+"""Serialises np.load: it parses with `ast`, which in CPython 3.11 may fail when two threads do so
+(gh-106905)."""
+
+
+def index_shards(
+    paths: Sequence[str],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+    load: Callable[[str, Path], ShardIndex] | None = None,
+) -> list[ShardIndex]:
+    """Return the indexes of all shards, in the order of `paths`, built in parallel where missing.
+
+    `folder`: where index files are kept (default: the cache folder). `progress` is called after
+    each shard. `load(path, folder)` returns one index (default: `load_or_index`).
+    """
+    where = Path(folder) if folder is not None else cache_folder("index")
+    load = load or load_or_index
+    done: list[ShardIndex] = []
+    samples = 0
+    with ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="index") as pool:
+        for index in pool.map(lambda path: load(path, where), paths):
+            done.append(index)
+            samples += len(index.samples)
+            progress(f"shards indexed, {samples} samples", len(done), len(paths))
+    return done
+
+
+def load_or_index(path: str, folder: Path | None = None) -> ShardIndex:
+    """Return the index of one local shard: from the cache folder, or built now and stored there."""
+    file = cache_file(path, folder or cache_folder("index"))
+    stamp = _stamp(path)
+    index = read_cached(file, stamp, path)
+    if index is None:
+        index = index_shard(path)
+        write_cached(file, stamp, index)
+    return index
+
+
+def cache_file(path: str, folder: Path) -> Path:
+    """The index file of a shard in `folder`."""
+    name = path if is_remote(path) else os.path.abspath(path)
+    return folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".npz")
+
+
+def _stamp(path: str) -> str:
+    """The state of a local shard: an index with another stamp is rebuilt."""
+    if os.path.isdir(path):
+        facts = [(name, os.stat(os.path.join(path, name))) for name in image_files(path)]
+        listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
+        return f"{FORMAT_VERSION} folder {hashlib.sha256(listing.encode()).hexdigest()}"
+    stat = os.stat(path)
+    return f"{FORMAT_VERSION} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
+    """Read the stored index of shard `path`; None without one or where its stamp differs.
+
+    A damaged file counts as none, with a warning.
+    """
+    try:
+        with _PARSING, np.load(file, allow_pickle=False) as stored:
+            if str(stored["stamp"]) != stamp:
+                return None
+            entries = json.loads(str(stored["bad"]))
+            remote = None
+            if "remote" in stored:
+                remote = RemoteShard(url=path, **json.loads(str(stored["remote"])))
+            return ShardIndex(
+                path=path,
+                samples=stored["samples"],
+                names=stored["names"],
+                bad=tuple(BadSample(**{**entry, "shard": path}) for entry in entries),
+                remote=remote,
+            )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        warnings.warn(
+            f"the index file {file} of {path} is unreadable ({error}); the index is rebuilt",
+            stacklevel=2,
+        )
+        return None
+
+
+def write_cached(file: Path, stamp: str, index: ShardIndex) -> None:
+    """Store an index in `file`, with the stamp that `read_cached` compares."""
+    bad = [{"key": entry.key, "reason": entry.reason, "found": entry.found} for entry in index.bad]
+    arrays = {
+        "stamp": np.array(stamp),
+        "samples": index.samples,
+        "names": index.names,
+        "bad": np.array(json.dumps(bad)),
+    }
+    if index.remote is not None:
+        facts = {"size": index.remote.size, "tag": index.remote.tag, "digest": index.remote.digest}
+        arrays["remote"] = np.array(json.dumps(facts))
+    with write_atomically(file) as out:
+        np.savez(out, **arrays)  # type: ignore[arg-type]
