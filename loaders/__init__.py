@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from .factory import LOADERS, make_loader
     from .loader import Loader
     from .quarantine import Quarantine, TooManyBadSamples
+    from .remote.config import RemoteConfig
     from .remote.errors import ReadEnded, RemoteError
-    from .remote.store import RemoteConfig
     from .shards.dataset import Dataset, EmptyDataset
     from .shards.open_dataset import open_dataset
 
@@ -33,7 +33,7 @@ _HOMES = {
     "LoaderConfig": ".config",
     "Quarantine": ".quarantine",
     "ReadEnded": ".remote.errors",
-    "RemoteConfig": ".remote.store",
+    "RemoteConfig": ".remote.config",
     "RemoteError": ".remote.errors",
     "TooManyBadSamples": ".quarantine",
     "View": "..kernels.views",

@@ -10,7 +10,7 @@ from ..kernels.errors import InvalidInput
 from ..kernels.views import ViewConfig
 from .config import LoaderConfig
 from .loader import Loader
-from .remote.store import RemoteConfig
+from .remote.config import RemoteConfig
 from .shards.dataset import Dataset
 from .shards.open_dataset import open_dataset
 from .system.progress import Progress, no_progress

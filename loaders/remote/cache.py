@@ -22,8 +22,9 @@ from pathlib import Path
 from ...kernels.compiler.cache import cache_folder
 from ..shards.names import redact_url
 from ..shards.reader import read_at
+from .config import RemoteConfig
 from .errors import ReadEnded, ShardChanged
-from .store import NEVER, RemoteConfig, RemoteShard, RemoteStore
+from .store import NEVER, RemoteShard, RemoteStore
 
 POLL = 0.05
 """Seconds between two looks at what another process or thread is doing."""

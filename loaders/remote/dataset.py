@@ -32,9 +32,10 @@ from ..shards.names import is_remote, redact_url
 from ..system.cpus import usable_cpus
 from ..system.progress import Progress, no_progress
 from .cache import Pin, ShardCache
+from .config import RemoteConfig
 from .errors import ShardChanged
 from .prefetch import ShardPrefetcher
-from .store import RemoteConfig, RemoteShard
+from .store import RemoteShard
 
 TRIES = 5
 """Times that a shard is indexed which changes meanwhile."""

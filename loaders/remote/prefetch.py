@@ -9,7 +9,8 @@ import numpy as np
 
 from ...kernels.errors import InvalidInput
 from .cache import Pin, ShardCache
-from .store import RemoteConfig, RemoteShard
+from .config import RemoteConfig
+from .store import RemoteShard
 
 ROOM_POLL = 0.2
 """Seconds between two looks whether other shards have made room."""

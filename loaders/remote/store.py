@@ -16,10 +16,10 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from ...kernels.errors import InvalidInput
 from ..shards.names import PIPE, redact_url
+from .config import RemoteConfig
 from .errors import (
     ReadEnded,
     RemoteError,
@@ -44,63 +44,6 @@ NEVER = threading.Event()
 """The `stop` of those who wait for as long as it takes."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RemoteConfig:
-    """How shards named by http://, https://, s3:// or pipe: are read."""
-
-    mode: Literal["cache", "stream"] = "cache"
-    """cache: whole shards in a bounded folder on the local disk; exact order, exact resume. stream:
-    no disk, through webdataset; order and resume are approximate, and --remote.epoch-samples must
-    be given."""
-    cache_folder: str | None = None
-    """Where cached shards lie, for all processes of this host; None for the user's cache folder."""
-    cache_gb: float = 64.0
-    """Bound of that folder, GB (10^9 bytes); the shards least recently used go first."""
-    ahead: int = 16
-    """Shards downloaded before their turn at most, as far as the cache has room: by default a block
-    of the shuffle."""
-    downloads: int = 4
-    """Shards downloaded at a time, by each process."""
-    request_mb: float = 8.0
-    """Largest request, MB: what a fault costs at most, and what `timeout` is for."""
-    timeout: float = 60.0
-    """Seconds that one request may take."""
-    patience: float = 600.0
-    """Seconds for which a shard's requests may fail in a row before the run ends: the outage that
-    is sat out."""
-    backoff: float = 0.5
-    """Seconds that the first repetition waits at most; each further one twice as long, up to 30."""
-    s3_endpoint: str | None = None
-    """URL of an S3 API other than Amazon's; None for the environment's AWS_ENDPOINT_URL, where that
-    is set."""
-    s3_anonymous: bool = False
-    """Read public buckets without credentials."""
-    epoch_samples: int | None = None
-    """stream: samples that count as an epoch over all processes, since nobody has counted those in
-    the shards."""
-    shuffle_buffer: int = 2000
-    """stream: encoded samples among which each process shuffles."""
-
-    def __post_init__(self) -> None:
-        for name in ("cache_gb", "request_mb", "timeout", "patience", "backoff"):
-            if not getattr(self, name) > 0:
-                raise InvalidInput(
-                    f"RemoteConfig.{name} is {getattr(self, name)}; it wants more than 0"
-                )
-        for name in ("downloads", "shuffle_buffer"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(
-                    f"RemoteConfig.{name} is {getattr(self, name)}; it wants at least 1"
-                )
-        if self.ahead < 0:
-            raise InvalidInput(f"RemoteConfig.ahead is {self.ahead}; it wants at least 0")
-        if self.mode == "stream" and (self.epoch_samples or 0) < 1:
-            raise InvalidInput(
-                f"RemoteConfig.epoch_samples is {self.epoch_samples}; a stream is not counted beforehand, so give the "
-                "samples of an epoch with --remote.epoch-samples, or read through the cache with --remote.mode cache"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ from ..shards.build_index import index_image
 from ..shards.dataset import Dataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, split_name
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
-from .store import RemoteConfig, RemoteShard, RemoteStore
+from .config import RemoteConfig
+from .store import RemoteShard, RemoteStore
 
 KEPT_BATCHES = 6
 """Batches whose samples stay at hand beyond those in the making: delivered ones that a device has

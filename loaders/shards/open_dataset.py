@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable
 
 from ...kernels.errors import InvalidInput
+from ..remote.config import RemoteConfig
 from ..remote.dataset import RemoteDataset
-from ..remote.store import RemoteConfig
 from ..remote.stream import StreamDataset
 from ..system.progress import Progress, no_progress
 from .beton import BetonDataset

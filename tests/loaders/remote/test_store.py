@@ -375,5 +375,5 @@ def test_waits_grow_and_are_random(tmp_path, monkeypatch):
 
 def test_options_that_do_not_fit_are_refused():
     for wrong in ({"cache_gb": 0}, {"downloads": 0}, {"ahead": -1}, {"mode": "stream"}):
-        with pytest.raises(ValueError, match=r"RemoteConfig\.\w+ is"):
+        with pytest.raises(ValueError, match=r"RemoteConfig\.\w+ must be"):
             RemoteConfig(**wrong)
