@@ -64,7 +64,7 @@ class Loader(ABC):
         """Carry out the requests in their order. Closing the generator releases every thread and
         buffer.
 
-        Before it waits for threads that read, it calls the dataset's `leave`, or they would wait
+        Before it waits for threads that read, it calls the dataset's `cancel_reads`, or they would wait
         for a server.
         """
 
@@ -322,7 +322,7 @@ class _EpochIterator:
         """Release threads and buffers; a later `next()` raises StopIteration."""
         if self._batches is not None:
             self._batches.close()
-            self._loader.dataset.leave()
+            self._loader.dataset.cancel_reads()
             self._batches = None
         self._left = 0
 

@@ -23,7 +23,7 @@ from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import open_dataset
-from maskco_fast.loaders.backends.sample_renderer import TOGETHER
+from maskco_fast.loaders.backends.sample_renderer import SAMPLES_PER_CALL
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
 
@@ -63,15 +63,15 @@ def free_times(options: Options) -> np.ndarray:
 
 
 def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) -> float:
-    """Images/s of `cores` threads, a core each, that take `TOGETHER` images at a time.
+    """Images/s of `cores` threads, a core each, that take `SAMPLES_PER_CALL` images at a time.
 
     For each of them a thread holds the GIL to read it, and once more for all; then follows what is
     free of it.
     """
     random = np.random.default_rng(0)
-    tasks = random.choice(free, (images // TOGETHER, TOGETHER)).sum(1)
-    holds = TOGETHER + 1
-    hold = held * TOGETHER / holds
+    tasks = random.choice(free, (images // SAMPLES_PER_CALL, SAMPLES_PER_CALL)).sum(1)
+    holds = SAMPLES_PER_CALL + 1
+    hold = held * SAMPLES_PER_CALL / holds
     threads = [(0.0, thread) for thread in range(cores)]  # when each thread next wants the GIL
     left = [0] * cores  # holds until its task is free of the GIL
     at = [0.0] * cores
@@ -87,7 +87,7 @@ def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) ->
         until = gil_free + (0.0 if left[thread] else at[thread])
         last = max(last, until)
         heapq.heappush(threads, (until, thread))
-    return len(tasks) * TOGETHER / last
+    return len(tasks) * SAMPLES_PER_CALL / last
 
 
 def main(options: Options) -> None:

@@ -61,7 +61,7 @@ class DaliLoader(Loader):
             while (yield from self._run_pipeline(graph, feed)):
                 pass  # a pipeline has failed, what ended it is set aside, and the next goes on from there
         finally:
-            self.dataset.leave()  # first, or the threads that are ended here would wait for their bytes
+            self.dataset.cancel_reads()  # first, or the threads that are ended here would wait for their bytes
             feed.close()
 
     def _make_graph(self) -> Graph:

@@ -30,7 +30,7 @@ from ..loader import Loader
 from ..request import Rendered, Request
 from ..shards.beton import BetonDataset, write_directory
 from ..shards.dataset import Dataset
-from .sample_renderer import TOGETHER, SampleRenderer
+from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
 
 
 @contextlib.contextmanager
@@ -241,7 +241,7 @@ class FfcvLoader(Loader):
             epoch = _Epoch(pipeline, requests, self._pool)
             yield from epoch
         finally:
-            self.dataset.leave()  # first, or the threads that are ended here would wait for their bytes
+            self.dataset.cancel_reads()  # first, or the threads that are ended here would wait for their bytes
             team.closing = True
             if epoch is not None:
                 epoch.close()
@@ -272,7 +272,7 @@ class _Team:
     def execute(self, work: Work, status: np.ndarray) -> None:
         """Render every sample of a batch; raise what a thread raised."""
         begins = iter(
-            range(0, len(work[0].indices), TOGETHER)
+            range(0, len(work[0].indices), SAMPLES_PER_CALL)
         )  # shared: each thread takes the next
         futures = [
             self._threads.submit(self._share, execute, begins, work, status)
@@ -290,7 +290,7 @@ class _Team:
         for begin in begins:
             if self.closing:
                 return
-            some = slice(begin, begin + TOGETHER)
+            some = slice(begin, begin + SAMPLES_PER_CALL)
             wanted = request.indices[some].copy()
             execute(request, range(*some.indices(len(request.indices))), pixels)
             status[some, 0] = np.where(request.indices[some] != wanted, REPLACED, 0)

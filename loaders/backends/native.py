@@ -11,7 +11,7 @@ import numpy as np
 from ..buffers import BufferPool
 from ..loader import Loader
 from ..request import Rendered, Request
-from .sample_renderer import TOGETHER, SampleRenderer
+from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
 
 
 class NativeLoader(Loader):
@@ -34,7 +34,7 @@ class NativeLoader(Loader):
             while pending:
                 yield self._finish(pending.popleft(), pool)
         finally:
-            self.dataset.leave()  # first, or the threads that are ended here would wait for their bytes
+            self.dataset.cancel_reads()  # first, or the threads that are ended here would wait for their bytes
             workers.close()
 
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:
@@ -86,8 +86,8 @@ class _Workers:
         """Queue every sample of a request."""
         work = _Work(request, pixels)
         count = len(request.indices)
-        for begin in range(0, count, TOGETHER):
-            self._queue.put((work, range(begin, min(begin + TOGETHER, count))))
+        for begin in range(0, count, SAMPLES_PER_CALL):
+            self._queue.put((work, range(begin, min(begin + SAMPLES_PER_CALL, count))))
         return work
 
     def _loop(self) -> None:

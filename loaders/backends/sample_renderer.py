@@ -13,7 +13,7 @@ from ..regions import scale_crops
 from ..request import Request
 from ..shards.decode import Decoder
 
-TOGETHER = 4
+SAMPLES_PER_CALL = 4
 """Samples best handed over at once: few enough for threads to share a batch, enough to make
 Python's part small."""
 

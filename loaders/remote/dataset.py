@@ -92,7 +92,7 @@ class RemoteDataset(Dataset):
     ) -> Iterator[np.ndarray]:
         """As `Dataset.batches`; the shards are downloaded in the order in which the batches need
         them."""
-        self.leave()
+        self.cancel_reads()
         batches = list(
             super().batches(
                 config,
@@ -129,7 +129,7 @@ class RemoteDataset(Dataset):
             pin.release()
         return data
 
-    def leave(self) -> None:
+    def cancel_reads(self) -> None:
         """End the downloads ahead. Until the next `batches`, reading waits for nothing."""
         self._stop.set()
         ahead, self._ahead = self._ahead, None
@@ -144,7 +144,7 @@ class RemoteDataset(Dataset):
     def close(self) -> None:
         """End the downloads and let go of the open files. Idle connections close by themselves
         after some seconds."""
-        self.leave()
+        self.cancel_reads()
         self._interrupted = False
         super().close()
 

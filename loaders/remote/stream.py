@@ -75,7 +75,7 @@ class StreamDataset(Dataset):
 
         FileNotFoundError, RemoteError as `RemoteStore.blocks`.
         """
-        self.leave()
+        self.cancel_reads()
         mine = self.urls[rank::world_size]
         if not mine:
             raise InvalidInput(
@@ -110,7 +110,7 @@ class StreamDataset(Dataset):
         """The encoded bytes of a sample of the last batches."""
         return self.samples.entries[int(index)][1]
 
-    def leave(self) -> None:
+    def cancel_reads(self) -> None:
         """End the thread that reads."""
         reader, self._reader = self._reader, None
         if reader is not None:
@@ -125,7 +125,7 @@ class StreamDataset(Dataset):
 
     def close(self) -> None:
         """End the thread that reads."""
-        self.leave()
+        self.cancel_reads()
         self._interrupted = False
 
     @property

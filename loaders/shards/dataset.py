@@ -97,7 +97,7 @@ class Dataset:
         """Where samples are recorded that are found to be bad later than when the dataset was
         opened."""
 
-    def leave(self) -> None:
+    def cancel_reads(self) -> None:
         """The batches are not wanted any more: until others are, reading waits for no server."""
 
     def interrupt(self) -> None:
