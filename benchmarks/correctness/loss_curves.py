@@ -24,8 +24,8 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.loaders import Dataset, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.methods.registry import make_method
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.pictures.pictures import read_metrics, running_mean
-from maskco_fast.training.config import ModelConfig
 from maskco_fast.training.recipes import cpu_small
 from maskco_fast.training.trainer import Trainer
 
@@ -70,7 +70,7 @@ def losses(options: Options, name: str, source: Dataset) -> np.ndarray:
         resume=False,
         log_every=options.steps,
     )
-    method = make_method(config)
+    method = make_method(config.method, config.method_config, config.model, seed=config.seed)
     if name in NOISE:
         random = torch.Generator().manual_seed(NOISE.index(name))
         with torch.no_grad():

@@ -29,8 +29,10 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.loaders import Batch, Loader, make_loader
 from maskco_fast.methods.registry import make_method
-from maskco_fast.training.config import ModelConfig, OptimizerConfig, TrainConfig
+from maskco_fast.networks.config import ModelConfig
+from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.distributed import join
+from maskco_fast.training.optimizer import OptimizerConfig
 from maskco_fast.training.trainer import Trainer
 
 EXCHANGES = 500
@@ -94,8 +96,10 @@ def train(options: Options, run_dir: str, dtype_name: str, accumulate: int) -> N
     )
     shards = options.shards or tuple(str(path) for path in demo_shards())
     with join(torch.device("cpu")) as world:
-        method = make_method(config).to(dtype)
-        size = config.images_a_process(world.size)
+        method = make_method(
+            config.method, config.method_config, config.model, seed=config.seed
+        ).to(dtype)
+        size = config.images_per_process(world.size)
         with make_loader(
             shards, size, views=method.views, rank=world.rank, world_size=world.size
         ) as loader:

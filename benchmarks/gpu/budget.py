@@ -33,8 +33,9 @@ from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.device_stage import SLOTS
 from maskco_fast.loaders.system.files import write_json
+from maskco_fast.methods.maskco import MaskCoConfig
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import RegionEncoder
-from maskco_fast.training.config import MaskCoConfig, ModelConfig
 
 SEAM_DEVICE = "meta"
 """Any device but a CPU has a loader's host stop at the seam; this one needs no hardware."""

@@ -21,9 +21,10 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.loaders import make_loader
 from maskco_fast.methods.registry import make_method
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
-from maskco_fast.training.config import ModelConfig, TrainConfig
+from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.trainer import Trainer
 
 
@@ -51,7 +52,7 @@ def main(options: Options) -> None:
             model=ModelConfig(trunk=options.trunk, view_size=options.view_size),
             tensorboard=False,
         )
-        method = make_method(config)
+        method = make_method(config.method, config.method_config, config.model, seed=config.seed)
         with make_loader(demo_shards(), options.batch, views=method.views, threads=1) as loader:
             trainer = Trainer(config, method, loader)
             batches = trainer._batches()

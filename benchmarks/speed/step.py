@@ -34,9 +34,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskco_fast.bench.harness import machine
 from maskco_fast.loaders import Batch, Quarantine
+from maskco_fast.methods.base import Method
 from maskco_fast.methods.maskco import MaskCo
-from maskco_fast.methods.registry import Method, make_method
-from maskco_fast.training.config import ModelConfig, TrainConfig
+from maskco_fast.methods.registry import make_method
+from maskco_fast.networks.config import ModelConfig
+from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import DTYPES, choose_precision, keep_freed_memory
 from maskco_fast.training.trainer import Fetched, Trainer
 
@@ -126,7 +128,11 @@ class Ours:
 
     def __init__(self, config: TrainConfig, batch: Batch) -> None:
         self.clock = Clock()
-        self.trainer = Trainer(config, make_method(config), Same(batch))
+        self.trainer = Trainer(
+            config,
+            make_method(config.method, config.method_config, config.model, seed=config.seed),
+            Same(batch),
+        )
         self.method = self.trainer.method
         assert isinstance(self.method, MaskCo)
         if not config.compile:  # compiled code has no boundaries
@@ -310,7 +316,13 @@ def serve(name: str, options: Options, precision: str, connection: Connection) -
         )
         batch = random_batch(options, DTYPES[precision])
         side: Ours | Plain = (
-            Plain(config, make_method(config), batch) if name == "plain" else Ours(config, batch)
+            Plain(
+                config,
+                make_method(config.method, config.method_config, config.model, seed=config.seed),
+                batch,
+            )
+            if name == "plain"
+            else Ours(config, batch)
         )
         answers: dict[str, Callable[[], Any]] = {
             "loss": side.loss,

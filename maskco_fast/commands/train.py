@@ -15,7 +15,8 @@ from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.loaders.system.files import write_json
-from maskco_fast.methods.registry import Method, make_method
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.registry import make_method
 from maskco_fast.pictures.pictures import loss_picture
 from maskco_fast.progress import ProgressLines
 from maskco_fast.training.config import TrainConfig
@@ -46,7 +47,7 @@ def train(config: TrainConfig) -> int:
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(config.run_dir))
         precision = choose_precision(config.precision, device)
-        method = make_method(config)
+        method = make_method(config.method, config.method_config, config.model, seed=config.seed)
         with world.one_of_each_host_first():
             dataset = _dataset(config)
         make = functools.partial(_loader, config, method, device, DTYPES[precision], world, dataset)
@@ -142,7 +143,7 @@ def _loader(
 ) -> Loader:
     return make_loader(
         dataset,
-        config.images_a_process(world.size),
+        config.images_per_process(world.size),
         views=method.views,
         backend=backend,
         device=device,

@@ -1,6 +1,9 @@
-"""What the trainer knows of a method: a network with an objective, and the state that goes with it."""
+"""The interface between a method and the trainer, and the recipe values that a method provides."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -8,33 +11,50 @@ from torch import nn
 from maskco_fast.loaders import Batch, ViewConfig
 
 
-class Method(nn.Module, ABC):
-    """A network with its objective. Parameters that require gradients are trained; the rest is the
-    method's affair.
+@dataclass(frozen=True, kw_only=True)
+class RecipeValues:
+    """The values of a recipe that depend on the method; the recipe itself sets all others."""
 
-    Whatever a later step depends on is a parameter or a buffer, the same on every process, so that
-    the state dict of one process is the checkpoint of all. `query` is the network that is trained,
-    and `query.trunk` what is kept of it.
+    config: Any
+    """The method's own config."""
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `OptimizerConfig` that differ from its defaults."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `ModelConfig` that differ from the recipe's."""
+
+
+class Method(nn.Module, ABC):
+    """Networks with a pre-training objective. Parameters that require gradients are trained.
+
+    Everything that a later step depends on must be a parameter or a buffer, equal on all processes:
+    rank 0's state dict is the checkpoint. `query` is the trained network, and `query.trunk` the
+    part that is kept after pre-training.
     """
 
+    contrasts_whole_batch: ClassVar[bool] = False
+    """Whether the loss compares all images of a step, which rules out gradient accumulation."""
+
+    recipe_values: ClassVar[Mapping[str, RecipeValues]]
+    """The method's values for the "paper" recipe and for the "short" ones (see
+    `training/recipes.py`)."""
+
     views: ViewConfig
-    """What the loader must deliver."""
+    """The views and boxes that the loader must deliver."""
 
     def prepare(self, samples: int) -> None:
-        """Called once, before anything else: the loader's `Batch.index` will be 0..samples - 1."""
+        """Allocate state per sample; called once, first. `Batch.index` is in 0..samples - 1."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Named scalars: "loss", with its gradient, and whatever else belongs in the metrics,
-        without.
+        """Return named scalars: "loss", with its gradient, and further metrics, without.
 
-        `batch` is this process's share of the step's images, in the global batch's order.
+        `batch`: this process's share of the step's images, in the order of the global batch.
         """
 
     @abstractmethod
     def chance_loss(self, batch_size: int) -> float | None:
-        """The loss of guessing at a global batch of that size, None where there is no such value."""
+        """Return the loss of guessing at a global batch of `batch_size`, or None if undefined."""
 
     @abstractmethod
     def after_step(self) -> None:
-        """What follows each optimiser step: a moving average, a queue."""
+        """Update state after each optimiser step, such as a moving average or a queue."""

@@ -1,24 +1,63 @@
-"""NPID, a baseline of the paper: every image is a class of its own, kept in a memory bank."""
+"""NPID, a baseline of the paper: instance discrimination with a memory bank (Wu et al. 2018)."""
 
 import math
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Batch, ViewConfig
-from maskco_fast.methods.base import Method
-from maskco_fast.methods.draws import draws
+from maskco_fast.methods.base import Method, RecipeValues
+from maskco_fast.methods.counter_random import random_integers
 from maskco_fast.methods.instance_contrast import noise_contrastive, noise_softmax, unit
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
 from maskco_fast.networks.collectives import gather, rank_and_size
-from maskco_fast.networks.encoders import ImageEncoder, Trunk, initialise
-from maskco_fast.training.config import TrainConfig
+from maskco_fast.networks.config import ModelConfig
+from maskco_fast.networks.encoders import ImageEncoder, initialise
+from maskco_fast.networks.resnet import Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class NPIDConfig:
+    """NPID (docs/method.md). The memory bank holds one float32 feature per image of the shards."""
+
+    objective: Literal["nce", "softmax"] = "nce"
+    """nce: noise-contrastive estimation (Wu et al., eq. 7). softmax: cross entropy over the same
+    entries, as in OpenSelfSup, the paper's codebase (with 65536 negatives)."""
+    negatives: int = 4096
+    """Bank entries that an image is contrasted with, drawn for each image and step (Wu et al.:
+    4096)."""
+    temperature: float = 0.07
+    """Divides the cosine similarities."""
+    bank_momentum: float = 0.5
+    """Weight of an entry's own value when its image is seen (OpenSelfSup and the authors' code)."""
+
+    def __post_init__(self) -> None:
+        if self.negatives < 1:
+            raise InvalidInput(f"`negatives` must be at least 1, got {self.negatives}.")
+        if not self.temperature > 0:
+            raise InvalidInput(f"`temperature` must be greater than 0, got {self.temperature}.")
+        if not 0 <= self.bank_momentum < 1:
+            raise InvalidInput(f"`bank_momentum` must be in [0, 1), got {self.bank_momentum}.")
 
 
 class NPID(Method):
-    """An image's feature finds its own entry of the bank among those of random other images (Wu et
-    al. 2018)."""
+    """Find an image's own bank entry among those of random other images (Wu et al. 2018)."""
+
+    recipe_values: ClassVar = {
+        # The authors divide the rate by 10 at fixed epochs; here it follows the others' cosine.
+        "paper": RecipeValues(config=NPIDConfig()),
+        # Softmax: with NCE's fixed partition function the loss on a few thousand images rises to
+        # hundreds in the first epochs, while the bank's features are still much alike. For the
+        # learning rate see MaskCo's.
+        "short": RecipeValues(
+            config=NPIDConfig(objective="softmax", negatives=1024),
+            optimizer={"learning_rate": 0.24},
+        ),
+    }
 
     bank: torch.Tensor
     """(samples, D) float32, norm 1, by `Batch.index`: each image's features of earlier epochs;
@@ -26,36 +65,33 @@ class NPID(Method):
     steps: torch.Tensor
     """Scalar int64: optimiser steps done, from which each step's noise is drawn."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: NPIDConfig, model: ModelConfig, *, seed: int) -> None:
         super().__init__()
-        self.config = config.npid
-        self.seed = config.seed
-        self.features = config.model.features
-        self.views = ViewConfig.npid(config.model.view_size)
-        trunk = Trunk(
-            config.model.trunk,
-            lambda channels: GroupBatchNorm2d(channels, group_size=config.model.group_size),
-        )
+        self.config = config
+        self.seed = seed
+        self.features = model.features
+        self.views = ViewConfig.npid(model.view_size)
+        trunk = Trunk(model.trunk, partial(GroupBatchNorm2d, group_size=model.group_size))
         self.query = ImageEncoder(trunk, nn.Linear(trunk.channels, self.features))
-        initialise(self.query, torch.Generator().manual_seed(config.seed))
+        initialise(self.query, torch.Generator().manual_seed(seed))
         self.register_buffer("bank", torch.empty(0, self.features))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._new: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._new: list[tuple[torch.Tensor, torch.Tensor]] = []  # (index, features) per micro-batch
 
     def prepare(self, samples: int) -> None:
-        """Make the bank."""
+        """Allocate the bank of `samples` entries, filled with noise of norm 1."""
         generator = torch.Generator().manual_seed(self.seed)
         self.bank = unit(torch.randn(samples, self.features, generator=generator)).to(self.bank)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """`loss`, and `accuracy`: the share of images whose own entry is nearer than all of the
-        noise."""
+        """Return `loss` and `accuracy`: the share of images whose own entry beats all noise."""
         if not len(self.bank):
             raise InvalidInput(
-                "NPID's bank has no entries: call prepare(samples) before the first batch"
+                "NPID's memory bank has no entries: call prepare(samples) before the first batch."
             )
         features = self.query(batch.query)
-        own, noise = self.bank[batch.index], self.bank[self._noise(len(batch))]
+        own = self.bank[batch.index]
+        noise = self.bank[self._noise(len(batch))]
         temperature = self.config.temperature
         if self.config.objective == "softmax":
             loss, accuracy = noise_softmax(features, own, noise, temperature=temperature)
@@ -72,17 +108,16 @@ class NPID(Method):
         return {"loss": loss, "accuracy": accuracy}
 
     def _noise(self, count: int) -> torch.Tensor:
-        """(count, negatives) int64 places in the bank, uniform, with replacement."""
+        """Return (count, negatives) int64 bank positions, uniform with replacement."""
         rank, _ = rank_and_size()
-        first = rank * count * self.config.negatives
-        places = torch.arange(
-            first, first + count * self.config.negatives, device=self.steps.device
-        )
-        return (draws(self.seed, self.steps, places) % len(self.bank)).view(count, -1)
+        size = count * self.config.negatives
+        # Positions in the global batch, so that the noise is independent of the process count.
+        positions = torch.arange(rank * size, (rank + 1) * size, device=self.steps.device)
+        integers = random_integers(self.seed, self.steps, positions)
+        return (integers % len(self.bank)).view(count, -1)
 
     def chance_loss(self, batch_size: int) -> float:
-        """With M noise samples: ln(1 + M) for the softmax, ln(1 + M) + M·ln(1 + 1/M), about 1 more,
-        for NCE."""
+        """Return ln(1 + M) for the softmax and ln(1 + M) + M·ln(1 + 1/M), about 1 more, for NCE."""
         noise = self.config.negatives
         return math.log(1 + noise) + (
             noise * math.log1p(1 / noise) if self.config.objective == "nce" else 0
@@ -90,8 +125,7 @@ class NPID(Method):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The images' entries move towards the step's features, those of all processes, and back to
-        norm 1."""
+        """Average the step's features of all processes into the bank; entries keep norm 1."""
         for index, features in self._new:
             moved = self.bank[index].lerp(
                 features.to(self.bank.dtype), 1 - self.config.bank_momentum
@@ -102,12 +136,11 @@ class NPID(Method):
 
 
 def mean_exponential(sharpness: float, dimension: int) -> float:
-    """The mean of exp(sharpness · cosine) between a direction and a uniform one of the sphere: Z /
-    n at the start.
+    """Return the mean of exp(sharpness · cosine) over uniform directions: the initial Z / n.
 
-    NPID takes Z, the partition function, as a constant that the first batches estimate (Wu et al.,
-    3.2). The bank is uniform then, so the expectation of that estimate is known: the series of
-    0F1(; D/2; sharpness² / 4).
+    NPID treats Z, the partition function, as a constant estimated from the first batches (Wu et
+    al., 3.2). The bank is uniform on the sphere then, so the expectation of that estimate is known:
+    0F1(; D/2; sharpness² / 4), summed here as a series.
     """
     term = total = 1.0
     for order in range(1, 1000):

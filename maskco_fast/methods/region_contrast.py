@@ -1,6 +1,7 @@
-"""InfoNCE between one query region and many key regions an image, contrasted in groups of images.
+"""InfoNCE between each image's query region and key regions of its group of images.
 
-Shapes: N images, G groups of n = N / G images, K key boxes (0 the positive), D features.
+Shapes: N images, G groups of n = N / G images, K key boxes (0 is the positive), D features, M
+negatives per image.
 """
 
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.networks.config import group_length
 
 
 def region_info_nce(
@@ -19,16 +20,16 @@ def region_info_nce(
     temperature: float,
     negatives: Literal["inter", "intra", "both"],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean loss over all images and the share of them whose positive beats every negative, both
-    scalars.
+    """Return (mean loss, accuracy), two scalars (paper, eq. 1 and Algorithm 1).
 
-    Paper, eq. 1 and Algorithm 1. The features are L2-normalised here. An image's candidates are its
-    own positive box (place 0) and the negative boxes of the other images of its group ("inter",
-    16·(n - 1) of them), its own negative boxes ("intra", 16) or both; other images' positives never
-    take part (paper, A.2). Groups are runs of `group_size` images; a batch of fewer images is one
-    group. ValueError where N is more than a group but not a multiple of it.
+    The accuracy is the share of images whose positive is more similar than every negative. The
+    features are L2-normalised here. An image is contrasted with its own positive box (box 0) and
+    with the negative boxes of the other images of its group ("inter", 16·(n - 1) of them), its own
+    negative boxes ("intra", 16), or both. Other images' positives never take part (paper, A.2).
+    Groups are runs of `group_size` images; a smaller batch is one group. InvalidInput where N
+    exceeds a group and is not a multiple of it.
 
-    Computed in float32 (float64 for float64 features) whatever autocast says: at temperature .2 a
+    Computed in float32 (float64 for float64 features), under autocast too: at temperature 0.2 a
     bfloat16 logit is off by up to 2 %.
     """
     count, boxes, _ = keys_NKD.shape
@@ -45,28 +46,16 @@ def region_info_nce(
             keys_GmD = keys_NKD[:, 1:].reshape(count // group, group * (boxes - 1), -1)
             negative_NM = torch.bmm(query_GnD, keys_GmD.mT).flatten(0, 1)
             if negatives == "inter":
-                negative_NM = negative_NM.masked_fill(
-                    _own(group, boxes - 1, count, query_ND.device), -torch.inf
-                )
+                own_NM = _own_boxes(group, boxes - 1, count, query_ND.device)
+                negative_NM = negative_NM.masked_fill(own_NM, -torch.inf)
         logits = torch.cat((positive_N1, negative_NM), 1) / temperature
-        loss = functional.cross_entropy(
-            logits, torch.zeros(count, dtype=torch.int64, device=logits.device)
-        )
+        target = torch.zeros(count, dtype=torch.int64, device=logits.device)  # the positive
+        loss = functional.cross_entropy(logits, target)
         accuracy = (positive_N1 > negative_NM).all(1).to(dtype).mean()
     return loss, accuracy.detach()
 
 
-def group_length(count: int, group_size: int) -> int:
-    """How many images share a group in a batch of `count`: `group_size`, or all where they are
-    fewer."""
-    if count <= group_size:
-        return count
-    if count % group_size:
-        raise InvalidInput(f"a batch of {count} images does not divide into groups of {group_size}")
-    return group_size
-
-
-def _own(group: int, per_image: int, count: int, device: torch.device) -> torch.Tensor:
-    """(N, n·per_image) bool: the columns that belong to the row's own image."""
+def _own_boxes(group: int, per_image: int, count: int, device: torch.device) -> torch.Tensor:
+    """Return (N, n·per_image) bool: the group's boxes that belong to the row's own image."""
     own = torch.eye(group, dtype=torch.bool, device=device).repeat_interleave(per_image, dim=1)
     return own.repeat(count // group, 1)

@@ -1,35 +1,65 @@
-"""What can be learned: `METHODS` names the methods that there are."""
+"""The registry of methods: by name, each method's config class and method class.
 
-from collections.abc import Callable, Mapping
+A new method adds its module, an entry of `METHODS` and a field of `MethodConfigs`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.methods.base import Method
-from maskco_fast.methods.maskco import MaskCo
-from maskco_fast.methods.moco_v2 import MoCoV2
-from maskco_fast.methods.npid import NPID
-from maskco_fast.methods.simclr import SimCLR
-from maskco_fast.training.config import TrainConfig
+from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
+from maskco_fast.methods.moco_v2 import MoCoV2, MoCoV2Config
+from maskco_fast.methods.npid import NPID, NPIDConfig
+from maskco_fast.methods.simclr import SimCLR, SimCLRConfig
+from maskco_fast.networks.config import ModelConfig
 
-METHODS: Mapping[str, Callable[[TrainConfig], Method]] = {
-    "maskco": MaskCo,
-    "moco_v2": MoCoV2,
-    "simclr": SimCLR,
-    "npid": NPID,
+
+class MethodEntry(NamedTuple):
+    """A method's row of the registry."""
+
+    config: type
+    """The method's config dataclass."""
+    method: type[Method]
+    """The method's class, called as `method(config, model, seed=seed)`."""
+
+
+METHODS: Mapping[str, MethodEntry] = {
+    "maskco": MethodEntry(MaskCoConfig, MaskCo),
+    "moco_v2": MethodEntry(MoCoV2Config, MoCoV2),
+    "simclr": MethodEntry(SimCLRConfig, SimCLR),
+    "npid": MethodEntry(NPIDConfig, NPID),
 }
 """By the name that `--method` takes."""
 
 
-def make_method(config: TrainConfig) -> Method:
-    """The configured method, its weights drawn from `config.seed`; torch's global generator stays
-    as it was.
+@dataclass(frozen=True, kw_only=True)
+class MethodConfigs:
+    """The fields of `TrainConfig` that configure the methods, one per entry of `METHODS`."""
 
-    ValueError for a name that is not in `METHODS`.
+    maskco: MaskCoConfig = field(default_factory=MaskCoConfig)
+    moco_v2: MoCoV2Config = field(default_factory=MoCoV2Config)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    npid: NPIDConfig = field(default_factory=NPIDConfig)
+
+
+def find_method(name: str) -> MethodEntry:
+    """Return the entry of method `name`; InvalidInput where `METHODS` has none."""
+    if name not in METHODS:
+        raise InvalidInput(f"`method` must be one of {', '.join(METHODS)}, got {name!r}.")
+    return METHODS[name]
+
+
+def make_method(name: str, config: Any, model: ModelConfig, *, seed: int) -> Method:
+    """Make the method in train mode, with weights drawn from `seed`.
+
+    `config`: the method's own config, such as `MaskCoConfig`. torch's global generator is left
+    unchanged. InvalidInput for a name that is not in `METHODS`.
     """
-    if config.method not in METHODS:
-        raise InvalidInput(f"method is {config.method!r}; there is {', '.join(sorted(METHODS))}")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # torch's layers draw weights when made, before `initialise` does
-        return METHODS[config.method](config).train()
+    entry = find_method(name)
+    # torch's layers draw weights from the global generator before `initialise` replaces them.
+    with torch.random.fork_rng(devices=[]):
+        return entry.method(config, model, seed=seed).train()

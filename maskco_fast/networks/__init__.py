@@ -1,1 +1,1 @@
-"""Networks: ResNet trunk, grouped BatchNorm, RoIAlign, heads and momentum copies."""
+"""Networks: ResNet trunk, BatchNorm, RoIAlign, encoders with projection heads, momentum copies."""

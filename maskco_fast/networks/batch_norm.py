@@ -1,10 +1,9 @@
-"""BatchNorm per group or over all processes, followed by a residual sum and ReLU where a block asks
-for them.
+"""BatchNorm modules: statistics per group or over all processes, fused with residual sum and ReLU.
 
-On CPUs the three are computed together by `kernels/batch_norm.py`; everywhere else, and for shapes
-that those kernels do not take, by torch's own operators, which are the reference.
+This is the torch half; the arithmetic on CPUs is in `kernels/batch_norm.py`. Other devices, and
+shapes that those kernels do not support, use torch's operators, which are the reference.
 
-Shapes: N images or vectors, C channels, G groups, R rows (the group's images times their pixels).
+Shapes: N images or vectors, C channels, G groups, R rows (a group's images times their pixels).
 """
 
 import ctypes
@@ -24,27 +23,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskco_fast.kernels import batch_norm as kernels
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.methods.region_contrast import group_length
 from maskco_fast.networks.collectives import rank_and_size
+from maskco_fast.networks.config import group_length
 
 WORTH_A_THREAD = 1 << 16
-"""Elements below which handing a part to another thread takes longer than computing it."""
+"""Minimum elements per thread: below this, starting another thread takes longer than computing."""
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are of `group_size` images, as on one GPU of the paper, whatever
-    the batch.
+    """BatchNorm with the statistics of `group_size` images, as on one of the paper's GPUs.
 
-    Groups are runs of consecutive images; a batch of no more than `group_size` is one group. In
+    Groups are runs of consecutive images; a batch of at most `group_size` images is one group. In
     training each group is normalised by its own mean and variance. The running statistics move once
-    a step, to the mean over the groups of what each group's own update would have made of them
-    (MoCo's SplitBatchNorm): the expectation of one GPU's running statistics, with less noise. In
-    eval mode it is ordinary BatchNorm. Parameters and buffers are `nn.BatchNorm2d`'s, so weights go
-    in and out of torchvision's networks unchanged.
+    per step, to the mean of the groups' individual updates (MoCo's SplitBatchNorm): the expectation
+    of one GPU's running statistics, with less noise. In eval mode it is ordinary BatchNorm.
+    Parameters and buffers are `nn.BatchNorm2d`'s, so weights fit torchvision's networks.
 
-    In torch's operators slices along N keep the channels-last layout, so each group runs torch's
-    own fused kernel, under autocast too; the price of more than one group is one copy to join the
-    outputs.
+    Without the CPU kernels, each group runs torch's fused operator, under autocast too: slices
+    along N keep the channels-last layout. More than one group costs one copy to join the outputs.
     """
 
     def __init__(self, channels: int, *, group_size: int, **options: Any) -> None:
@@ -54,10 +50,9 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     def forward(
         self, input: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False
     ) -> torch.Tensor:
-        """(N, C, H, W) to the same, dtype and layout kept; `residual`, of that shape, is added;
-        then ReLU, if asked.
+        """Normalise (N, C, H, W), add `residual` of the same shape, then apply ReLU if `relu`.
 
-        ValueError where N does not divide into groups.
+        Dtype and layout are kept. InvalidInput where N does not divide into groups.
         """
         if not self.training:
             return _finish(super().forward(input), residual, relu)
@@ -71,7 +66,11 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         if length == len(input):
             return _finish(super().forward(input), residual, relu)
         if self.momentum is None or self.running_mean is None or self.running_var is None:
-            raise InvalidInput("GroupBatchNorm2d keeps running statistics by a momentum; give one")
+            raise InvalidInput(
+                "GroupBatchNorm2d with several groups needs running statistics and a `momentum`, "
+                "got none: leave `momentum` and `track_running_stats` at their defaults."
+            )
+        # Each group updates its own copy of the running statistics; their mean is kept.
         groups = input.split(length)
         means = self.running_mean.repeat(len(groups), 1)
         variances = self.running_var.repeat(len(groups), 1)
@@ -88,14 +87,14 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return _finish(torch.cat(normalised), residual, relu)
 
     def _is_usual(self) -> bool:
-        """Whether it scales in float32 and keeps running statistics by a momentum, as a ResNet's
-        do."""
+        """Whether scale, momentum and running statistics are a ResNet's, as the kernels require."""
         usual = self.affine and self.momentum is not None and self.running_mean is not None
         return usual and self.weight.dtype == torch.float32
 
     def _fused(
         self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int
     ) -> torch.Tensor:
+        """Run the CPU kernels on groups of `length` images and update the running statistics."""
         output, mean_GC, variance_GC = _Fused.apply(
             input, self.weight, self.bias, residual, relu, self.eps, length
         )
@@ -113,23 +112,22 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
 
 class SynchronizedBatchNorm(_BatchNorm):
-    """BatchNorm with the statistics of all processes' images, for any number of dimensions and on
-    CPUs too.
+    """BatchNorm with the statistics of all processes' images, on CPUs too.
 
-    On other devices it calls the kernels of torch's `SyncBatchNorm`, which refuses CPUs, as does
-    `DistributedDataParallel` for a module that holds one. Every process holds equally many images.
+    torch's `SyncBatchNorm` rejects CPU tensors, and `DistributedDataParallel` rejects a CPU module
+    that contains one. On other devices this class calls the same kernels as `SyncBatchNorm`. Inputs
+    have any number of dimensions. Every process must hold the same number of images.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
-        """Any."""
+        """Accept any number of dimensions."""
 
     def forward(
         self, input: torch.Tensor, residual: torch.Tensor | None = None, *, relu: bool = False
     ) -> torch.Tensor:
-        """(N, C, …) to the same, dtype and layout kept; `residual`, of that shape, is added; then
-        ReLU, if asked.
+        """Normalise (N, C, …), add `residual` of the same shape, then apply ReLU if `relu`.
 
-        ValueError in training without a momentum.
+        Dtype and layout are kept. InvalidInput in training on several processes without a momentum.
         """
         return _finish(self._normalise(input), residual, relu)
 
@@ -139,17 +137,26 @@ class SynchronizedBatchNorm(_BatchNorm):
             return super().forward(input)
         if self.momentum is None or self.running_mean is None or self.running_var is None:
             raise InvalidInput(
-                "SynchronizedBatchNorm keeps running statistics by a momentum; give one"
+                "SynchronizedBatchNorm needs running statistics and a `momentum`, got none: "
+                "leave `momentum` and `track_running_stats` at their defaults."
             )
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if input.device.type != "cpu":
-            statistics = self.running_mean, self.running_var, self.eps, self.momentum
-            group = torch.distributed.group.WORLD
             return SyncBatchNormFunction.apply(
-                input, self.weight, self.bias, *statistics, group, size
+                input,
+                self.weight,
+                self.bias,
+                self.running_mean,
+                self.running_var,
+                self.eps,
+                self.momentum,
+                torch.distributed.group.WORLD,
+                size,
             )
-        dimensions, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
+        dimensions = [0, *range(2, input.dim())]  # all but the channels
+        shape = [1, -1, *[1] * (input.dim() - 2)]
+        # Every process holds equally many values, so the global mean is the mean of the means.
         values = input.to(torch.promote_types(input.dtype, torch.float32))
         mean_C = all_reduce(values.mean(dimensions)) / size
         centred = values - mean_C.view(shape)
@@ -163,31 +170,37 @@ class SynchronizedBatchNorm(_BatchNorm):
 
 
 def _finish(normalised: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
-    """The residual sum and ReLU by torch's operators, in place."""
+    """Add the residual and apply ReLU with torch's operators, in place."""
     if residual is not None:
         normalised += residual
     return functional.relu(normalised, inplace=True) if relu else normalised
 
 
 def _fits(input: torch.Tensor, residual: torch.Tensor | None) -> bool:
-    """Whether the kernels take these: CPU, float32 or bfloat16, channels-last, channels by the
-    vector."""
-    tensors = [one for one in (input, residual) if one is not None]
+    """Whether the CPU kernels support the tensors.
+
+    They must be float32 or bfloat16, of one dtype, channels-last, with a multiple of `LANES`
+    channels.
+    """
+    tensors = [tensor for tensor in (input, residual) if tensor is not None]
     return (
         input.device.type == "cpu"
         and input.dtype in (torch.float32, torch.bfloat16)
         and input.shape[1] % kernels.LANES == 0
-        and all(one.dtype == input.dtype for one in tensors)
-        and all(one.is_contiguous(memory_format=torch.channels_last) for one in tensors)
-        and all(
-            type(one) is torch.Tensor for one in tensors
-        )  # not one without memory, as torch counts operations with
-        and not torch.compiler.is_compiling()  # which fuses by itself
+        and all(tensor.dtype == input.dtype for tensor in tensors)
+        and all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
+        # Subclasses such as FakeTensor have no memory to compute on.
+        and all(type(tensor) is torch.Tensor for tensor in tensors)
+        # torch.compile cannot trace the kernels, and fuses the operators itself.
+        and not torch.compiler.is_compiling()
     )
 
 
 class _Fused(torch.autograd.Function):
-    """(output, means (G, C), biased variances (G, C)) of the groups of `length` images."""
+    """BatchNorm, residual sum and ReLU of groups of `length` images, by the CPU kernels.
+
+    Returns (output, means (G, C), biased variances (G, C)); the statistics have no gradient.
+    """
 
     @staticmethod
     def forward(
@@ -201,15 +214,26 @@ class _Fused(torch.autograd.Function):
         length: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         output = torch.empty_like(input)
-        channels, groups = input.shape[1], len(input) // length
+        channels = input.shape[1]
+        groups = len(input) // length
         mean_GC, variance_GC = torch.empty(2, groups, channels, dtype=torch.float32)
         x = _flat(input)
-        added = x[:0] if residual is None else _flat(residual)
-        known = x, weight_C.numpy(), bias_C.numpy(), np.float32(eps)
-        statistics = mean_GC.numpy().ravel(), variance_GC.numpy().ravel()
-        kernels.normalise(*_threads(x), *known, added, relu, *statistics, _flat(output))
-        ctx.relu, ctx.eps, ctx.adds = relu, eps, residual is not None
-        # ReLU's mask follows from the input, unless a residual came in between.
+        kernels.normalise(
+            *_threads(x),
+            x,
+            weight_C.numpy(),
+            bias_C.numpy(),
+            np.float32(eps),
+            x[:0] if residual is None else _flat(residual),
+            relu,
+            mean_GC.numpy().ravel(),
+            variance_GC.numpy().ravel(),
+            _flat(output),
+        )
+        ctx.relu = relu
+        ctx.eps = eps
+        ctx.has_residual = residual is not None
+        # The backward pass recomputes ReLU's mask from the input, unless a residual was added.
         kept = output if relu and residual is not None else None
         ctx.save_for_backward(input, weight_C, bias_C, mean_GC, variance_GC, kept)
         ctx.mark_non_differentiable(mean_GC, variance_GC)
@@ -220,29 +244,39 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         input, weight_C, bias_C, mean_GC, variance_GC, kept = ctx.saved_tensors
         gradient = gradient.to(input.dtype).contiguous(memory_format=torch.channels_last)
-        x, dy = _flat(input), _flat(gradient)
-        mask, output = kernels.NO_MASK, x[:0]
+        x = _flat(input)
+        mask = kernels.NO_MASK
+        output = x[:0]
         if ctx.relu and kept is None:
             mask = kernels.MASK_BY_INPUT
         elif ctx.relu:
-            mask, output = kernels.MASK_BY_OUTPUT, _flat(kept)
+            mask = kernels.MASK_BY_OUTPUT
+            output = _flat(kept)
         input_gradient = torch.empty_like(input)
+        # Without a mask by the output, the residual's gradient is the incoming one.
         residual_gradient = gradient if kept is None else torch.empty_like(input)
-        of_weight, of_bias = torch.zeros(2, len(weight_C), dtype=torch.float32)
-        known = x, weight_C.numpy(), bias_C.numpy(), np.float32(ctx.eps)
-        statistics = mean_GC.numpy().ravel(), variance_GC.numpy().ravel()
-        written = (
+        weight_gradient_C, bias_gradient_C = torch.zeros(2, len(weight_C), dtype=torch.float32)
+        kernels.gradients(
+            *_threads(x),
+            _flat(gradient),
+            x,
+            weight_C.numpy(),
+            bias_C.numpy(),
+            np.float32(ctx.eps),
+            mean_GC.numpy().ravel(),
+            variance_GC.numpy().ravel(),
+            mask,
+            output,
             _flat(residual_gradient),
-            of_weight.numpy(),
-            of_bias.numpy(),
+            weight_gradient_C.numpy(),
+            bias_gradient_C.numpy(),
             _flat(input_gradient),
         )
-        kernels.gradients(*_threads(x), dy, *known, *statistics, mask, output, *written)
         return (
             input_gradient,
-            of_weight,
-            of_bias,
-            residual_gradient if ctx.adds else None,
+            weight_gradient_C,
+            bias_gradient_C,
+            residual_gradient if ctx.has_residual else None,
             None,
             None,
             None,
@@ -250,11 +284,10 @@ class _Fused(torch.autograd.Function):
 
 
 def fork(x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A block's input twice: for its convolutions, and for its residual, of which every `stride`-th
-    pixel is wanted.
+    """Return a block's input (N, C, H, W) and the residual: every `stride`-th of its pixels.
 
-    The same as `x, x[:, :, ::stride, ::stride]`, whose gradients torch adds in more passes, over
-    zeros among others.
+    Equals `x, x[:, :, ::stride, ::stride]`. torch adds the gradients of those two in more passes,
+    one of them over a tensor of mostly zeros; here it is one pass.
     """
     if torch.is_grad_enabled() and _fits(x, None):
         return _Fork.apply(x, stride)
@@ -262,7 +295,7 @@ def fork(x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Fork(torch.autograd.Function):
-    """`fork`, whose gradients are added in one pass."""
+    """`fork` with the sum of both gradients in one pass."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -272,38 +305,43 @@ class _Fork(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, gradient: torch.Tensor, of_residual: torch.Tensor
+        ctx: Any, gradient: torch.Tensor, residual_gradient: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
         if ctx.stride > 1:
             total = gradient.clone(memory_format=torch.channels_last)
-            total[:, :, :: ctx.stride, :: ctx.stride] += of_residual
+            total[:, :, :: ctx.stride, :: ctx.stride] += residual_gradient
             return total, None
-        gradient, of_residual = (
-            one.contiguous(memory_format=torch.channels_last) for one in (gradient, of_residual)
-        )
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        residual_gradient = residual_gradient.contiguous(memory_format=torch.channels_last)
         total = torch.empty_like(gradient)
         flat = _flat(gradient)
-        kernels.add(*_threads(flat), flat, _flat(of_residual), _flat(total))
+        kernels.add(*_threads(flat), flat, _flat(residual_gradient), _flat(total))
         return total, None
 
 
 def _flat(tensor_NCHW: torch.Tensor) -> np.ndarray:
-    """A channels-last tensor's memory as `kernels/batch_norm.py` takes it."""
+    """View a channels-last tensor's memory as the flat array that the kernels take.
+
+    float32 stays; bfloat16 becomes its uint16 bits.
+    """
     flat = tensor_NCHW.detach().permute(0, 2, 3, 1).view(-1)
     return (flat.view(torch.uint16) if flat.dtype == torch.bfloat16 else flat).numpy()
 
 
 def _threads(x: np.ndarray) -> tuple[int, int]:
-    """Where torch's threads are had, and the number of them to share an array: `parallel.in_parts`'
-    first arguments."""
+    """Return the kernels' first arguments: address of GOMP_parallel, number of threads for `x`."""
     entry = _openmp()
-    return entry, min(torch.get_num_threads(), len(x) // WORTH_A_THREAD + 1) if entry else 1
+    if not entry:
+        return 0, 1
+    return entry, min(torch.get_num_threads(), len(x) // WORTH_A_THREAD + 1)
 
 
 @functools.cache
 def _openmp() -> int:
-    """The address of GOMP_parallel in the OpenMP runtime that torch computes with; 0 where there is
-    none."""
+    """Return the address of GOMP_parallel in torch's OpenMP runtime, or 0 if it has none.
+
+    Sharing torch's thread pool avoids a second pool that would compete for the cores.
+    """
     try:
         library = ctypes.CDLL(str(pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0

@@ -1,8 +1,7 @@
-"""What a method's forward pass needs of the other processes' images; of one process, all of it is a
-no-op.
+"""Collectives for a method's forward pass: gather the rows of all processes.
 
-Every process holds equally many rows, and the rows of all stand in the order of ranks, which is the
-global batch's.
+Every process must hold the same number of rows. Gathered rows are in the order of ranks, which is
+the order of the global batch. With one process all functions are no-ops.
 """
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process's rank and the number of processes that gradients are averaged over."""
+    """Return this process's rank and the number of processes that gradients are averaged over."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -20,7 +19,10 @@ def rank_and_size() -> tuple[int, int]:
 
 @torch.no_grad()
 def gather(rows: torch.Tensor) -> torch.Tensor:
-    """(n, …) of every process as (size·n, …), without gradients; the memory format is kept."""
+    """Gather the (n, …) rows of every process as (size·n, …), without gradients.
+
+    The memory format is kept.
+    """
     _, size = rank_and_size()
     if size == 1:
         return rows
@@ -33,17 +35,17 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
 
 
 def gather_with_gradient(rows: torch.Tensor) -> torch.Tensor:
-    """As `gather`; a row's gradient is the sum of what every process's loss asks of it.
+    """`gather` with gradients: a row's is the sum of its gradients in all processes' losses.
 
-    With losses that are means over each process's rows, the average of gradients that follows is
-    the gradient of the mean over all rows. (Implementations that keep the own process's part alone
-    train on 1 / size of it.)
+    With losses that are means over each process's rows, DistributedDataParallel's average of the
+    gradients is then the gradient of the mean over all rows. (Implementations that keep only the
+    own process's part train on 1 / size of it.)
     """
     rank, size = rank_and_size()
     if size == 1:
         return rows
-    before, after = rank * len(rows), (size - 1 - rank) * len(rows)
+    before = rank * len(rows)
+    after = (size - 1 - rank) * len(rows)
     padded = nn.functional.pad(rows, (0, 0) * (rows.dim() - 1) + (before, after))
-    return torch.distributed.nn.functional.all_reduce(
-        padded
-    )  # small, and gloo has no reduce-scatter for the way back
+    # A sum of zero-padded rows: gloo has no reduce-scatter for all_gather's backward pass.
+    return torch.distributed.nn.functional.all_reduce(padded)

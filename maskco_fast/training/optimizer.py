@@ -1,21 +1,53 @@
-"""The optimiser and its rate."""
+"""Optimiser and learning rate: SGD or LARS, a warm-up and a cosine."""
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.training.config import OptimizerConfig
 
 REFERENCE_BATCH = 256
-"""The total batch that `OptimizerConfig.learning_rate` is given for (SPEC 1)."""
+"""Total batch size that `OptimizerConfig.learning_rate` refers to (docs/method.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD or LARS with a cosine to zero, updated every step (docs/method.md)."""
+
+    name: Literal["sgd", "lars"] = "sgd"
+    """lars (You et al. 2017) scales each weight's step by norms, and excludes biases and BatchNorm
+    from weight decay."""
+    learning_rate: float = 0.03
+    """Initial rate for a total batch of 256; scaled linearly with the batch."""
+    momentum: float = 0.9
+    """Momentum of the gradients."""
+    weight_decay: float = 1e-4
+    """On all parameters; with lars on weights only. MoCo v2's value; the paper prints 1e-3
+    (docs/method.md)."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly to its cosine."""
+    trust: float = 0.001
+    """LARS's trust coefficient: the norm of a step over its weight's, at a rate of 1."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise InvalidInput(f"`warmup_steps` must be at least 0, got {self.warmup_steps}.")
+        if not self.trust > 0:
+            raise InvalidInput(f"`trust` must be greater than 0, got {self.trust}.")
+        if not self.learning_rate > 0:
+            raise InvalidInput(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
+        if not 0 <= self.momentum < 1:
+            raise InvalidInput(f"`momentum` must be in [0, 1), got {self.momentum}.")
+        if self.weight_decay < 0:
+            raise InvalidInput(f"`weight_decay` must be at least 0, got {self.weight_decay}.")
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int, step: int, steps: int) -> float:
-    """The rate of step 0..steps - 1: linear in the total batch, a cosine to zero, times the ramp of
-    the warm-up."""
+    """Return the rate of step 0..steps - 1: linear in the total batch, warm-up times cosine."""
     ramp = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     peak = config.learning_rate * batch_size / REFERENCE_BATCH
     return peak * ramp * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -24,9 +56,10 @@ def learning_rate(config: OptimizerConfig, batch_size: int, step: int, steps: in
 def make_optimizer(
     parameters: Iterable[nn.Parameter], config: OptimizerConfig
 ) -> torch.optim.Optimizer:
-    """The configured optimiser of every parameter that requires a gradient; the rate is set a step.
+    """Return the configured optimiser of all parameters that require gradients.
 
-    Fused: SGD is one kernel for all parameters, on the CPU as on CUDA, LARS a few.
+    The trainer sets the rate at every step. Both are fused: SGD is one kernel for all parameters,
+    on the CPU as on CUDA; LARS is a few.
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     if config.name == "lars":
@@ -47,12 +80,11 @@ def make_optimizer(
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose steps are in proportion to each weight's norm (You et al. 2017,
-    Algorithm 1).
+    """SGD with momentum and steps proportional to each weight's norm (You et al. 2017, Alg. 1).
 
-    v <- momentum·v + rate·local·(g + decay·w); w <- w - v; local = trust·|w| / (|g| + decay·|w|), 1
-    where w or g is 0. Biases and BatchNorm's scales, the parameters of one dimension, have local =
-    1 and no decay, as in SimCLR.
+    v <- momentum·v + rate·local·(g + decay·w); w <- w - v; local = trust·|w| / (|g| + decay·|w|),
+    or 1 where w or g is 0. Parameters with at most one dimension, biases and BatchNorm's, have
+    local = 1 and no decay, as in SimCLR.
     """
 
     def __init__(
@@ -78,9 +110,9 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; ValueError for a closure, which LARS has no use for."""
+        """Update all parameters that have gradients. InvalidInput for a closure."""
         if closure is not None:
-            raise InvalidInput("LARS takes no closure")
+            raise InvalidInput("`closure` must be None for LARS, got a function.")
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
@@ -89,7 +121,10 @@ class LARS(torch.optim.Optimizer):
     def _step(
         self, parameters: list[torch.Tensor], gradients: list[torch.Tensor], group: dict
     ) -> None:
-        """Without a look at any number, which on CUDA would wait for the device."""
+        """Update one parameter group. Reads no value, so that CUDA never synchronises.
+
+        P: the group's parameters.
+        """
         decayed = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
         if group["trust"] is not None:
             weight_P = torch.stack(torch._foreach_norm(parameters))

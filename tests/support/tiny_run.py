@@ -18,10 +18,13 @@ from torch import nn
 
 from maskco_fast.errors import report_user_errors
 from maskco_fast.loaders import Batch, Quarantine
-from maskco_fast.methods.registry import MaskCo, Method
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.maskco import MaskCo
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
-from maskco_fast.networks.encoders import initialise, momentum_copy, region_features
-from maskco_fast.training.config import ModelConfig, TrainConfig
+from maskco_fast.networks.config import ModelConfig
+from maskco_fast.networks.encoders import initialise, momentum_copy
+from maskco_fast.networks.roi_align import region_features
+from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.distributed import World, join
 from maskco_fast.training.trainer import Trainer
 

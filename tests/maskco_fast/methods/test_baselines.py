@@ -14,21 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskco_fast.loaders import Batch
 from maskco_fast.methods.base import Method
-from maskco_fast.methods.draws import draws, permutation
+from maskco_fast.methods.counter_random import random_integers, random_permutation
 from maskco_fast.methods.instance_contrast import noise_contrastive, nt_xent, queue_info_nce
-from maskco_fast.methods.npid import mean_exponential
+from maskco_fast.methods.moco_v2 import MoCoV2Config
+from maskco_fast.methods.npid import NPIDConfig, mean_exponential
 from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training import checkpoint
-from maskco_fast.training.config import (
-    MoCoV2Config,
-    ModelConfig,
-    NPIDConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
-from maskco_fast.training.optimizer import make_optimizer
+from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.optimizer import OptimizerConfig, make_optimizer
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import Trainer
 from tests.support.runs import losses
@@ -64,7 +60,7 @@ def small_config(
 
 
 def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Method:
-    method = make_method(config)
+    method = make_method(config.method, config.method_config, config.model, seed=config.seed)
     method.prepare(3 * SAMPLES)
     return method.to(dtype)
 
@@ -99,7 +95,7 @@ def test_mocos_steps_by_hand():
     )
     queue = by_hand.queue.clone()
     for number, batch in enumerate(batches(4, torch.float64)):
-        order = permutation(config.seed, torch.tensor(number), SAMPLES).tolist()
+        order = random_permutation(config.seed, torch.tensor(number), SAMPLES).tolist()
         with torch.no_grad():  # the key network sees the images in that order, in groups of 4
             shuffled = by_hand.key(torch.stack([batch.key[place] for place in order]))
         keys = normalize(torch.stack([shuffled[order.index(place)] for place in range(SAMPLES)]))
@@ -126,7 +122,8 @@ def test_mocos_groups_change_from_step_to_step_and_leave_the_own_order():
     second = method._keys(batch.key)
     assert not torch.allclose(first, second, atol=1e-3)
     assert not torch.allclose(first, plain, atol=1e-3)
-    method.key.eval()  # without batch statistics only the order is left, and that is the images' own
+    # Without batch statistics only the order is left, and that is the images' own.
+    method.key.eval()
     torch.testing.assert_close(
         method._keys(batch.key), normalize(method.key(batch.key)), rtol=1e-4, atol=1e-5
     )
@@ -151,8 +148,8 @@ def test_simclr_normalises_both_views_together():
 
 
 def test_simclr_refuses_micro_batches():
-    with pytest.raises(ValueError, match="accumulate is 2"):
-        make_method(small_config("simclr", accumulate=2))
+    with pytest.raises(ValueError, match="`accumulate` must be 1 for simclr, got 2"):
+        small_config("simclr", accumulate=2)
 
 
 def test_npids_steps_by_hand():
@@ -164,7 +161,8 @@ def test_npids_steps_by_hand():
     bank = by_hand.bank.clone()
     torch.testing.assert_close(bank.norm(dim=1), torch.ones(len(bank), dtype=torch.float64))
     for number, batch in enumerate(batches(4, torch.float64)):
-        noise = draws(config.seed, torch.tensor(number), torch.arange(SAMPLES * 5)) % len(bank)
+        positions = torch.arange(SAMPLES * 5)
+        noise = random_integers(config.seed, torch.tensor(number), positions) % len(bank)
         features = by_hand.query(batch.query)
         loss, _ = noise_contrastive(
             features,
@@ -185,12 +183,16 @@ def test_npids_steps_by_hand():
 
 def test_npid_without_a_bank_says_what_to_call():
     with pytest.raises(ValueError, match="prepare"):
-        make_method(small_config("npid"))(batches(1)[0])
+        config = small_config("npid")
+        make_method("npid", config.npid, config.model, seed=0)(batches(1)[0])
 
 
 def test_chance_is_what_equal_chances_give():
     paper = {name: RECIPES["paper"](name) for name in BASELINES}
-    chance = {name: make_method(config).chance_loss(256) for name, config in paper.items()}
+    chance = {
+        name: make_method(name, config.method_config, config.model, seed=0).chance_loss(256)
+        for name, config in paper.items()
+    }
     assert chance["moco_v2"] == pytest.approx(math.log(65_537))
     assert chance["simclr"] == pytest.approx(math.log(511))
     # NCE with P(i|v) = 1/n for every entry: h = 1 / (1 + M).

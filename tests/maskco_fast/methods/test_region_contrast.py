@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from maskco_fast.methods.region_contrast import group_length, region_info_nce
+from maskco_fast.methods.region_contrast import region_info_nce
+from maskco_fast.networks.config import group_length
 
 
 def loops(query, keys, group_size, temperature, negatives):

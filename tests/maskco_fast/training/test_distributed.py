@@ -13,8 +13,9 @@ import sys
 import pytest
 import torch
 
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint, distributed
-from maskco_fast.training.config import ModelConfig, TrainConfig
+from maskco_fast.training.config import TrainConfig
 from tests.support.tiny_run import BATCH, tiny_config, tiny_trainer
 
 PROGRAM = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
@@ -177,12 +178,10 @@ def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
 
 def test_a_run_that_its_processes_cannot_share_is_refused():
     config = TrainConfig(batch_size=BATCH, model=ModelConfig(view_size=64, group_size=BATCH // 2))
-    assert config.images_a_process(1) == BATCH
-    assert config.images_a_process(2) == BATCH // 2
-    with pytest.raises(
-        ValueError, match="6 images in groups of 3 make 2 groups, which 3 processes"
-    ):
-        config.images_a_process(3)
+    assert config.images_per_process(1) == BATCH
+    assert config.images_per_process(2) == BATCH // 2
+    with pytest.raises(ValueError, match=r"3 processes times 1 micro-batches, got 2 \(6 images"):
+        config.images_per_process(3)
     one_group = TrainConfig(batch_size=16, accumulate=2)
-    with pytest.raises(ValueError, match="1 groups, which 1 processes with 2 micro-batches"):
-        one_group.images_a_process(1)
+    with pytest.raises(ValueError, match="1 processes times 2 micro-batches, got 1 "):
+        one_group.images_per_process(1)

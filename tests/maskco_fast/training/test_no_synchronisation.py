@@ -18,15 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskco_fast.loaders import Batch
 from maskco_fast.methods.base import Method
+from maskco_fast.methods.moco_v2 import MoCoV2Config
+from maskco_fast.methods.npid import NPIDConfig
 from maskco_fast.methods.registry import METHODS, make_method
-from maskco_fast.training.config import (
-    MoCoV2Config,
-    ModelConfig,
-    NPIDConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
-from maskco_fast.training.optimizer import LARS, make_optimizer
+from maskco_fast.networks.config import ModelConfig
+from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.optimizer import LARS, OptimizerConfig, make_optimizer
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import Trainer
 from tests.support.tiny_run import NoiseLoader, tiny_config
@@ -74,7 +71,7 @@ def small_config(method: str) -> TrainConfig:
 
 
 def small_method(config: TrainConfig) -> Method:
-    method = make_method(config)
+    method = make_method(config.method, config.method_config, config.model, seed=config.seed)
     method.prepare(3 * COUNT)
     return method
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskco_fast.training.config import OptimizerConfig
-from maskco_fast.training.optimizer import learning_rate, make_optimizer
+from maskco_fast.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 
 LARS = OptimizerConfig(name="lars", learning_rate=0.3, weight_decay=0.01, trust=0.02)
 

@@ -17,12 +17,15 @@ from torch import nn
 from maskco_fast.commands.train import train
 from maskco_fast.errors import report_user_errors
 from maskco_fast.loaders import ViewConfig, make_loader
-from maskco_fast.methods.registry import Method, make_method
+from maskco_fast.methods.base import Method
+from maskco_fast.methods.maskco import MaskCoConfig
+from maskco_fast.methods.registry import make_method
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training import checkpoint
-from maskco_fast.training.config import MaskCoConfig, ModelConfig, OptimizerConfig, TrainConfig
+from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import choose_device, choose_precision, has_bf16_instructions
-from maskco_fast.training.optimizer import learning_rate
+from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
 from tests.support.runs import losses, metrics
@@ -107,7 +110,9 @@ def golden_run(run_dir: pathlib.Path) -> list[float]:
         maskco=MaskCoConfig(mph_blocks=1, momentum=0.9),
         optimizer=OptimizerConfig(learning_rate=1.0),
     )
-    method = make_method(config).double()
+    method = make_method(
+        config.method, config.method_config, config.model, seed=config.seed
+    ).double()
     random = np.random.default_rng(0)
     with torch.no_grad():
         for query, key in zip(method.query.parameters(), method.key.parameters()):

@@ -4,7 +4,7 @@ matters."""
 import numpy as np
 import torch
 
-from maskco_fast.methods.draws import draws, permutation
+from maskco_fast.methods.counter_random import random_integers, random_permutation
 
 STEP = torch.tensor(7)
 
@@ -21,20 +21,24 @@ def test_draws_equal_integers_of_any_length():
     for seed in (0, 1, 12345):
         stream = splitmix(splitmix(seed + golden) + 7 + golden)
         wanted = [splitmix(stream + (place + 1) * golden) % 2**63 for place in (0, 1, 999)]
-        assert draws(seed, STEP, torch.tensor([0, 1, 999])).tolist() == wanted
+        assert random_integers(seed, STEP, torch.tensor([0, 1, 999])).tolist() == wanted
 
 
 def test_draws_are_uniform_and_of_each_argument():
     places = torch.arange(200_000)
-    counts = np.bincount((draws(0, STEP, places) % 100).numpy(), minlength=100)
+    counts = np.bincount((random_integers(0, STEP, places) % 100).numpy(), minlength=100)
     assert ((counts - 2000) ** 2 / 2000).sum() < 160  # chi squared of 99 degrees: once in 10 000
-    others = [draws(1, STEP, places), draws(0, STEP + 1, places), draws(0, STEP, places + 200_000)]
+    others = [
+        random_integers(1, STEP, places),
+        random_integers(0, STEP + 1, places),
+        random_integers(0, STEP, places + 200_000),
+    ]
     for other in others:
-        assert not (draws(0, STEP, places) == other).any()
+        assert not (random_integers(0, STEP, places) == other).any()
 
 
 def test_permutations_hold_everything_once_and_differ_by_step():
-    first, second = permutation(3, STEP, 64), permutation(3, STEP + 1, 64)
+    first, second = random_permutation(3, STEP, 64), random_permutation(3, STEP + 1, 64)
     assert first.sort().values.tolist() == list(range(64))
     assert second.sort().values.tolist() == list(range(64))
     assert (first != second).sum() > 50

@@ -1,0 +1,82 @@
+"""ResNet trunk: torchvision's network up to conv5, with BatchNorm, ReLU and residual sum fused.
+
+Shapes: N images, C channels, H and W cells of the conv5 map.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from maskco_fast.networks.batch_norm import fork
+
+
+class FusedBasicBlock(BasicBlock):
+    """torchvision's BasicBlock; each BatchNorm also computes the ReLU and residual sum after it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to the block's output."""
+        x, residual = _fork(self, x)
+        x = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(x), residual, relu=True)
+
+
+class FusedBottleneck(Bottleneck):
+    """torchvision's Bottleneck; each BatchNorm also computes the ReLU and residual sum after it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to the block's output."""
+        x, residual = _fork(self, x)
+        x = self.bn1(pointwise(self.conv1, x), relu=True)
+        x = self.bn2(self.conv2(x), relu=True)
+        return self.bn3(pointwise(self.conv3, x), residual, relu=True)
+
+
+def _fork(block: BasicBlock | Bottleneck, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the input of the block's convolutions, and the residual."""
+    if block.downsample is None:
+        return fork(x, 1)
+    convolution, norm = block.downsample
+    # The strided slice commutes with the 1×1 convolution, which then reads contiguous pixels.
+    x, residual = fork(x, convolution.stride[0])
+    return x, norm(pointwise(convolution, residual))
+
+
+def pointwise(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """Apply a 1×1 convolution without bias to every pixel, ignoring its stride.
+
+    On CPUs this is a matrix product over the channels-last pixels: oneDNN's is faster than its
+    convolution, most of all for the weights' gradient.
+    """
+    if x.device.type != "cpu":
+        return functional.conv2d(x, convolution.weight)
+    pixels_NHWC = x.permute(0, 2, 3, 1)
+    product = functional.linear(pixels_NHWC.flatten(0, 2), convolution.weight.flatten(1))
+    return product.unflatten(0, pixels_NHWC.shape[:3]).permute(0, 3, 1, 2)
+
+
+_TRUNKS: dict[str, tuple[type[FusedBasicBlock] | type[FusedBottleneck], list[int]]] = {
+    "resnet18": (FusedBasicBlock, [2, 2, 2, 2]),
+    "resnet50": (FusedBottleneck, [3, 4, 6, 3]),
+}
+
+
+class Trunk(ResNet):
+    """torchvision's ResNet without pooling and classifier.
+
+    Maps images (N, 3, 32·H, 32·W) to the conv5 map (N, C, H, W). The state dict has torchvision's
+    names. The stride is on the 3×3 convolution (torchvision's "v1.5"; docs/method.md).
+    """
+
+    def __init__(self, name: str, norm_layer: Callable[..., nn.Module]) -> None:
+        block, layers = _TRUNKS[name]
+        super().__init__(block, layers, norm_layer=norm_layer)
+        self.channels: int = self.fc.in_features
+        del self.avgpool, self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the conv5 map (N, C, H, W) of images (N, 3, 32·H, 32·W)."""
+        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
