@@ -1,4 +1,4 @@
-"""`python -m maskco_fast`, as torchrun calls it."""
+"""`python -m maskco_fast`: the command line as a module, which is how torchrun starts it."""
 
 import sys
 

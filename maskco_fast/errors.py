@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from maskco_fast.kernels.errors import MaskCoError
 
-SUCCESS, FAILURE = 0, 1
-"""Exit codes of every command; 2 means that the options are wrong."""
+SUCCESS = 0
+FAILURE = 1
+WRONG_OPTIONS = 2
+"""Exit codes of every command."""
 
 
 def say(text: str) -> None:
@@ -17,10 +19,10 @@ def say(text: str) -> None:
 
 
 def report_user_errors(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code; a `MaskCoError` or an `OSError` becomes a line on
-    stderr and `FAILURE`.
+    """Run a command and return its exit code; print user errors as one line on stderr.
 
-    Warnings become lines too.
+    A `MaskCoError` or an `OSError` (a missing file, a full disk) returns `FAILURE`. Warnings become
+    lines too.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
@@ -32,5 +34,5 @@ def report_user_errors(command: Callable[[], int]) -> int:
 
 
 def _rank() -> str:
-    """Names the process in a run of several."""
+    """The prefix that names this process; empty in a run of one process."""
     return f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""

@@ -25,7 +25,7 @@ from maskco_fast.loaders import Dataset, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
-from maskco_fast.pictures.pictures import read_metrics, running_mean
+from maskco_fast.pictures.loss import read_metrics, running_mean
 from maskco_fast.training.recipes import cpu_small
 from maskco_fast.training.trainer import Trainer
 

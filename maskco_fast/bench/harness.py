@@ -30,7 +30,7 @@ from maskco_fast.errors import say
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.loaders.system.files import write_json
-from maskco_fast.pictures.pictures import bench_picture
+from maskco_fast.pictures.bars import bench_picture
 
 DEFAULT_ROWS = "native,torchvision_pil,torchvision_v2,decode_only,cached_batch"
 

@@ -1,9 +1,8 @@
-"""What is installed here, which loaders and devices are usable, and what to install for the rest.
+"""The `doctor` command: report installed packages, usable loaders and devices, and what to install.
 
-Every package is tried in a process of its own (`probes`), so that asking has no side effects:
-nothing of CUDA, DALI or FFCV is loaded into the caller, and a package that crashes on import is a
-line of the report. This module itself needs only the standard library, so that it works when the
-rest does not.
+Each package is imported in a separate process (`probe`). The caller loads nothing of CUDA, DALI or
+FFCV, and a package that crashes on import becomes a line of the report. This module needs only the
+standard library, so that it works in a broken installation.
 """
 
 import dataclasses
@@ -19,15 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from maskco_fast.errors import FAILURE, SUCCESS
 from maskco_fast.loaders.system.cpus import cpu_quota, usable_cpus
 
 State = Literal["ok", "missing", "broken"]
 
 PROBE_SECONDS = 120
-"""A package that takes longer to import and answer than this counts as broken."""
+"""Time limit of a probe; a package that takes longer counts as broken."""
 
-# Each probe prints one line of JSON: what there is to say about the package that it could import
-# and use.
+# Each probe imports and uses a package, then calls `answer` with the facts to report.
 PROBES = {
     "torch": """
         import torch
@@ -35,7 +34,8 @@ PROBES = {
         devices = []
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
-            devices.append({"name": p.name, "capability": f"{p.major}.{p.minor}", "gib": round(p.total_memory / 2**30)})
+            gib = round(p.total_memory / 2**30)
+            devices.append({"name": p.name, "capability": f"{p.major}.{p.minor}", "gib": gib})
         answer(torch, cuda=cuda, devices=devices, threads=torch.get_num_threads(),
                vectors=torch.backends.cpu.get_cpu_capability())
     """,
@@ -61,7 +61,8 @@ PROBES = {
     """,
     "pillow": """
         import PIL.Image, PIL.features
-        answer(PIL, turbo=bool(PIL.features.check("libjpeg_turbo")), webp=bool(PIL.features.check("webp")))
+        turbo = bool(PIL.features.check("libjpeg_turbo"))
+        answer(PIL, turbo=turbo, webp=bool(PIL.features.check("webp")))
     """,
     "simplejpeg": """
         import numpy, simplejpeg
@@ -78,7 +79,10 @@ PROBES = {
         answer(None, file=name)
     """,
     "webdataset": "import webdataset; answer(webdataset)",
-    "tensorboard": "import tensorboard, tensorboard.summary.writer.event_file_writer; answer(tensorboard)",
+    "tensorboard": """
+        import tensorboard, tensorboard.summary.writer.event_file_writer
+        answer(tensorboard)
+    """,
     "matplotlib": "import matplotlib.figure; answer(matplotlib)",
     "tyro": "import tyro; answer(tyro)",
     "triton": "import triton; answer(triton)",
@@ -95,39 +99,45 @@ PROBES = {
         assert abs(int(numpy.asarray(pipeline.run()[0].at(0)).mean()) - 200) < 3
         answer(nvidia.dali)
     """,
-    "ffcv": "import ffcv, ffcv.fields.rgb_image; answer(ffcv)",
+    "ffcv": """
+        import importlib.metadata, ffcv, ffcv.fields.rgb_image
+        # ffcv.__version__ of release 1.0.2 is "0.0.3rc1".
+        answer(None, version=importlib.metadata.version("ffcv"))
+    """,
     "s3fs": "import aiohttp, fsspec, s3fs; answer(s3fs)",
 }
-"""Package name to the code that tries it."""
+"""Package name to the code that imports and uses it."""
 
 _PRELUDE = """
 import json
 def answer(module, **facts):
-    version = getattr(module, "__version__", None)
-    print("\\n" + json.dumps({"version": version, **facts}))
+    facts = {"version": getattr(module, "__version__", None), **facts}
+    print("\\n" + json.dumps(facts))
 """
 
 _FFCV_DEBIAN = {"g++": "g++", "pkg-config": "pkg-config"}
+"""Programs that compile FFCV, with their Debian packages."""
 _FFCV_LIBRARIES = {"opencv4": "libopencv-dev", "libturbojpeg": "libturbojpeg0-dev"}
+"""Libraries that FFCV links to, by their pkg-config names, with their Debian packages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """The state of a package, loader or device."""
 
     name: str
     state: State
     detail: str
-    """What was found, or why not, in one line."""
+    """What was found, or the error, in one line."""
     fix: str = ""
-    """What to do about it, a command where there is one; empty where nothing is to be done."""
+    """What to do about it, as a command where there is one; empty for state "ok"."""
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The probe's answer."""
+    """The facts that the probe reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `report` found."""
+    """The result of `report`."""
 
     machine: dict[str, Any]
     packages: list[Check]
@@ -136,7 +146,7 @@ class Report:
 
     @property
     def usable(self) -> bool:
-        """Whether training can run here at all: one loader and one device."""
+        """Whether training can run here: at least one loader and one device are ok."""
         return all(
             any(check.state == "ok" for check in checks) for checks in (self.loaders, self.devices)
         )
@@ -146,7 +156,7 @@ class Report:
         return json.dumps({**dataclasses.asdict(self), "usable": self.usable}, indent=2)
 
     def as_text(self) -> str:
-        """The report for people, a line a check and an indented line with the remedy."""
+        """The report as text: a line a check, and an indented line with its fix."""
         lines = [f"{name:<14}{value}" for name, value in self.machine.items()]
         for title, checks in (
             ("Packages", self.packages),
@@ -176,46 +186,43 @@ def install_command(package: str) -> str:
 def _remedy(name: str) -> str:
     """What to do when the probe `name` failed."""
     if name == "dali":
-        return f"for --loader dali: {install_command('maskco-fast[dali]')} (with CUDA 12: nvidia-dali-cuda120)"
+        install = install_command("maskco-fast[dali]")
+        return f"for --loader dali: {install} (with CUDA 12: nvidia-dali-cuda120)"
     if name == "ffcv":
-        wanted = [
+        packages = [
             package for program, package in _FFCV_DEBIAN.items() if shutil.which(program) is None
         ]
-        wanted += (
-            []
-            if pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
-            else ["python3-dev"]
-        )
-        wanted += [
+        if not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists():
+            packages.append("python3-dev")
+        packages += [
             package
             for library, package in _FFCV_LIBRARIES.items()
             if not _pkg_config_knows(library)
         ]
-        system = f"sudo apt-get install {' '.join(wanted)} && " if wanted else ""
+        system = f"sudo apt-get install {' '.join(packages)} && " if packages else ""
         return f"for --loader ffcv: {system}{install_command('maskco-fast[ffcv]')}"
     if name == "s3fs":
-        return f"for shards named by http(s):// and s3://: {install_command('maskco-fast[remote]')}"
+        return f"for http(s):// and s3:// shards: {install_command('maskco-fast[remote]')}"
     if name == "libturbojpeg":
         return "optional; sudo apt-get install libturbojpeg0"
     if name == "kernel cache":
-        return "set MASKCO_FAST_CACHE to a folder that is writable"
+        return "set MASKCO_FAST_CACHE to a writable folder"
     if name == "triton":
         return "only for CUDA; comes with torch's CUDA builds on Linux"
     return install_command(name)
 
 
 def _pkg_config_knows(library: str) -> bool:
+    """Whether pkg-config finds the development files of `library`."""
     program = shutil.which("pkg-config")
     if program is None:
         return False
-    return (
-        subprocess.run([program, "--exists", library], check=False, capture_output=True).returncode
-        == 0
-    )
+    result = subprocess.run([program, "--exists", library], check=False, capture_output=True)
+    return result.returncode == 0
 
 
 def probe(name: str, code: str, seconds: float = PROBE_SECONDS) -> Check:
-    """Run `code` (as in `PROBES`) in a Python process of its own and say what came of it."""
+    """Run `code` (as in `PROBES`) in a separate Python process and report the outcome."""
     indent = len(code) - len(code.lstrip("\n ")) - 1 if code.startswith("\n") else 0
     program = _PRELUDE + "\n".join(line[indent:] for line in code.splitlines())
     try:
@@ -241,7 +248,7 @@ def probe(name: str, code: str, seconds: float = PROBE_SECONDS) -> Check:
 
 
 def _describe(facts: dict[str, Any]) -> str:
-    """A probe's answer in one line: the version, then what else it said."""
+    """A probe's facts in one line: the version, then the others."""
     others = [
         f"{name} {value}"
         for name, value in facts.items()
@@ -250,41 +257,37 @@ def _describe(facts: dict[str, Any]) -> str:
     return ", ".join([str(facts["version"]), *others] if facts["version"] else others)
 
 
+INSTRUCTIONS = (
+    *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_bf16"),
+    "asimd",
+)
+"""CPU flags that the kernels and torch make use of, by their names in /proc/cpuinfo."""
+
+
 def machine() -> dict[str, Any]:
     """Facts of the machine and the interpreter, name to value."""
     model, flags = _cpu()
-    wanted = (
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512_vnni",
-        "avx512_bf16",
-        "amx_bf16",
-        "asimd",
-    )
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": model or platform.processor() or "unknown",
         "cpus": f"{usable_cpus()} usable of {os.cpu_count()}",
-        "instructions": " ".join(flag for flag in wanted if flag in flags) or "unknown",
+        "instructions": " ".join(flag for flag in INSTRUCTIONS if flag in flags) or "unknown",
     }
     quota = cpu_quota()
     if quota is not None:
-        facts["cpu quota"] = f"{quota:g} CPUs (control group); loaders start that many threads"
+        facts["cpu quota"] = f"{quota:g} CPUs (cgroup); loaders start this many threads"
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory"] = (
-            f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
-        )
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        facts["memory"] = f"{memory / 2**30:.0f} GiB"
     return facts
 
 
 def _cpu() -> tuple[str, set[str]]:
     """The CPU's name and instruction flags from Linux's /proc/cpuinfo; empty elsewhere."""
     path = pathlib.Path("/proc/cpuinfo")
-    model, flags = "", set()
+    model = ""
+    flags: set[str] = set()
     for line in path.read_text().splitlines() if path.exists() else ():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
@@ -300,11 +303,11 @@ LOADER_NEEDS = {
     "dali": ("torch", "numpy", "numba", "kernel cache", "dali"),
     "ffcv": ("torch", "numpy", "numba", "kernel cache", "ffcv"),
 }
-"""`--loader` names and the probes that must be ok for them."""
+"""`--loader` name to the probes that must be ok for it."""
 
 
 def _loader(name: str, found: dict[str, Check]) -> Check:
-    """Whether the loader `name` can run here, from the probes."""
+    """Whether the loader `name` can run here. `found`: the probes' results by name."""
     lacking = [found[need] for need in LOADER_NEEDS[name] if found[need].state != "ok"]
     if lacking:
         reasons = "; ".join(f"{check.name} is {check.state} ({check.detail})" for check in lacking)
@@ -313,28 +316,23 @@ def _loader(name: str, found: dict[str, Check]) -> Check:
 
 
 def _devices(found: dict[str, Check]) -> list[Check]:
-    """Which `--device` can be used here, from torch's probe."""
+    """Which `--device` can be used here. `found`: the probes' results by name."""
     torch = found["torch"]
     if torch.state != "ok":
         return [
             Check(name=name, state="missing", detail="needs torch", fix=torch.fix)
             for name in ("cpu", "cuda")
         ]
-    cpu = Check(
-        name="cpu", state="ok", detail=f"{torch.facts['threads']} threads, {torch.facts['vectors']}"
-    )
+    detail = f"{torch.facts['threads']} threads, {torch.facts['vectors']}"
+    cpu = Check(name="cpu", state="ok", detail=detail)
     if torch.facts["cuda"] is None:
         detail = "this torch is a build without CUDA"
         fix = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
         return [cpu, Check(name="cuda", state="missing", detail=detail, fix=fix)]
     if not torch.facts["devices"]:
-        detail = f"torch is built for CUDA {torch.facts['cuda']}, but no GPU is seen"
-        return [
-            cpu,
-            Check(
-                name="cuda", state="missing", detail=detail, fix="does nvidia-smi list a GPU here?"
-            ),
-        ]
+        detail = f"torch is built for CUDA {torch.facts['cuda']}, but finds no GPU"
+        fix = "check that nvidia-smi lists a GPU"
+        return [cpu, Check(name="cuda", state="missing", detail=detail, fix=fix)]
     names = [
         f"{one['name']} (sm {one['capability']}, {one['gib']} GiB)"
         for one in torch.facts["devices"]
@@ -343,8 +341,7 @@ def _devices(found: dict[str, Check]) -> list[Check]:
 
 
 def report() -> Report:
-    """Look at everything; takes a few seconds, since every package is imported in a process of its
-    own."""
+    """Check all packages, loaders and devices; takes a few seconds, one process a package."""
     with ThreadPoolExecutor(max_workers=max(usable_cpus(), 2)) as pool:
         packages = list(pool.map(probe, PROBES.keys(), PROBES.values()))
     found = {check.name: check for check in packages}
@@ -354,15 +351,14 @@ def report() -> Report:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Tell what is installed, which loaders and devices work here, and what to install for the
-    rest."""
+    """Report installed packages, usable loaders and devices, and what to install for the rest."""
 
     json: bool = False
     """Print JSON instead of text."""
 
 
-def doctor(*, as_json: bool = False) -> int:
-    """Print the report, as text or JSON; returns the exit code, 0 where training can run."""
+def doctor(config: DoctorConfig) -> int:
+    """Print the report; returns the exit code, success if training can run here."""
     result = report()
-    print(result.as_json() if as_json else result.as_text())
-    return 0 if result.usable else 1
+    print(result.as_json() if config.json else result.as_text())
+    return SUCCESS if result.usable else FAILURE

@@ -1,43 +1,73 @@
-"""The `train` command: a configuration in, a run folder out."""
+"""The `train` command: pre-train from shards into a run folder."""
 
 import contextlib
 import dataclasses
 import functools
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from maskco_fast.commands.inspect import draw_views
 from maskco_fast.demo.shards import demo_shards
-from maskco_fast.errors import SUCCESS, say
+from maskco_fast.errors import SUCCESS, WRONG_OPTIONS, say
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.base import Method
-from maskco_fast.methods.registry import make_method
-from maskco_fast.pictures.pictures import loss_picture
-from maskco_fast.progress import ProgressLines
+from maskco_fast.methods.registry import METHODS, make_method
+from maskco_fast.pictures.loss import loss_picture
+from maskco_fast.pictures.views import draw_views
+from maskco_fast.progress import ProgressLines, duration
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.loader_choice import choose_loader
+from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
 
-VIEWS_SHOWN = 3
+VIEWS_DRAWN = 3
 """Images of views.png: the first of the first epoch."""
 
 
-def train(config: TrainConfig) -> int:
-    """Train as `config` says, telling of it on stderr; returns `errors.SUCCESS`.
+def defaults(arguments: Sequence[str]) -> TrainConfig:
+    """The configuration of `--recipe` and `--method`, which the other options change.
 
-    That is when the run reached its last step, and when a signal asked it to end (`StopSignal`) and
-    it left a checkpoint from which the same command goes on. Writes into `config.run_dir`:
-    config.json, metrics.jsonl, quarantine.json, loader.json (of --loader auto), checkpoints/,
-    tensorboard/, loss.png and views.png. Bad input raises what `errors.report_user_errors` names.
-    Started by torchrun, this is one rank of the run, and only rank 0 writes and tells.
+    Exits with code 2 for an unknown recipe or method.
+    """
+    recipe = _choice(arguments, "--recipe", "paper", RECIPES)
+    method = _choice(arguments, "--method", "maskco", METHODS)
+    return RECIPES[recipe](method)
+
+
+def _choice(arguments: Sequence[str], option: str, default: str, choices: Collection[str]) -> str:
+    """The value of `option`, the last one if it is repeated; exits with code 2 if it is unknown."""
+    value = default
+    for at, argument in enumerate(arguments):
+        if argument == option and at + 1 < len(arguments):
+            value = arguments[at + 1]
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    if value not in choices:
+        print(
+            f"maskco-fast: unknown {option[2:]} {value!r}. Choose one of {', '.join(choices)}.",
+            file=sys.stderr,
+        )
+        raise SystemExit(WRONG_OPTIONS)
+    return value
+
+
+def train(config: TrainConfig) -> int:
+    """Train a run and log it on stderr; returns the exit code.
+
+    Success means that the run reached its last step, or that a signal ended it (`StopSignal`) after
+    it wrote a checkpoint from which the same command resumes.
+
+    Writes into `config.run_dir`: config.json, metrics.jsonl, quarantine.json, loader.json (with
+    `--loader auto`), checkpoints/, tensorboard/, loss.png and views.png. Under torchrun this
+    function runs once a rank, and rank 0 alone writes and logs.
     """
     began = time.monotonic()
     device = choose_device(config.device, local_rank())
@@ -57,65 +87,71 @@ def train(config: TrainConfig) -> int:
         trainer = Trainer(config, method, loader, world)
         if world.is_rank_zero:
             _write_config(config)
-            _tell_the_run(trainer, loader)
+            _log_start(trainer, loader)
         stopped_by = trainer.fit()
         if world.is_rank_zero:
             _draw(trainer, loader, views=stopped_by is None)
-            _tell_the_end(trainer, stopped_by, time.monotonic() - began)
+            _log_end(trainer, stopped_by, time.monotonic() - began)
     return SUCCESS
 
 
-def _tell_the_run(trainer: Trainer, loader: Loader) -> None:
-    config, processes = trainer.config, trainer.world.size
+def _log_start(trainer: Trainer, loader: Loader) -> None:
+    """Print a line with the run's settings and the size of its data set."""
+    config = trainer.config
+    processes = trainer.world.size
+    in_processes = f" in {processes} processes" if processes > 1 else ""
     say(
-        f"{config.recipe}: {config.method} with {config.model.trunk} at {config.model.view_size} pixels, "
-        f"{config.batch_size} images a step{f' in {processes} processes' if processes > 1 else ''}, "
+        f"{config.recipe}: {config.method} with {config.model.trunk} "
+        f"at {config.model.view_size} pixels, {config.batch_size} images a step{in_processes}, "
         f"{trainer.precision} on {trainer.device}; {len(loader.dataset)} samples, "
         f"{len(loader)} steps an epoch, {len(loader.quarantine)} quarantined; into {config.run_dir}"
     )
 
 
 def _draw(trainer: Trainer, loader: Loader, *, views: bool) -> None:
-    """loss.png and, where shards may still be read, views.png."""
-    config, method = trainer.config, trainer.method
+    """Write loss.png, and views.png if `views`; that one reads shards."""
+    config = trainer.config
+    method = trainer.method
     metrics = config.run_dir / "metrics.jsonl"
-    if metrics.stat().st_size:  # a run that is stopped before its first step has nothing to draw
-        chance = method.chance_loss(config.batch_size)
-        loss_picture(
-            metrics,
-            config.run_dir / "loss.png",
-            chance=chance,
-            title=f"{config.method}, {config.recipe}",
+    if not metrics.stat().st_size:
+        return  # the run was stopped before its first step
+    loss_picture(
+        metrics,
+        config.run_dir / "loss.png",
+        chance=method.chance_loss(config.batch_size),
+        title=f"{config.method}, {config.recipe}",
+    )
+    if views:
+        draw_views(
+            loader.dataset,
+            method.views,
+            config.run_dir / "views.png",
+            count=VIEWS_DRAWN,
+            seed=config.seed,
         )
-        if views:
-            draw_views(
-                loader.dataset,
-                method.views,
-                config.run_dir / "views.png",
-                count=VIEWS_SHOWN,
-                seed=config.seed,
-            )
 
 
-def _tell_the_end(trainer: Trainer, stopped_by: str | None, took: float) -> None:
-    config, bad = trainer.config, trainer.bad_samples.by_reason()
+def _log_end(trainer: Trainer, stopped_by: str | None, seconds: float) -> None:
+    """Print the quarantined samples by reason, and why the run ended."""
+    config = trainer.config
+    bad = trainer.bad_samples.by_reason()
     if bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
-        say(f"quarantined: {reasons}; each is named in {config.run_dir / 'quarantine.json'}")
-    minutes, seconds = divmod(round(took), 60)
+        say(f"quarantined: {reasons}; listed in {config.run_dir / 'quarantine.json'}")
     if stopped_by is not None:
         say(
-            f"{stopped_by}: saved at step {trainer.step} of {config.max_steps}; the same command goes on from there"
+            f"{stopped_by}: saved at step {trainer.step} of {config.max_steps}; "
+            "the same command resumes the run"
         )
     else:
-        say(f"done: {trainer.step} steps; {minutes} min {seconds} s; {trainer.checkpoint_folder}")
+        say(f"done: {trainer.step} steps in {duration(seconds)}; {trainer.checkpoint_folder}")
 
 
 def _dataset(config: TrainConfig) -> Dataset:
-    """The shards, indexed; of the demo set where none are named."""
+    """The run's shards, indexed; the demo set's without `--shards`."""
     shards: list[str] = list(config.shards)
     if not shards:
-        say("no --shards: the built-in demo set (drawn on first use)")
+        say("no --shards: using the built-in demo set, which is drawn on first use")
         shards = [str(path) for path in demo_shards(progress=ProgressLines())]
     return open_dataset(
         shards, threads=config.loader_threads, progress=ProgressLines(), remote=config.remote
@@ -123,12 +159,11 @@ def _dataset(config: TrainConfig) -> Dataset:
 
 
 def _backend(config: TrainConfig, world: World, make: Callable[[str], Loader]) -> str:
-    """The loader named, or rank 0's choice for all ranks; a stream, which passes but once, is not
-    measured."""
+    """The name of the run's loader: `--loader`, or with `auto` rank 0's choice for all ranks."""
     if config.loader != "auto":
         return config.loader
     if config.remote.mode == "stream":
-        return "native"
+        return "native"  # a stream can be read only once, so there is nothing to measure on
     return world.broadcast(choose_loader(config.run_dir, make) if world.is_rank_zero else "")
 
 
@@ -158,13 +193,15 @@ def _loader(
 
 
 def _check_length(loader: Loader) -> None:
+    """Raise InvalidInput unless an epoch has at least one step."""
     if len(loader) == 0:
         raise InvalidInput(
-            f"{len(loader.dataset)} usable samples do not fill a batch of {loader.batch_size} on every process: "
-            "lower --batch-size, or give more shards"
+            f"The shards must hold a batch of {loader.batch_size} usable samples for every "
+            f"process, got {len(loader.dataset)} samples in all. "
+            "Lower --batch-size, or give more shards."
         )
 
 
 def _write_config(config: TrainConfig) -> None:
-    """config.json: every field of the newest start of this run."""
+    """Write config.json: every field, as of the newest start of this run."""
     write_json(config.run_dir / "config.json", dataclasses.asdict(config))

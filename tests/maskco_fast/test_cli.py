@@ -1,25 +1,47 @@
-"""The command line as a person meets it: help, exit codes, one-line errors, reports and pictures."""
+"""The command line: help, exit codes, one-line errors, reports and pictures."""
 
 import json
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import maskco_fast
 from maskco_fast.cli import COMMANDS, main
+from maskco_fast.errors import report_user_errors
+from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
+from maskco_fast.training.config import TrainConfig
 from tests.support.images import encode, picture, write_tar
 
 
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"\n  {name} " in shown for name in COMMANDS)
+    assert all(f"\n  {command.name} " in shown for command in COMMANDS)
+    assert all(len(line) <= 100 for line in shown.splitlines())
     assert main([]) == 2
 
 
-@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"maskco-fast {maskco_fast.__version__}\n"
+
+
+def test_help_and_version_do_not_import_torch():
+    code = """
+import sys
+from maskco_fast.cli import main
+assert main(["--help"]) == main(["--version"]) == 0
+assert not {"torch", "numpy", "numba", "tyro"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
@@ -27,16 +49,67 @@ def test_every_command_has_help(command, capsys):
     assert "--" in capsys.readouterr().out
 
 
-def test_words_that_do_not_fit_are_refused(capsys):
+def test_unknown_words_are_refused_with_the_choices(capsys):
     assert main(["trian"]) == 2
-    assert "no command 'trian'" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as end:
-        main(["train", "--recipe", "huge"])
-    assert end.value.code == 2
-    assert "paper" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "unknown command 'trian'. Choose one of train, index," in told
+    for option, choices in (
+        ("recipe", "paper, cpu_small, demo"),
+        ("method", "maskco, moco_v2, simclr, npid"),
+    ):
+        for arguments in ([f"--{option}", "huge"], [f"--{option}=huge"]):
+            with pytest.raises(SystemExit) as end:
+                main(["train", *arguments])
+            assert end.value.code == 2
+            told = capsys.readouterr().err
+            assert f"unknown {option} 'huge'. Choose one of {choices}" in told
     with pytest.raises(SystemExit) as end:
         main(["index", "--shard", "x"])
     assert end.value.code == 2
+
+
+def error_of(command, capsys):
+    """What `report_user_errors` prints for a command that fails; checks that it is one line."""
+
+    def run():
+        command()
+        return 0
+
+    assert report_user_errors(run) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_invalid_input_of_each_layer_is_a_line(make_shards, capsys):
+    shards = make_shards(1, 4)
+    assert "size" in error_of(lambda: ViewConfig(size=0), capsys)  # kernels
+    assert "warp" in error_of(  # loaders
+        lambda: make_loader(shards, 4, views=ViewConfig.maskco(), backend="warp"), capsys
+    )
+    assert "nowhere.tar" in error_of(lambda: open_dataset("nowhere.tar"), capsys)
+    assert "max_steps" in error_of(lambda: TrainConfig(max_steps=0), capsys)  # maskco_fast
+
+
+def test_an_os_error_is_a_line_and_a_foreign_error_keeps_its_traceback(tmp_path, capsys):
+    assert "absent" in error_of(lambda: (tmp_path / "absent").read_text(), capsys)
+    for error in (ValueError("of another library"), RuntimeError("a defect"), KeyError("key")):
+        with pytest.raises(type(error)):
+            error_of(lambda error=error: (_ for _ in ()).throw(error), capsys)
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_are_lines_and_a_rank_names_itself(monkeypatch, capsys):
+    def command():
+        warnings.warn("the disk is slow", RuntimeWarning, stacklevel=1)
+        raise InvalidInput("`size` must be positive, got 0.")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert report_user_errors(command) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "maskco-fast: warning: the disk is slow",
+        "maskco-fast: rank 1: error: `size` must be positive, got 0.",
+    ]
 
 
 def test_missing_shards_are_a_line_and_exit_1(capsys):
@@ -100,4 +173,4 @@ def test_the_module_runs():
         check=False,
     )
     assert ended.returncode == 2
-    assert "no command 'nonsense'" in ended.stderr
+    assert "unknown command 'nonsense'" in ended.stderr

@@ -14,7 +14,7 @@ from maskco_fast.bench.harness import BenchConfig, Result, _Runner, bench
 from maskco_fast.bench.rows import ROWS, Ours, Setting, _parity
 from maskco_fast.bench.stages import stages
 from maskco_fast.loaders import ViewConfig, make_loader
-from maskco_fast.pictures.pictures import bench_picture
+from maskco_fast.pictures.bars import bench_picture
 
 
 def setting(shards, **changes):

@@ -1,6 +1,6 @@
-"""The doctor: each probe's outcomes, what follows for loaders and devices, and that asking leaves
-no trace."""
+"""The doctor: outcomes of probes, usable loaders and devices, no side effects on the caller."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from maskco_fast.commands import doctor
-from maskco_fast.commands.doctor import PROBES, Check, Report, probe
+from maskco_fast.commands.doctor import PROBES, Check, DoctorConfig, Report, probe
 from maskco_fast.loaders import LOADERS
 
 
@@ -72,6 +72,9 @@ def test_versions_are_those_installed(report):
     found = {one.name: one for one in report.packages}
     assert found["numpy"].facts["version"] == numpy.__version__
     assert found["numba"].facts["layers"]
+    for name, distribution in (("numba", "numba"), ("pillow", "pillow"), ("ffcv", "ffcv")):
+        if found[name].state == "ok":
+            assert found[name].facts["version"] == importlib.metadata.version(distribution)
 
 
 def test_probe_ok():
@@ -158,9 +161,9 @@ def test_exit_code(monkeypatch, capsys, states, code):
     loaders = [check(f"loader{i}", state) for i, state in enumerate(states)]
     fake = Report(machine={"python": "3"}, packages=[], loaders=loaders, devices=[check("cpu")])
     monkeypatch.setattr(doctor, "report", lambda: fake)
-    assert doctor.doctor() == code
+    assert doctor.doctor(DoctorConfig()) == code
     assert "Training can" in capsys.readouterr().out
-    assert doctor.doctor(as_json=True) == code
+    assert doctor.doctor(DoctorConfig(json=True)) == code
     assert json.loads(capsys.readouterr().out)["usable"] is (code == 0)
 
 

@@ -1,5 +1,4 @@
-"""The pictures: what they show is where the plan says it is, what they cannot show they refuse, no
-global state."""
+"""The pictures: they show what the plan holds, refuse bad input and leave pyplot alone."""
 
 import json
 import math
@@ -12,16 +11,14 @@ from PIL import Image, ImageColor
 
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.pictures.pictures import (
+from maskco_fast.pictures.loss import loss_picture, read_metrics, running_mean
+from maskco_fast.pictures.views import (
     MASK_LEVELS,
     POSITIVE_COLOUR,
     VIEW_COLOURS,
     PlannedImage,
     box_in_image,
-    loss_picture,
     masked,
-    read_metrics,
-    running_mean,
     view_facts,
     views_picture,
 )
@@ -30,8 +27,7 @@ BLACK = 0
 
 
 def planned(config, height=90, width=140, seed=0, sample=1):
-    """A black image and black views with the plan of one sample, so that only what is drawn has
-    colour."""
+    """The plan of one sample with a black image and black views, so only outlines have colour."""
     row = plan(config, seed, 0, np.array([sample]), np.array([height]), np.array([width]))
     views = tuple(np.full((config.size, config.size, 3), BLACK, np.uint8) for _ in config.views)
     original = np.full((height, width, 3), BLACK, np.uint8)
@@ -41,7 +37,7 @@ def planned(config, height=90, width=140, seed=0, sample=1):
 
 
 def near(picture, colour, tolerance=12):
-    """How many pixels of `picture` (H, W, 3) have `colour`, a name or levels."""
+    """The number of pixels of `picture` (H, W, 3) that have `colour`, a name or levels."""
     levels = ImageColor.getrgb(colour) if isinstance(colour, str) else colour
     return int((np.abs(picture.astype(int) - levels).max(axis=2) <= tolerance).sum())
 
@@ -76,16 +72,16 @@ def test_refusals_name_the_image(tmp_path):
     config = ViewConfig.maskco(64)
     image = planned(config)
     out = tmp_path / "views.png"
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="got no images"):
         views_picture([], config, out)
-    with pytest.raises(ValueError, match="000: the views are"):
+    with pytest.raises(ValueError, match="000: the views must be"):
         views_picture([image], ViewConfig.maskco(96), out)
     with pytest.raises(ValueError, match="000: the plan"):
         views_picture([image], ViewConfig(size=64, box_side=(8, 32)), out)
     gray = PlannedImage(
         name="gray", original=image.original[..., 0], plan=image.plan, views=image.views
     )
-    with pytest.raises(ValueError, match=r"gray: the original is \(90, 140\)"):
+    with pytest.raises(ValueError, match=r"gray: the original must be .*got \(90, 140\)"):
         views_picture([gray], config, out)
     assert not out.exists()
 
@@ -105,7 +101,7 @@ def test_masked_is_floor_to_ceil():
 
 @pytest.mark.parametrize("sample", range(12))
 def test_box_in_image_agrees_with_the_masked_box(sample):
-    """The positive taken from the key to the image, and on to the query, is the plan's masked box."""
+    """The positive box, mapped from the key to the image and on to the query, is the masked box."""
     config = ViewConfig.maskco()
     record = planned(config, 333, 500, sample=sample).plan
     x1, y1, x2, y2 = box_in_image(record, config.size)
@@ -121,14 +117,11 @@ def test_view_facts_say_what_was_drawn():
     record = np.zeros((), ViewConfig.npid().plan_dtype)["views"].copy()[0]
     record["crop"] = (0, 0, 50, 40)
     assert view_facts(record, 100, 80) == "area 25%"
-    record["flip"], record["jitter"], record["gray"], record["blur_sigma"], record["solarize"] = (
-        1,
-        1,
-        1,
-        1.25,
-        1,
-    )
-    record["order"], record["factors"] = (3, 0, 2, 1), (0.6, 1.4, 1, -0.05)
+    for name in ("flip", "jitter", "gray", "solarize"):
+        record[name] = 1
+    record["blur_sigma"] = 1.25
+    record["order"] = (3, 0, 2, 1)
+    record["factors"] = (0.6, 1.4, 1, -0.05)
     assert (
         view_facts(record, 100, 80)
         == "area 25%, flip, hbsc 0.60 1.40 1.00 -0.05, gray, blur 1.2, solarised"
@@ -188,5 +181,9 @@ def test_running_mean_against_a_loop(window):
 
 
 def test_pyplot_stays_out():
-    code = "import sys, maskco_fast.pictures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = """
+import sys
+import maskco_fast.pictures.bars, maskco_fast.pictures.loss, maskco_fast.pictures.views
+sys.exit("matplotlib.pyplot" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

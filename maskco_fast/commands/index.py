@@ -1,0 +1,112 @@
+"""The `index` command: count the samples of shards and list the unusable ones with reasons."""
+
+import collections
+import json
+import pathlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskco_fast.errors import SUCCESS
+from maskco_fast.kernels import headers
+from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig, open_dataset
+from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
+from maskco_fast.progress import ProgressLines
+
+MAX_PRINTED = 20
+"""Quarantined samples that the text report lists; `--report` and `--json` list all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Index shards: count the usable samples and list the quarantined ones with reasons."""
+
+    shards: tuple[str, ...]
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
+    folders of images."""
+    threads: int | None = None
+    """Shards read at a time. None: one for each CPU available to this process."""
+    index_folder: pathlib.Path | None = None
+    """Folder of the indexes. None: the user's cache folder."""
+    batch_size: int = 256
+    """Batch size for which the mixing of shards is reported."""
+    report: pathlib.Path | None = None
+    """Write every quarantined sample to this file, in the format of a run's quarantine.json."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+
+
+def index(config: IndexConfig) -> int:
+    """Index the shards and print the report; returns the exit code.
+
+    Raises InvalidInput for a stream, which has no index, and whatever `open_dataset` raises.
+    """
+    began = time.monotonic()
+    if config.remote.mode == "stream":
+        raise InvalidInput(
+            "`--remote.mode` must not be stream: a stream has no index. Omit the option."
+        )
+    dataset = open_dataset(
+        config.shards,
+        index_folder=config.index_folder,
+        threads=config.threads,
+        progress=ProgressLines(),
+        remote=config.remote,
+    )
+    seconds = time.monotonic() - began
+    quarantine = Quarantine(dataset.bad)
+    if config.report is not None:
+        quarantine.write(config.report)
+    formats = collections.Counter(
+        headers.FORMAT_NAMES[kind] for kind in dataset.samples["format"].tolist()
+    )
+    short_sides = np.minimum(dataset.samples["height"], dataset.samples["width"])
+    facts = {
+        "shards": len(dataset.shards),
+        "samples": len(dataset),
+        "bytes": int(dataset.samples["size"].sum()),
+        "formats": dict(formats.most_common()),
+        "labelled": int((dataset.samples["target"] >= 0).sum()),
+        "short_side_p5_p50_p95": np.percentile(short_sides, [5, 50, 95]).astype(int).tolist(),
+        "mixing": _mixing(dataset, config.batch_size),
+        "seconds": round(seconds, 3),
+        "quarantine": quarantine.report(),
+    }
+    print(json.dumps(facts, indent=1) if config.json else _as_text(facts))
+    return SUCCESS
+
+
+def _mixing(dataset: Dataset, batch_size: int) -> float | None:
+    """`order.mixing` of the first epoch, rounded; None if the samples do not fill a batch."""
+    if len(dataset) < batch_size:
+        return None
+    positions = order(dataset.shard_sizes, seed=0, epoch=0)
+    return round(mixing(positions, dataset.shard_sizes, batch_size), 3)
+
+
+def _as_text(facts: dict[str, Any]) -> str:
+    """The report as text, at most `MAX_PRINTED` quarantined samples."""
+    formats = ", ".join(f"{count} {name}" for name, count in facts["formats"].items())
+    small, median, large = facts["short_side_p5_p50_p95"]
+    lines = [
+        f"{facts['samples']} usable samples in {facts['shards']} shards, "
+        f"{facts['bytes'] / 1e9:.2f} GB ({formats}); {facts['labelled']} labelled",
+        f"short side, pixels: {small} / {median} / {large} (5 % / median / 95 %)",
+    ]
+    if facts["mixing"] is not None:
+        lines.append(
+            f"mixing: a batch holds samples of {facts['mixing']:.0%} of the shards that a uniform "
+            f"shuffle would put in it ({SHARDS_PER_BLOCK} shards are shuffled together)"
+        )
+    bad = facts["quarantine"]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in bad["by_reason"].items())
+    lines.append(f"{bad['quarantined']} quarantined" + (f": {reasons}" if reasons else ""))
+    for entry in bad["samples"][:MAX_PRINTED]:
+        lines.append(f"  {entry['shard']}  {entry['key'] or '(the shard)'}: {entry['reason']}")
+    if bad["quarantined"] > MAX_PRINTED:
+        lines.append(f"  and {bad['quarantined'] - MAX_PRINTED} more; --report FILE lists them all")
+    return "\n".join(lines)
