@@ -250,13 +250,14 @@ def test_the_estimate_is_near_the_file(make_shards, write):
     assert shrunk.seconds > 0
 
 
-def test_the_command(make_shards, tmp_path, capsys):
+def test_the_command(make_shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("maskco_fast.progress.LOG_SECONDS", 0.0)
     out = tmp_path / "out" / "set.beton"
     assert beton(BetonConfig(shards=tuple(make_shards(2, 8, bad=(1,))), out=out, threads=2)) == 0
     told = capsys.readouterr()
     assert "16 samples from 2 shards" in told.out
     assert "MB" in told.out
-    assert "checked 16/16" in told.err
+    assert "16/16 checked" in told.err
     assert (
         len(BetonDataset([str(out)])) == 16
     )  # the damaged one keeps its bytes too: loaders replace it alike

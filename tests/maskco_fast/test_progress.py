@@ -1,0 +1,41 @@
+"""Progress lines: at most one an interval, with the time left."""
+
+import pytest
+
+from maskco_fast import progress
+from maskco_fast.progress import ProgressLines, duration
+
+
+@pytest.mark.parametrize(("interval", "lines"), [(0.5, 20), (10.0, 2)])
+def test_one_line_an_interval_with_the_time_left(monkeypatch, capsys, interval, lines):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress, "LOG_SECONDS", interval)
+    report = ProgressLines()
+    for done in range(1, 22):
+        report(f"shards indexed, {10 * done} samples", done, 100)
+        clock[0] += 1.0
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == lines
+    assert told[-1] == "maskco-fast: 21/100 shards indexed, 210 samples, 1:15 min left"
+
+
+def test_the_rate_is_that_of_the_stage_and_the_last_line_has_no_time_left(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    report = ProgressLines()
+    for what, second in (("indexed", 1.0), ("written", 3.0)):
+        for done in range(1, 11):
+            clock[0] += second
+            report(what, done, 10)
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "maskco-fast: 4/10 written, 0:14 min left",
+        "maskco-fast: 8/10 written, 0:05 min left",
+    ]
+
+
+def test_duration():
+    assert duration(0.4) == "0:00 min"
+    assert duration(59.6) == "1:00 min"
+    assert duration(3599) == "59:59 min"
+    assert duration(11110) == "3:05:10 h"
