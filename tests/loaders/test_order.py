@@ -93,3 +93,18 @@ def test_bad_arguments_are_refused():
         order([3], seed=0, epoch=0, block=0)
     with pytest.raises(ValueError, match="holds no batch"):
         mixing(np.arange(3), [3], 4)
+
+
+def test_shards_and_samples_are_shuffled_differently_in_each_epoch_and_seed():
+    """With one shard a block, the order of the shards shows."""
+    sizes = [10] * 12
+    shard_orders, sample_orders = set(), set()
+    for seed, epoch in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]:
+        positions = order(sizes, seed=seed, epoch=epoch, block=1)
+        shards = positions.reshape(12, 10) // 10
+        assert (shards == shards[:, :1]).all()  # a shard is finished before the next one
+        shard_orders.add(tuple(shards[:, 0]))
+        sample_orders.add(tuple(positions[shards.flatten() == 3] % 10))
+    assert tuple(range(12)) not in shard_orders
+    assert tuple(range(10)) not in sample_orders
+    assert len(shard_orders) == len(sample_orders) == 5

@@ -95,6 +95,15 @@ def test_counts_of_the_paper_by_the_loss_of_equal_features():
         assert loss.item() == pytest.approx(math.log(candidates), rel=1e-6)
 
 
+@pytest.mark.parametrize("negatives", ["inter", "intra", "both"])
+def test_a_positive_that_ties_with_a_negative_is_not_a_hit(negatives):
+    """Unit vectors along an axis: every similarity is exactly 1."""
+    query, keys = torch.zeros(4, 8), torch.zeros(4, 3, 8)
+    query[..., 0] = keys[..., 0] = 1.0
+    _, accuracy = region_info_nce(query, keys, group_size=4, temperature=0.2, negatives=negatives)
+    assert accuracy.item() == 0.0
+
+
 def test_computes_in_float32_under_autocast():
     generator = torch.Generator().manual_seed(2)
     query, keys = (
