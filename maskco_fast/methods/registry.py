@@ -1,6 +1,6 @@
 """The registry of methods: by name, each method's config class and method class.
 
-A new method adds its module, an entry of `METHODS` and a field of `MethodConfigs`.
+A new method adds its module, an entry of `METHODS` and a field of `MethodFields`.
 """
 
 from collections.abc import Mapping
@@ -36,16 +36,6 @@ METHODS: Mapping[str, MethodEntry] = {
 """By the name that `--method` takes."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MethodConfigs:
-    """The fields of `TrainConfig` that configure the methods, one per entry of `METHODS`."""
-
-    maskco: MaskCoConfig = field(default_factory=MaskCoConfig)
-    moco_v2: MoCoV2Config = field(default_factory=MoCoV2Config)
-    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
-    npid: NPIDConfig = field(default_factory=NPIDConfig)
-
-
 def find_method(name: str) -> MethodEntry:
     """Return the entry of method `name`; InvalidInput where `METHODS` has none."""
     if name not in METHODS:
@@ -53,13 +43,41 @@ def find_method(name: str) -> MethodEntry:
     return METHODS[name]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MethodFields:
+    """The fields of `TrainConfig` that choose and configure the method.
+
+    There is one config per entry of `METHODS`, by the same name; only the chosen method's is used.
+    """
+
+    method: str = "maskco"
+    """Pre-training method: maskco, moco_v2, simclr or npid. It also selects the recipe's
+    defaults."""
+    maskco: MaskCoConfig = field(default_factory=MaskCoConfig)
+    moco_v2: MoCoV2Config = field(default_factory=MoCoV2Config)
+    simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
+    npid: NPIDConfig = field(default_factory=NPIDConfig)
+
+    def __post_init__(self) -> None:
+        find_method(self.method)
+
+    @property
+    def method_config(self) -> Any:
+        """The config of the chosen method, such as `MaskCoConfig`."""
+        return getattr(self, self.method)
+
+
 def make_method(name: str, config: Any, model: ModelConfig, *, seed: int) -> Method:
     """Make the method in train mode, with weights drawn from `seed`.
 
     `config`: the method's own config, such as `MaskCoConfig`. torch's global generator is left
-    unchanged. InvalidInput for a name that is not in `METHODS`.
+    unchanged. InvalidInput for a name that is not in `METHODS` and for another method's config.
     """
     entry = find_method(name)
+    if not isinstance(config, entry.config):
+        raise InvalidInput(
+            f"`config` must be a {entry.config.__name__} for {name}, got {type(config).__name__}."
+        )
     # torch's layers draw weights from the global generator before `initialise` replaces them.
     with torch.random.fork_rng(devices=[]):
         return entry.method(config, model, seed=seed).train()

@@ -7,11 +7,11 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import RemoteConfig
-from maskco_fast.methods.registry import MethodConfigs, find_method
+from maskco_fast.methods.registry import MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
 from maskco_fast.training.optimizer import OptimizerConfig
 
@@ -20,7 +20,7 @@ MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MethodConfigs):
+class TrainConfig(MethodFields):
     """One training run."""
 
     # May change: the loader's own state compares the shards' content, not how they are spelled.
@@ -76,14 +76,12 @@ class TrainConfig(MethodConfigs):
     cuda_graphs: bool = field(default=False, metadata=MAY_CHANGE)
     """Use torch.compile with CUDA graphs for the forward and backward pass. CUDA only; not yet run
     on a GPU."""
-    method: str = "maskco"
-    """Pre-training method: maskco, moco_v2, simclr or npid. It also selects the recipe's
-    defaults."""
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in (
             "max_steps",
             "batch_size",
@@ -113,11 +111,6 @@ class TrainConfig(MethodConfigs):
                 f"`accumulate` must be 1 for {self.method}, got {self.accumulate}: its loss "
                 "compares all images of a step. Lower --batch-size to save memory."
             )
-
-    @property
-    def method_config(self) -> Any:
-        """The config of the chosen method, such as `MaskCoConfig`."""
-        return getattr(self, self.method)
 
     def images_per_process(self, processes: int) -> int:
         """Return the images of a step for each of `processes`.

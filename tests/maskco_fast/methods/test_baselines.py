@@ -1,5 +1,4 @@
-"""MoCo v2, SimCLR and NPID as methods: their steps by hand, exact resume, and two processes equal
-to one."""
+"""MoCo v2, SimCLR and NPID as methods: steps by hand, exact resume, two processes equal to one."""
 
 import datetime
 import math
@@ -18,7 +17,7 @@ from maskco_fast.methods.counter_random import random_integers, random_permutati
 from maskco_fast.methods.instance_contrast import noise_contrastive, nt_xent, queue_info_nce
 from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.npid import NPIDConfig, mean_exponential
-from maskco_fast.methods.registry import METHODS, make_method
+from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
@@ -36,7 +35,7 @@ BASELINES = ["moco_v2", "simclr", "npid"]
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The same sums on every machine, and no quarrel over cores with other tests."""
+    """The same sums on every machine, and the other cores left to other tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -66,7 +65,7 @@ def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Met
 
 
 def batches(count: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
-    """Of noise, `index` going round the 24 samples."""
+    """`count` batches of noise; `index` cycles through the 24 samples."""
     found = []
     for step, batch in zip(range(count), NoiseLoader(size=SIDE, batch=SAMPLES, dtype=dtype)):
         fields = {name: getattr(batch, name) for name in ("views", "sample_id", "target")}
@@ -113,7 +112,7 @@ def test_mocos_steps_by_hand():
 
 
 def test_mocos_groups_change_from_step_to_step_and_leave_the_own_order():
-    """Shuffle-BN: the statistics that a key is normalised by are not those of its query's group."""
+    """Shuffle-BN: a key is normalised by other statistics than its query's group has."""
     method = small_method(small_config("moco_v2"))
     batch = batches(1)[0]
     plain = normalize(method.key(batch.key))
@@ -182,9 +181,10 @@ def test_npids_steps_by_hand():
 
 
 def test_npid_without_a_bank_says_what_to_call():
+    config = small_config("npid")
+    method = make_method("npid", config.npid, config.model, seed=0)
     with pytest.raises(ValueError, match="prepare"):
-        config = small_config("npid")
-        make_method("npid", config.npid, config.model, seed=0)(batches(1)[0])
+        method(batches(1)[0])
 
 
 def test_chance_is_what_equal_chances_give():
@@ -246,12 +246,11 @@ def share_of(batch: Batch, rank: int, size: int) -> Batch:
 def run_steps(
     method_name: str, rank: int, size: int
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses of three steps of this process's share, in float64, and the state after them."""
+    """The losses of three steps on this process's share, in float64, and the state after them."""
     config = small_config(method_name)
     method = small_method(config, torch.float64)
-    forward = (
-        DistributedDataParallel(method, broadcast_buffers=False) if size > 1 else None
-    )  # as the trainer does
+    # As the trainer does.
+    forward = DistributedDataParallel(method, broadcast_buffers=False) if size > 1 else None
     optimizer = make_optimizer(method.parameters(), config.optimizer)
     found = [
         step(method, optimizer, share_of(batch, rank, size), forward)
@@ -261,7 +260,7 @@ def run_steps(
 
 
 def process(rank: int, folder: str, size: int) -> None:
-    """One of the processes: all methods, one after the other."""
+    """One of the processes: runs all methods in turn."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -297,9 +296,5 @@ def test_two_processes_equal_one_of_two_groups(two_processes, method):
             torch.testing.assert_close(first[name], value, rtol=1e-7, atol=1e-9, msg=name)
 
 
-def test_one_registry_names_every_method():
-    assert sorted(METHODS) == sorted(["maskco", *BASELINES])
-    for recipe in RECIPES.values():
-        for name in METHODS:
-            assert recipe(name).method == name
+def test_simclr_synchronises_batch_norm():
     assert isinstance(small_method(small_config("simclr")).query.trunk.bn1, SynchronizedBatchNorm)

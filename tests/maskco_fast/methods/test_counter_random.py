@@ -1,5 +1,4 @@
-"""Counter-based numbers: splitmix64 to the bit, permutations, uniformity, and that every argument
-matters."""
+"""Counter-based numbers: splitmix64 to the bit, uniformity, independence, permutations."""
 
 import numpy as np
 import torch

@@ -1,5 +1,4 @@
-"""The baselines' objectives against loops written from the published formulas, one number at a
-time."""
+"""The baselines' losses against loops written from the published formulas."""
 
 import math
 
@@ -78,8 +77,7 @@ def test_simclr_of_parts_is_the_mean_of_the_whole():
 
 
 def npid_loops(feature, own, noise, samples, temperature, partition) -> float:
-    """Equations 4 to 7 of NPID: P(i|v), h(i, v), and the negative log-likelihood of the two
-    classes."""
+    """NPID's equations 4 to 7: P(i|v), h(i, v), and the two classes' negative log-likelihood."""
     count, negatives = noise.shape[:2]
     noise_share = negatives / samples
 

@@ -1,5 +1,4 @@
-"""The contrast against triple loops written from the paper's Algorithm 1, and what must never reach
-it."""
+"""Region contrast against loops written from Algorithm 1, and the boxes that must not take part."""
 
 import math
 
@@ -50,8 +49,7 @@ def test_equals_triple_loops(negatives, count, group_size):
 
 
 def depends_on(negatives: str) -> torch.Tensor:
-    """(N, N, K) bool: whether image n's query gradient is moved by box k of image m, groups of 3 of
-    6 images."""
+    """(N, N, K) bool: whether box k of image m moves query n's gradient; N = 6, groups of 3."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(6, 4, generator=generator, requires_grad=True)
     keys = torch.randn(6, 3, 4, generator=generator)
@@ -77,9 +75,8 @@ def test_only_the_right_boxes_take_part(negatives):
         for other in range(6):
             same_group = image // 3 == other // 3
             own = image == other
-            assert (
-                moved[image, other, 0] == own
-            )  # other images' positives are excluded (paper, A.2)
+            # Other images' positives are excluded (paper, A.2).
+            assert moved[image, other, 0] == own
             takes_part = (
                 own if negatives == "intra" else same_group and (negatives == "both" or not own)
             )
@@ -87,8 +84,7 @@ def test_only_the_right_boxes_take_part(negatives):
 
 
 def test_counts_of_the_paper_by_the_loss_of_equal_features():
-    """With all features alike the loss is the logarithm of the number of candidates: 497, 17 and
-    513."""
+    """With equal features the loss is the log of the number of candidates: 497, 17 and 513."""
     query, keys = torch.ones(64, 8), torch.ones(64, 17, 8)
     for negatives, candidates in (("inter", 497), ("intra", 17), ("both", 513)):
         loss, _ = region_info_nce(query, keys, group_size=32, temperature=0.2, negatives=negatives)

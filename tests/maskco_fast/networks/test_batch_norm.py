@@ -1,5 +1,4 @@
-"""BatchNorm per group: against separate BatchNorms, and the fused kernels against torch's operators
-one by one."""
+"""BatchNorm per group against separate BatchNorms; the fused kernels against torch's operators."""
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from maskco_fast.networks import batch_norm
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d, SynchronizedBatchNorm
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
-"""Of the largest value: sums in another order; one rounding to bfloat16."""
+"""Relative to the largest value: another order of sums in float32; one rounding to bfloat16."""
 
 
 def test_group_batch_norm_equals_separate_ones():
@@ -26,12 +25,12 @@ def test_group_batch_norm_equals_separate_ones():
     for _ in range(2):
         out = ours(x)
         expected = torch.cat([norm(part) for norm, part in zip(separate, y.split(4))])
-    assert torch.equal(out, expected)
+    torch.testing.assert_close(out, expected)
     assert out.is_contiguous(memory_format=torch.channels_last)
     weights = torch.randn(out.shape, generator=generator)
     (out * weights).sum().backward()
     (expected * weights).sum().backward()
-    assert torch.equal(x.grad, y.grad)
+    torch.testing.assert_close(x.grad, y.grad)
     torch.testing.assert_close(ours.weight.grad, sum(norm.weight.grad for norm in separate))
     torch.testing.assert_close(
         ours.running_mean, torch.stack([norm.running_mean for norm in separate]).mean(0)
@@ -48,9 +47,8 @@ def test_group_batch_norm_is_plain_for_one_group_and_in_eval_mode():
         ours, plain = GroupBatchNorm2d(3, group_size=group_size), nn.BatchNorm2d(3)
         assert torch.equal(ours(images), plain(images))
         assert torch.equal(ours.running_var, plain.running_var)
-    ours = GroupBatchNorm2d(
-        3, group_size=3
-    ).eval()  # 8 images in groups of 3 matter in training alone
+    # 8 images do not divide into groups of 3, which matters in training only.
+    ours = GroupBatchNorm2d(3, group_size=3).eval()
     assert torch.equal(ours(images), nn.BatchNorm2d(3).eval()(images))
     with pytest.raises(ValueError, match="groups of 3"):
         ours.train()(images)
@@ -69,14 +67,14 @@ def test_group_batch_norm_under_autocast_keeps_bfloat16_and_float32_statistics()
 
 @pytest.fixture(autouse=True)
 def _threads():
-    """Tests may set torch's number of threads."""
+    """Restore torch's number of threads, which tests may set."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
 
 
 def images_like(dtype: torch.dtype, *shape: int, seed: int, offset: float = 0.0) -> torch.Tensor:
-    """Channels-last, normally distributed about `offset`, unlike from image to image."""
+    """Channels-last, normally distributed about `offset`, with a scale that grows by image."""
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + offset
     values = values * torch.linspace(0.5, 2, shape[0])[:, None, None, None]
     return values.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -85,8 +83,7 @@ def images_like(dtype: torch.dtype, *shape: int, seed: int, offset: float = 0.0)
 def one_by_one(
     norm: GroupBatchNorm2d, x: torch.Tensor, residual: torch.Tensor | None, relu: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The slow, obvious reference, in the dtype of `norm`: output, and the running statistics that
-    a step leaves."""
+    """The slow reference in the dtype of `norm`: output, and running statistics after a step."""
     outputs, means, variances = [], [], []
     for group in x.split(min(norm.group_size, len(x))):
         mean, variance = norm.running_mean.clone(), norm.running_var.clone()
@@ -105,7 +102,7 @@ def one_by_one(
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
-    """Within `TOLERANCE` of the largest value wanted."""
+    """Assert a difference within `TOLERANCE` of the largest wanted value."""
     apart = (found.double() - wanted.double()).abs().max()
     assert apart <= TOLERANCE[dtype] * wanted.abs().max(), apart
 
@@ -159,8 +156,7 @@ def test_fused_values_gradients_and_statistics_are_torchs(
 
 
 def test_every_row_is_worked_on_whatever_the_number_of_threads(monkeypatch):
-    """Parts of odd lengths, of fewer rows than a strip, of none; and what they write is all that
-    there is."""
+    """Parts of odd lengths, of fewer rows than a strip and of none together write everything."""
     monkeypatch.setattr(batch_norm, "WORTH_A_THREAD", 1)
     x = images_like(torch.bfloat16, 3, 16, 7, 3, seed=1)
     gradient = images_like(torch.bfloat16, 3, 16, 7, 3, seed=2)
@@ -180,9 +176,8 @@ def test_a_mean_far_from_zero_does_not_drown_the_variance():
     x = images_like(torch.float32, 8, 16, 9, 9, seed=1) + 1000
     norm = GroupBatchNorm2d(16, group_size=8)
     wanted = one_by_one(GroupBatchNorm2d(16, group_size=8).double(), x.double(), None, False)[0]
-    assert (
-        norm(x) - wanted
-    ).abs().max() < 1e-3  # a float32 near 1000 is known to 6e-5, of a deviation near 1
+    # A float32 near 1000 has a precision of 6e-5; the deviation is near 1.
+    assert (norm(x) - wanted).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -225,7 +220,7 @@ def test_unusual_settings_are_left_to_torch(options):
 
 
 def fork_gradient(fork, stride: int) -> torch.Tensor:
-    """Of a tensor of which one half goes on whole, and one with a stride."""
+    """The gradient of a tensor that is used whole and with a stride."""
     x = images_like(torch.float32, 2, 16, 6, 4, seed=4).requires_grad_(True)
     on, residual = fork(x, stride)
     (on.square().sum() + (3 * residual).exp().sum()).backward()
@@ -245,4 +240,5 @@ def test_gradients_meet_again_where_a_blocks_input_forks(stride):
 def test_residual_and_relu_without_the_kernels(make, training):
     norm, x, residual = make().train(training), torch.randn(4, 6, 3, 3), torch.randn(4, 6, 3, 3)
     alone = make().train(training)
-    assert torch.equal(norm(x, residual, relu=True), functional.relu(alone(x) + residual))
+    wanted = functional.relu(alone(x) + residual)
+    torch.testing.assert_close(norm(x, residual, relu=True), wanted)

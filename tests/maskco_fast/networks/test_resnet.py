@@ -1,0 +1,85 @@
+"""The ResNet trunk and its fused blocks against torchvision's."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from maskco_fast.networks.batch_norm import GroupBatchNorm2d
+from maskco_fast.networks.resnet import FusedBasicBlock, FusedBottleneck, Trunk
+
+NORM = partial(GroupBatchNorm2d, group_size=4)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Equal in float32 but for the convolutions' order of summation, which differs by CPU."""
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Leave the other cores to tests that run at the same time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_trunk_has_torchvisions_names_stride_and_conv5_map():
+    trunk = Trunk("resnet18", NORM)
+    reference = torchvision.models.resnet18()
+    expected = {name for name in reference.state_dict() if not name.startswith("fc.")}
+    assert set(trunk.state_dict()) == expected
+    reference.load_state_dict(trunk.state_dict(), strict=False)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    features = {}
+    reference.layer4.register_forward_hook(
+        lambda module, inputs, output: features.update(map=output)
+    )
+    reference.eval()(images)
+    close(trunk.eval()(images), features["map"])
+    assert features["map"].shape == (2, 512, 2, 3)
+    with torch.device("meta"):
+        deep = Trunk("resnet50", NORM)
+    assert deep.layer2[0].conv1.stride == (1, 1)
+    assert deep.layer2[0].conv2.stride == (2, 2)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("fused", [FusedBasicBlock, FusedBottleneck])
+def test_fused_blocks_are_torchvisions(fused, stride):
+    """Values and gradients in training, with and without a convolution in the residual."""
+    plain = fused.__base__
+    channels = 32 * plain.expansion if stride == 1 else 48
+    downsample = None
+    if stride > 1:
+        convolution = nn.Conv2d(channels, 32 * plain.expansion, 1, stride, bias=False)
+        downsample = nn.Sequential(
+            convolution, GroupBatchNorm2d(32 * plain.expansion, group_size=4)
+        )
+    theirs = plain(channels, 32, stride, downsample, norm_layer=NORM)
+    ours = fused(
+        channels,
+        32,
+        stride,
+        copy.deepcopy(downsample),
+        norm_layer=NORM,
+    )
+    ours.load_state_dict(theirs.state_dict())
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(8, channels, 6, 10, generator=generator).contiguous(
+        memory_format=torch.channels_last
+    )
+    found = []
+    for block in (ours, theirs):
+        x = images.clone().requires_grad_(True)
+        out = block.to(memory_format=torch.channels_last)(x * 1)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append(
+            [out, x.grad, *(parameter.grad for parameter in block.parameters()), *block.buffers()]
+        )
+    for mine, wanted in zip(*found, strict=True):
+        close(mine, wanted)

@@ -1,0 +1,38 @@
+"""`TrainConfig`: which fields a resumed run may change, and old checkpoints' configs."""
+
+import dataclasses
+import json
+
+from maskco_fast.methods.maskco import MaskCoConfig
+from maskco_fast.training.config import MAY_CHANGE, TrainConfig, differences
+
+FIXED = {
+    "batch_size",
+    "decode",
+    "maskco",
+    "method",
+    "moco_v2",
+    "model",
+    "npid",
+    "optimizer",
+    "seed",
+    "simclr",
+}
+"""What decides on the numbers that a run computes, apart from their rounding."""
+
+
+def test_fields_that_a_resumed_run_may_change():
+    fields = dataclasses.fields(TrainConfig)
+    assert {field.name for field in fields if field.metadata != MAY_CHANGE} == FIXED
+
+
+def test_differences_are_of_fixed_fields_alone():
+    stored = dataclasses.asdict(TrainConfig())
+    changed = TrainConfig(max_steps=7, device="cpu", seed=4, maskco=MaskCoConfig(temperature=0.1))
+    assert differences(stored, changed) == ["maskco.temperature: 0.2 -> 0.1", "seed: 0 -> 4"]
+
+
+def test_a_config_that_went_through_json_has_no_differences():
+    config = TrainConfig(maskco=MaskCoConfig(box_side=(32.0, 64.0)))
+    stored = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    assert differences(stored, config) == []
