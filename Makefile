@@ -57,7 +57,7 @@ format: install-dev ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 gpu-check: install-dev ## on a machine with a GPU: values, timings against the floor, peers, and a report to attach
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/python -m benchmarks.gpu.check
 
 clean: ## remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

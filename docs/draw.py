@@ -18,7 +18,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from maskco_fast import ViewConfig, make_loader
 from maskco_fast.demo.shards import demo_shards
-from maskco_fast.pictures.pictures import read_metrics, running_mean
+from maskco_fast.pictures.loss import read_metrics, running_mean
 
 DATA, PLAN, PIXELS, NETWORK, LOSS = "#dfe8f1", "#fbe6c3", "#d5ecd8", "#e4dcf0", "#f6d5d5"
 """Fill colours: files and numbers, the plan, pixels, networks, the objective."""
