@@ -1,10 +1,12 @@
-"""A bounded folder of whole remote shards, shared by every process of a host that names it.
+"""`ShardCache`: a bounded folder of whole remote shards, shared by the processes of a host.
 
-A shard is `NAME.tar` once it is whole and `NAME.SIZE.part` while it is not; SIZE is what it will
-take, which everybody counts. Whoever writes or removes one of these holds an exclusive `flock` on
-that very file, and whoever reads one a shared lock: a shard in use is not removed, a shard is
-downloaded by one process at a time, and the locks of a process that is killed are gone with it.
-`room.lock` is held while it is decided what to remove.
+Files: a whole shard is `NAME.tar`, an incomplete one `NAME.SIZE.part`; SIZE is the shard's full
+size, which counts against the limit from the start.
+
+Locks: a process that writes or removes one of these files holds an exclusive `flock` on it, and a
+process that reads one a shared `flock`. So a shard in use is never removed, one process at a time
+downloads a shard, and the kernel drops the locks of a killed process. `room.lock` is held while
+shards are chosen for removal.
 """
 
 import contextlib
@@ -23,110 +25,154 @@ from ...kernels.compiler.cache import cache_folder
 from ..shards.names import redact_url
 from ..shards.reader import read_at
 from .config import RemoteConfig
-from .errors import ReadEnded, ShardChanged
-from .store import NEVER, RemoteShard, RemoteStore
+from .errors import ReadEnded, RemoteError, ShardChanged
+from .store import NEVER_STOP, RemoteShard, RemoteStore
 
 POLL = 0.05
-"""Seconds between two looks at what another process or thread is doing."""
+"""Interval at which a thread checks on other processes and threads, seconds."""
 ROOM_PATIENCE = 5.0
-"""Seconds for which a shard that is needed now waits for others to be let go, before the bound is
-exceeded for it."""
-ROUNDS = 3
-"""Downloads of a shard with other bytes than it had, until that is taken for the truth."""
+"""Seconds that a reader waits for shards in use to be released, before it exceeds the limit."""
+DIGEST_ATTEMPTS = 3
+"""Consecutive digest mismatches before a shard is reported as changed."""
 
 
 class Pin:
-    """A cached shard in use: it stays until the pin is released."""
+    """A cached shard in use, which the cache keeps until the pin is released.
+
+    Ownership: the creator holds one reference, and each successful `retain` adds one. `release`, or
+    the end of a `with` block, drops one; the last drop closes the file and its lock.
+    """
 
     def __init__(self, path: Path, file: io.FileIO) -> None:
+        """`file` is open for reading and holds a shared lock."""
         self.path = path
         self._file = file
+        self._references = 1
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Pin":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, from any thread."""
-        return read_at(self._file, str(self.path), offset, size)
+        """`size` bytes at `offset`, from any thread that holds a reference.
+
+        Raises RemoteError where another program has truncated the file.
+        """
+        try:
+            return read_at(self._file, str(self.path), offset, size)
+        except EOFError as error:
+            raise RemoteError(
+                f"{self.path} has become shorter while it was in use. Let no other program write "
+                "to the shard cache, then run the same command again, which downloads the shard"
+            ) from error
 
     def digest(self) -> str:
         """A hash of the shard's bytes, 32 hex digits."""
         return _digest(self._file)
 
+    def retain(self) -> bool:
+        """Add a reference; False where the pin is already released."""
+        with self._lock:
+            if self._references:
+                self._references += 1
+            return self._references > 0
+
     def release(self) -> None:
-        """Let the shard go, as the one used last. The file closes with the last reader's reference
-        to the pin."""
-        with contextlib.suppress(OSError):  # the clock of a shard is not worth a run
-            _touch(self._file)
+        """Drop a reference; the last one marks the shard as just used and unlocks it."""
+        with self._lock:
+            self._references -= 1
+            if self._references:
+                return
+        with contextlib.suppress(OSError):  # a failed time stamp only affects the order of removal
+            _mark_used(self._file)
+        self._file.close()
 
 
 class ShardCache:
-    """Downloads shards into the folder and hands out pins on them. Any thread's; `store` does the
-    reading."""
+    """Downloads shards into the folder through `store` and returns pins, from any thread."""
 
     def __init__(self, config: RemoteConfig, store: RemoteStore | None = None) -> None:
         self.config = config
         self.store = store or RemoteStore(config)
         self.folder = Path(config.cache_folder) if config.cache_folder else cache_folder("shards")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.bound = int(config.cache_gb * 1e9)
-        self._told = False
+        self.limit = int(config.cache_gb * 1e9)
+        """Bytes."""
+        self._admission = threading.Lock()
+        self._warned = False
 
-    def acquire(self, shard: RemoteShard, stop: threading.Event = NEVER) -> Pin:
-        """A pin on the shard, downloaded where it is not there.
+    def acquire(self, shard: RemoteShard, stop: threading.Event = NEVER_STOP) -> Pin:
+        """A pin on the shard, after downloading it where the cache lacks it.
 
-        Room is made by removing shards that nobody uses, the one used longest ago first. Where
-        those in use leave no room, the bound is exceeded, with a warning. FileNotFoundError and
-        RemoteError as `RemoteStore.blocks`; ShardChanged where the bytes are not those of `shard`.
+        Unused shards are removed to make room, the least recently used first. Where the shards in
+        use leave no room, the limit is exceeded with a warning instead of deadlocking.
+
+        Raises as `RemoteStore.blocks`, and ShardChanged where the bytes are not those of `shard`.
         """
-        pin = self._acquire(shard, stop, needed=True)
+        pin = self._acquire(shard, stop, required=True)
         assert pin is not None
         return pin
 
-    def acquire_if_room(self, shard: RemoteShard, stop: threading.Event = NEVER) -> Pin | None:
-        """As `acquire`, but None where the shards in use leave no room."""
-        return self._acquire(shard, stop, needed=False)
+    def acquire_if_room(self, shard: RemoteShard, stop: threading.Event = NEVER_STOP) -> Pin | None:
+        """As `acquire`, but returns None where the shards in use leave no room."""
+        return self._acquire(shard, stop, required=False)
 
-    def _acquire(self, shard: RemoteShard, stop: threading.Event, *, needed: bool) -> Pin | None:
-        name = _name(shard)
+    def _acquire(self, shard: RemoteShard, stop: threading.Event, *, required: bool) -> Pin | None:
+        name = _file_name(shard)
         whole = self.folder / f"{name}.tar"
+        part_path = self.folder / f"{name}.{max(shard.size, 0)}.part"
         while True:
-            pin = self._pin(whole, shard)
+            pin = self._open_whole(whole, shard)
             if pin is not None:
                 return pin
-            part = self._claim(self.folder / f"{name}.{max(shard.size, 0)}.part", whole)
-            if part is None:  # another process or thread is at it
+            # One thread at a time waits for room with a part of its own. Several would wait for
+            # the space that their parts reserve from each other.
+            with self._turn() if required else contextlib.nullcontext(True) as mine:
+                part = self._claim(part_path, whole) if mine else None
+                if part is not None and not self._make_room_for(part, required, stop):
+                    return None
+            if part is None:  # others are waiting for room, or are downloading this shard
                 self._wait(stop)
                 continue
             with part:
-                path = Path(str(part.name))
-                if not self._make_room(needed, stop):
-                    if os.fstat(part.fileno()).st_size == 0:
-                        path.unlink()
-                    return None
-                with self._full_disk_named():
+                with self._explain_full_disk():
                     self._download(part, shard, stop)
-                path.replace(whole)
+                part_path.replace(whole)
 
-    def _pin(self, whole: Path, shard: RemoteShard) -> Pin | None:
-        """A pin on the shard where it is there, whole, and not about to be removed."""
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Whether it is this thread's turn to reserve space in the folder, until the block ends."""
+        mine = self._admission.acquire(timeout=POLL)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._admission.release()
+
+    def _open_whole(self, whole: Path, shard: RemoteShard) -> Pin | None:
+        """A pin on the whole shard; None where it is absent or about to be removed."""
         try:
             file = io.FileIO(whole, "rb")
         except FileNotFoundError:
             return None
-        if _lock(file, fcntl.LOCK_SH):
+        if _try_lock(file, fcntl.LOCK_SH):
             facts = os.fstat(file.fileno())
             if facts.st_nlink and shard.size in (-1, facts.st_size):
-                _touch(file)
+                _mark_used(file)
                 return Pin(whole, file)
-            if facts.st_nlink:  # cut by something else than us: downloaded again
+            if facts.st_nlink:  # truncated by another program
                 whole.unlink(missing_ok=True)
         file.close()
         return None
 
     @staticmethod
     def _claim(path: Path, whole: Path) -> io.FileIO | None:
-        """The shard's part, open and ours to write; None where others have it, or have just
-        finished it."""
+        """The shard's part, open and locked; None where others write it or have just finished."""
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        if _lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+        if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
             if not whole.exists():
                 file.name = str(path)
                 return file
@@ -135,10 +181,10 @@ class ShardCache:
         return None
 
     def _download(self, part: io.FileIO, shard: RemoteShard, stop: threading.Event) -> None:
-        """Complete the part from where it ends, and make sure that it is the shard that was wanted."""
-        for _ in range(ROUNDS):
+        """Complete the part from its present end and check it against `shard`."""
+        for _ in range(DIGEST_ATTEMPTS):
             start = os.fstat(part.fileno()).st_size
-            if shard.is_pipe or start > shard.size:  # a command's output is known by its end alone
+            if shard.is_pipe or start > shard.size:  # only a command that ended proves its output
                 part.truncate(0)
                 start = 0
             part.seek(start)
@@ -147,38 +193,58 @@ class ShardCache:
                 while rest:
                     rest = rest[part.write(rest) :]
             os.fsync(part.fileno())
-            self.store.check(shard, stop)
+            self.store.check_unchanged(shard, stop)
             if shard.digest in ("", _digest(part)):
                 return
             part.truncate(0)
             self.store.faults["other bytes"] += 1
         raise ShardChanged(
-            f"{redact_url(shard.url)}: its bytes are not those that were indexed, {ROUNDS} times in a row, though its "
-            "length and tag are. Put the shard back, or have it indexed anew by another --index-folder or cache "
-            "($MASKCO_FAST_CACHE) and in another --run-dir"
+            f"{redact_url(shard.url)}: the shard must have the bytes that were indexed; "
+            f"{DIGEST_ATTEMPTS} downloads in a row differ, with the same length and tag. Put the "
+            "old shard back, or index it again: with another --index-folder or "
+            "$MASKCO_FAST_CACHE, and in another --run-dir"
         )
 
-    def _make_room(self, needed: bool, stop: threading.Event) -> bool:
-        """Bring the folder, parts counted in full, within its bound; False where that is impossible
-        and not needed."""
+    def _make_room_for(self, part: io.FileIO, required: bool, stop: threading.Event) -> bool:
+        """`_make_room` for a claimed part; closes the part unless there is room."""
+        admitted = False
+        try:
+            admitted = self._make_room(required, stop)
+        finally:
+            if not admitted:
+                if os.fstat(part.fileno()).st_size == 0:
+                    Path(str(part.name)).unlink()
+                part.close()
+        return admitted
+
+    def _make_room(self, required: bool, stop: threading.Event) -> bool:
+        """Bring the folder within its limit, counting each part in full.
+
+        Where shards in use prevent that: False at once, or, where room is `required`, True after
+        `ROOM_PATIENCE` seconds and a warning.
+        """
         began = time.monotonic()
         while True:
             with self._room_lock():
-                excess = self._used() - self.bound
+                excess = self._used() - self.limit
                 if excess <= 0 or self._remove(excess):
                     return True
-            if not needed:
+            if not required:
                 return False
             if time.monotonic() - began > ROOM_PATIENCE:
-                if not self._told:
-                    self._told = True
-                    warnings.warn(
-                        f"the shards in use at a time do not fit into the {self.bound / 1e9:g} GB of {self.folder}: it "
-                        "takes more. Raise --remote.cache-gb, or give each job a --remote.cache-folder of its own",
-                        stacklevel=2,
-                    )
+                self._warn_of_excess()
                 return True
             self._wait(stop)
+
+    def _warn_of_excess(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the shards in use at the same time must fit into {self.folder}, which may hold "
+                f"{self.limit / 1e9:g} GB; the limit is exceeded. Raise --remote.cache-gb, or give "
+                "each job its own --remote.cache-folder",
+                stacklevel=2,
+            )
 
     @contextlib.contextmanager
     def _room_lock(self) -> Iterator[None]:
@@ -187,7 +253,7 @@ class ShardCache:
             yield
 
     def _entries(self) -> list[tuple[int, int, Path]]:
-        """(time of last use, bytes that it takes or will take, path) of each shard and part."""
+        """(time of last use, bytes counted, path) of each shard and part."""
         found = []
         for path in self.folder.iterdir():
             if path.suffix in (".tar", ".part"):
@@ -201,19 +267,19 @@ class ShardCache:
         return sum(size for _, size, _ in self._entries())
 
     def _remove(self, excess: int) -> bool:
-        """Remove shards that nobody uses, the one used longest ago first; whether that made up for
-        `excess` bytes."""
+        """Remove unused shards, least recently used first; whether `excess` bytes were freed."""
         for _, size, path in sorted(self._entries()):
             if excess <= 0:
                 break
             with contextlib.suppress(FileNotFoundError), io.FileIO(path, "rb") as file:
-                if _lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+                if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
                     path.unlink()
                     excess -= size
         return excess <= 0
 
     @contextlib.contextmanager
-    def _full_disk_named(self) -> Iterator[None]:
+    def _explain_full_disk(self) -> Iterator[None]:
+        """Add the folder and the remedy to the error of a full disk."""
         try:
             yield
         except OSError as error:
@@ -221,24 +287,25 @@ class ShardCache:
                 raise
             raise OSError(
                 error.errno,
-                f"the disk of the shard cache is full ({self.folder}); free some of it, lower --remote.cache-gb "
-                f"(now {self.bound / 1e9:g}), or name another --remote.cache-folder",
+                f"the disk of the shard cache is full ({self.folder}); free some space, lower "
+                f"--remote.cache-gb (now {self.limit / 1e9:g}), or set another "
+                "--remote.cache-folder",
             ) from error
 
     @staticmethod
     def _wait(stop: threading.Event) -> None:
         if stop.wait(POLL):
-            raise ReadEnded("the read was ended")
+            raise ReadEnded
 
 
-def _name(shard: RemoteShard) -> str:
-    """The stem of the shard's file; another one for another state of the same URL."""
+def _file_name(shard: RemoteShard) -> str:
+    """The stem of the shard's file, which differs between versions of a URL's shard."""
     size = "" if shard.is_pipe else str(shard.size)
     return hashlib.sha256(f"{shard.url}\n{size}\n{shard.tag}".encode()).hexdigest()[:32]
 
 
-def _lock(file: io.FileIO, kind: int) -> bool:
-    """Take a lock that goes with the file's closing; False where others hold one that excludes it."""
+def _try_lock(file: io.FileIO, kind: int) -> bool:
+    """Lock the file until it is closed; False where another lock excludes it."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -246,14 +313,14 @@ def _lock(file: io.FileIO, kind: int) -> bool:
     return True
 
 
-def _touch(file: io.FileIO) -> None:
-    """Used now, to the nanosecond: the kernel's own clock stands still for milliseconds."""
+def _mark_used(file: io.FileIO) -> None:
+    """Set the file's time to now, in nanoseconds: the file system's own clock ticks too slowly."""
     now = time.time_ns()
     os.utime(file.fileno(), ns=(now, now))
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the path still names the open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""The samples of shards that lie on a server, read through the shard cache.
+"""`RemoteDataset`: shards on servers, read in exact order through the shard cache.
 
-The order is global, so every shard must have been looked through before the first batch. That is
-done once: the first opening downloads each shard, indexes it and keeps the index (a few per cent of
-a per cent of its bytes) in the index folder, where it stays when the shard itself is removed to
-make room. Later openings only ask the server whether the shards are still the same.
+The order is global, so every shard must be indexed before the first batch. The first opening
+downloads each shard, indexes it, and stores the index in the index folder. The index remains there
+when the shard is removed to make room. Later openings only check that the server's shards are
+unchanged.
 """
 
 import bisect
@@ -37,18 +37,17 @@ from .errors import ShardChanged
 from .prefetch import ShardPrefetcher
 from .store import RemoteShard
 
-TRIES = 5
-"""Times that a shard is indexed which changes meanwhile."""
+INDEX_ATTEMPTS = 5
+"""Attempts to index a shard that changes during the attempt."""
 
 
 class RemoteDataset(Dataset):
-    """As `Dataset`, some or all of its shards remote. One loader at a time gets its shards ahead of
-    their turn."""
+    """A `Dataset` with some or all shards remote, prefetched for one loader at a time."""
 
     def __init__(self, shards: Sequence[ShardIndex], cache: ShardCache) -> None:
         super().__init__(shards)
         self.cache = cache
-        self._ahead: ShardPrefetcher | None = None
+        self._prefetcher: ShardPrefetcher | None = None
         self._stop = threading.Event()
         self._interrupted = False
 
@@ -62,16 +61,20 @@ class RemoteDataset(Dataset):
         threads: int | None = None,
         progress: Progress = no_progress,
     ) -> "RemoteDataset":
-        """Index what is not yet indexed, downloading it. FileNotFoundError, RemoteError name a
-        shard that fails."""
+        """Open shards, downloading and indexing those that have no index yet.
+
+        `threads`: shards looked up and indexed at once (default: the CPUs that this process may
+        use), at least `config.downloads`. Raises FileNotFoundError naming missing shards,
+        RemoteError naming a shard that cannot be read.
+        """
         cache = ShardCache(config)
         threads = max(threads or usable_cpus(), config.downloads)
-        facts = _look_up_all([path for path in paths if is_remote(path)], cache, threads)
+        found = _look_up_all([path for path in paths if is_remote(path)], cache, threads)
 
         def load(path: str, folder: Path) -> ShardIndex:
             return (
-                _load_or_index(facts[path], folder, cache)
-                if path in facts
+                _load_or_index(found[path], folder, cache)
+                if path in found
                 else load_or_index(path, folder)
             )
 
@@ -90,8 +93,7 @@ class RemoteDataset(Dataset):
         world_size: int,
         count: int,
     ) -> Iterator[np.ndarray]:
-        """As `Dataset.batches`; the shards are downloaded in the order in which the batches need
-        them."""
+        """As `Dataset.batches`; prefetches the shards in the order in which batches use them."""
         self.cancel_reads()
         batches = list(
             super().batches(
@@ -105,52 +107,57 @@ class RemoteDataset(Dataset):
         )
         indices = np.concatenate([np.empty(0, np.int64), *batches])
         self._stop = threading.Event()
-        if self._interrupted:  # before or while the new event took the old one's place
+        if self._interrupted:  # perhaps while the new event replaced the old one
             self._stop.set()
         remotes = [shard.remote for shard in self.shards]
-        ahead = self._ahead = ShardPrefetcher(self.cache, remotes, self._ends, indices, self._stop)
-        in_work = config.prefetch + 1
+        prefetcher = ShardPrefetcher(self.cache, remotes, self._ends, indices, self._stop)
+        self._prefetcher = prefetcher
+        in_flight = config.prefetch + 1
         for number, batch in enumerate(batches):
-            ahead.passed((number - in_work) * config.batch_size)
+            prefetcher.advance((number - in_flight) * config.batch_size)
             yield batch
 
     def read(self, index: int) -> bytes:
-        """As `Dataset.read`; waits for the shard. FileNotFoundError, RemoteError, ShardChanged name
-        what fails."""
+        """As `Dataset.read`; waits for the shard's download.
+
+        Raises FileNotFoundError, RemoteError or ShardChanged, naming the shard.
+        """
         number = bisect.bisect_right(self._ends, index)
-        shard, sample = self.shards[number].remote, self.samples[index]
+        shard = self.shards[number].remote
         if shard is None:
             return super().read(index)
-        place = int(sample["offset"]), int(sample["size"])
-        data = self._ahead.read(number, index, *place) if self._ahead is not None else None
-        if data is None:  # not in the order: a sample in place of a bad one, or one by itself
-            pin = self.cache.acquire(shard, stop=self._stop)
-            data = pin.read(*place)
-            pin.release()
-        return data
+        offset = int(self.samples[index]["offset"])
+        size = int(self.samples[index]["size"])
+        prefetcher = self._prefetcher  # `cancel_reads` may clear the attribute in another thread
+        data = prefetcher.read(number, index, offset, size) if prefetcher is not None else None
+        if data is not None:
+            return data
+        # outside the order: a substitute for a bad sample, or a single read
+        with self.cache.acquire(shard, stop=self._stop) as pin:
+            return pin.read(offset, size)
 
     def cancel_reads(self) -> None:
-        """End the downloads ahead. Until the next `batches`, reading waits for nothing."""
+        """Cancel prefetching and outstanding reads; called when an iterator closes."""
         self._stop.set()
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None:
-            ahead.close()
+        prefetcher = self._prefetcher
+        self._prefetcher = None
+        if prefetcher is not None:
+            prefetcher.close()
 
     def interrupt(self) -> None:
-        """As `Dataset.interrupt`; shards that are in the cache are still read."""
+        """As `Dataset.interrupt`; shards in the cache can still be read."""
         self._interrupted = True
         self._stop.set()
 
     def close(self) -> None:
-        """End the downloads and let go of the open files. Idle connections close by themselves
-        after some seconds."""
+        """Cancel downloads and close the open files. Idle connections time out after seconds."""
         self.cancel_reads()
         self._interrupted = False
         super().close()
 
 
 def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[str, RemoteShard]:
-    """What the servers tell of the shards; FileNotFoundError names those that are missing."""
+    """Sizes and tags of all shards by URL; raises FileNotFoundError naming the missing ones."""
 
     def look_up(url: str) -> RemoteShard | FileNotFoundError:
         try:
@@ -159,53 +166,55 @@ def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[s
             return error
 
     with ThreadPoolExecutor(threads, thread_name_prefix="remote") as pool:
-        found = dict(zip(urls, pool.map(look_up, urls)))
-    missing = [url for url, facts in found.items() if isinstance(facts, FileNotFoundError)]
+        answers = dict(zip(urls, pool.map(look_up, urls)))
+    missing = [url for url, answer in answers.items() if isinstance(answer, FileNotFoundError)]
     if missing:
         listed = ", ".join(map(redact_url, missing[:5])) + (
             f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         )
         raise FileNotFoundError(
-            f"{len(missing)} of {len(urls)} remote shards do not exist: {listed}; put them back, or take them out of "
-            "--shards"
+            f"{len(missing)} of {len(urls)} remote shards do not exist: {listed}. "
+            "Put them back, or take them out of --shards"
         )
-    return {url: facts for url, facts in found.items() if isinstance(facts, RemoteShard)}
+    return {url: answer for url, answer in answers.items() if isinstance(answer, RemoteShard)}
 
 
 def _load_or_index(shard: RemoteShard, folder: Path, cache: ShardCache) -> ShardIndex:
-    """The index of a remote shard from the folder, or made now of the shard and kept there."""
+    """The stored index of a remote shard, or a new one, which is stored in `folder`."""
     file = cache_file(shard.url, folder)
-    for tries_left in reversed(range(TRIES)):
+    for attempts_left in reversed(range(INDEX_ATTEMPTS)):
         stamp = f"{FORMAT_VERSION} remote {shard.size} {shard.tag}"
         index = read_cached(file, stamp, shard.url)
         if index is not None:
             return index
-        sure = cache.store.look_up(shard.url, sure=True)  # nothing known to hold the answer against
-        if sure != shard:
-            shard = sure
+        # No index vouches for the size, and a server may report a wrong one.
+        confirmed = cache.store.look_up(shard.url, confirm=True)
+        if confirmed != shard:
+            shard = confirmed
             continue
         try:
             pin = cache.acquire(shard)
-        except ShardChanged:  # while it was downloaded, or the server was wrong about it
-            if not tries_left:
+        except ShardChanged:  # during the download, or the reported size was wrong
+            if not attempts_left:
                 raise
-            shard = cache.store.look_up(shard.url, sure=True)
+            shard = cache.store.look_up(shard.url, confirm=True)
             continue
-        if not cache.store.ends(shard):  # the server told too short a length, twice
-            pin.release()
-            shard = cache.store.look_up(shard.url, sure=True)
-            continue
-        index = _of_url(index_shard(str(pin.path)), shard, pin)
-        pin.release()
-        write_cached(file, stamp, index)
-        return index
+        with pin:
+            # Request one byte past the reported length, which catches a server that under-reports.
+            if cache.store.ends_at_size(shard):
+                index = _as_remote(index_shard(str(pin.path)), shard, pin)
+                write_cached(file, stamp, index)
+                return index
+        shard = cache.store.look_up(shard.url, confirm=True)
     raise ShardChanged(
-        f"{redact_url(shard.url)}: the server tells another length or tag of it each time; start again"
+        f"{redact_url(shard.url)}: the server must report the same length and tag each time, and "
+        f"{INDEX_ATTEMPTS} attempts to index the shard met different ones. Wait until the upload "
+        "of the shard is complete, then run the same command again"
     )
 
 
-def _of_url(index: ShardIndex, shard: RemoteShard, pin: Pin) -> ShardIndex:
-    """The index of the cached file as that of the shard that it is."""
+def _as_remote(index: ShardIndex, shard: RemoteShard, pin: Pin) -> ShardIndex:
+    """The index of a cached file, renamed to the remote shard that the file holds."""
     return dataclasses.replace(
         index,
         path=shard.url,

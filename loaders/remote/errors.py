@@ -1,35 +1,41 @@
-"""What goes wrong with shards that lie elsewhere: its errors, and whether trying again is of use."""
+"""Errors of remote shards, and the decision whether a failed request is worth a retry."""
 
 import asyncio
 import contextlib
-import subprocess
 
 from ...kernels.errors import MaskCoError
-from ..shards.names import redact_url
+from ..shards.names import PIPE, redact_url
 
 
 class RemoteError(MaskCoError, OSError):
-    """A remote shard cannot be had; the message names it and what to do."""
+    """A remote shard cannot be read; the message names the shard and the remedy."""
 
 
 class ShardChanged(RemoteError):
-    """A remote shard is not what it was when it was indexed."""
+    """A remote shard differs from the one that was indexed."""
 
 
 class ReadEnded(RemoteError):
-    """Whoever wanted the shard has stopped waiting for it."""
+    """A read was cancelled, because its iterator closed or the run was interrupted."""
+
+    def __init__(self, text: str = "the read was cancelled") -> None:
+        super().__init__(text)
 
 
 class WrongLength(MaskCoError, OSError):
-    """A response held more or fewer bytes than were asked for."""
+    """A response has more or fewer bytes than requested."""
 
 
-class UnusableCommand(subprocess.SubprocessError):
-    """The shell could not run the command."""
+class CommandFailed(MaskCoError, OSError):
+    """A pipe's command exited with an error."""
+
+
+class UnusableCommand(CommandFailed):
+    """The shell cannot run a pipe's command (exit code 126 or 127)."""
 
 
 def request_faults() -> tuple[type[BaseException], ...]:
-    """What the file systems raise where a server or the way to it fails."""
+    """The exceptions that fsspec's file systems raise when a server or the network fails."""
     import aiohttp
 
     found: list[type[BaseException]] = [OSError, asyncio.TimeoutError, aiohttp.ClientError]
@@ -41,7 +47,7 @@ def request_faults() -> tuple[type[BaseException], ...]:
 
 
 def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status that an error, or what caused it, tells of."""
+    """The HTTP status of an error or of its causes; None where there is none."""
     while error is not None:
         response = getattr(error, "response", None)
         status = getattr(error, "status", None)
@@ -54,7 +60,7 @@ def status_of(error: BaseException | None) -> int | None:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether the same request would fail again: the server, or this side, has refused it."""
+    """Whether a retry is pointless: the server, or this side, has refused the request."""
     status = status_of(error)
     if status is not None:
         return (
@@ -63,28 +69,35 @@ def is_final(error: BaseException) -> bool:
             and not isinstance(error, TimeoutError)
         )
     if isinstance(error, FileNotFoundError | PermissionError):
-        return error.__cause__ is None  # with a cause, fsspec calls every failure "not found"
+        # fsspec raises FileNotFoundError for network failures too, with their cause attached
+        return error.__cause__ is None
     return (
         isinstance(error, ValueError | UnusableCommand)
         or type(error).__name__ == "NoCredentialsError"
     )
 
 
-def refusal(url: str, error: BaseException, reason: str) -> OSError:
-    """What a final failure tells the user."""
+def final_error(url: str, error: BaseException, reason: str) -> OSError:
+    """The error to raise for a failure that is final: FileNotFoundError or RemoteError."""
     status = status_of(error)
+    if url.startswith(PIPE):
+        return RemoteError(
+            f"{redact_url(url)}: the command cannot run, {reason}. Check it with `sh -c`"
+        )
     if status in (404, 410) or (status is None and isinstance(error, FileNotFoundError)):
         return FileNotFoundError(
-            f"{redact_url(url)} does not exist (the server says {reason}); put the shard back, or take it out of --shards"
+            f"{redact_url(url)} does not exist, {reason}. "
+            "Put the shard back, or take it out of --shards"
         )
     return RemoteError(
-        f"{redact_url(url)}: refused, {reason}. Check its address and your credentials (S3: AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY or a profile; --remote.s3-anonymous for public buckets; --remote.s3-endpoint)"
+        f"{redact_url(url)}: refused, {reason}. Check its address and your credentials (S3: "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; --remote.s3-anonymous for "
+        "public buckets; --remote.s3-endpoint)"
     )
 
 
 def reason_of(error: BaseException) -> str:
-    """A few words on a failure, equal for equal causes, without the URL."""
+    """A short reason for a failure: equal for equal causes, and without the URL."""
     status = status_of(error)
     if status is not None:
         return f"status {status}"
@@ -92,7 +105,7 @@ def reason_of(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, FileNotFoundError):
         return "status 404"
-    if isinstance(error, subprocess.SubprocessError):
+    if isinstance(error, CommandFailed):
         return str(error)
     name = type(error).__name__
     return {"TimeoutError": "no answer in time", "WrongLength": "wrong length"}.get(name, name)

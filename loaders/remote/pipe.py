@@ -1,4 +1,4 @@
-"""Shards that are a shell command's output, as webdataset's pipe: names them."""
+"""`Pipe`: a shard that is the output of a shell command, as in webdataset's pipe: names."""
 
 import contextlib
 import os
@@ -9,19 +9,21 @@ import tempfile
 import threading
 import time
 
-from .errors import ReadEnded, UnusableCommand
+from .errors import CommandFailed, ReadEnded, UnusableCommand
 
 STOP_POLL = 0.05
-"""Seconds between two looks whether a read is still wanted."""
+"""Interval at which a waiting read checks its stop event, seconds."""
 
 
 class Pipe:
-    """A shell command whose output is a shard."""
+    """A running shell command whose output is a shard. Use as a context manager."""
 
     STEP = 1 << 20
+    """Largest read, bytes."""
 
     def __init__(self, command: str, timeout: float) -> None:
-        self._command, self._timeout = command, timeout
+        self._command = command
+        self._timeout = timeout
 
     def __enter__(self) -> "Pipe":
         self._errors = tempfile.TemporaryFile()
@@ -31,7 +33,7 @@ class Pipe:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,  # so that the whole pipeline can be ended
+            start_new_session=True,  # a process group, so that __exit__ can kill every stage
         )
         return self
 
@@ -43,8 +45,10 @@ class Pipe:
         self._errors.close()
 
     def read(self, stop: threading.Event) -> bytes:
-        """Up to `STEP` bytes; none at the end. TimeoutError where nothing comes for `timeout`
-        seconds."""
+        """Up to `STEP` bytes; empty at the end of the output.
+
+        Raises TimeoutError after `timeout` seconds without output, ReadEnded once `stop` is set.
+        """
         output = self._process.stdout.fileno()  # type: ignore[union-attr]
         until = time.monotonic() + self._timeout
         while not stop.is_set():
@@ -52,13 +56,17 @@ class Pipe:
                 return os.read(output, self.STEP)
             if time.monotonic() > until:
                 raise TimeoutError
-        raise ReadEnded("the read was ended")
+        raise ReadEnded
 
-    def check(self) -> None:
-        """SubprocessError, with what the command said, unless it ended well."""
-        code = self._process.wait(self._timeout)
+    def check_exit(self) -> None:
+        """Raise CommandFailed, with the last line of stderr, unless the exit code is 0."""
+        try:
+            code = self._process.wait(self._timeout)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError from error
         if code:
-            self._errors.seek(0)
-            said = self._errors.read()[-300:].decode(errors="replace").strip().rpartition("\n")[2]
-            text = f"exit code {code}{': ' if said else ''}{said}"
-            raise UnusableCommand(text) if code in (126, 127) else subprocess.SubprocessError(text)
+            self._errors.seek(0, os.SEEK_END)
+            self._errors.seek(max(self._errors.tell() - 300, 0))
+            last_line = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            text = f"exit code {code}{': ' if last_line else ''}{last_line}"
+            raise UnusableCommand(text) if code in (126, 127) else CommandFailed(text)

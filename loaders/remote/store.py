@@ -1,16 +1,16 @@
-"""Shards that lie elsewhere: what a server tells of them, and their bytes in spite of its faults.
+"""`RemoteStore`: sizes and bytes of remote shards, read through server faults.
 
-Every request is small, bounded in time and checked for its length. One that fails is repeated,
-after a wait that grows and is random, so that many readers do not come back together; what has
-arrived before it stays.
+Each request is small, limited in time and checked for its length. A failed request is repeated
+after a random, growing wait, so that many readers do not return at once. Bytes that have arrived
+are kept.
 """
 
 import asyncio
 import collections
 import concurrent.futures
+import functools
 import os
 import random
-import subprocess
 import threading
 import time
 import warnings
@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ...kernels.errors import MissingPackage
 from ..shards.names import PIPE, redact_url
 from .config import RemoteConfig
 from .errors import (
@@ -25,49 +26,50 @@ from .errors import (
     RemoteError,
     ShardChanged,
     WrongLength,
+    final_error,
     is_final,
     reason_of,
-    refusal,
     request_faults,
     status_of,
 )
 from .pipe import STOP_POLL, Pipe
 
-LONGEST_WAIT = 30.0
-"""Seconds between two attempts at most."""
-TOLD_AFTER = 10.0
-"""Seconds of failures in a row after which a warning tells of them."""
-BELIEVED = 4
-"""Answers in a row that a shard has changed, after which it has: a server may tell a wrong length
-twice."""
-NEVER = threading.Event()
-"""The `stop` of those who wait for as long as it takes."""
+MAX_WAIT = 30.0
+"""Longest wait before a retry, seconds."""
+WARN_AFTER = 10.0
+"""Seconds of consecutive failures before a warning."""
+CHANGE_ANSWERS = 4
+"""Consecutive differing answers before a shard is reported as changed: a server may report a wrong
+length twice in a row."""
+NEVER_STOP = threading.Event()
+"""Default stop event; never set."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteShard:
-    """What is known of a remote shard."""
+    """What the server reports about a shard, and the hash of its bytes."""
 
     url: str
     size: int
-    """Bytes; -1 where only reading it tells (a pipe's, at first)."""
+    """Bytes; -1 where it is unknown until the shard has been read (a pipe)."""
     tag: str
-    """What the server changes when it changes the shard: its ETag, or else its date; empty for a
-    pipe."""
+    """The server's version of the shard: its ETag, else its modification date; empty for a pipe."""
     digest: str = ""
-    """A hash of the bytes, once they have been read."""
+    """A hash of the bytes; empty until they have been read."""
 
     @property
     def is_pipe(self) -> bool:
-        """Whether a command's output is the shard."""
+        """Whether the shard is a command's output."""
         return self.url.startswith(PIPE)
 
 
 class RemoteStore:
-    """Looks remote shards up and reads them. Any thread's; `faults` counts what went wrong by
-    reason."""
+    """Looks up remote shards and reads them, from any thread.
+
+    `faults` counts failures by reason.
+    """
 
     def __init__(self, config: RemoteConfig) -> None:
         self.config = config
@@ -77,80 +79,55 @@ class RemoteStore:
         self._lock = threading.Lock()
 
     def look_up(
-        self, url: str, stop: threading.Event = NEVER, *, sure: bool = False
+        self, url: str, stop: threading.Event = NEVER_STOP, *, confirm: bool = False
     ) -> RemoteShard:
-        """Size and tag of a shard; `sure`: as told twice in a row, since a server may tell wrong
-        lengths too.
+        """Size and tag of a shard; `confirm`: ask until two consecutive answers agree.
 
-        FileNotFoundError where there is none, RemoteError where no answer is to be had.
+        Raises FileNotFoundError where the shard does not exist, RemoteError where the server does
+        not answer, ReadEnded once `stop` is set.
         """
         if url.startswith(PIPE):
             return RemoteShard(url=url, size=-1, tag="")
-        facts = self._ask(url, stop)
-        while sure and (again := self._ask(url, stop)) != facts:
+        shard = self._request_facts(url, stop)
+        while confirm and (again := self._request_facts(url, stop)) != shard:
             self.faults["answers that differ"] += 1
-            facts = again
-        return facts
+            shard = again
+        return shard
 
     def blocks(
-        self, shard: RemoteShard, start: int = 0, stop: threading.Event = NEVER
+        self, shard: RemoteShard, start: int = 0, stop: threading.Event = NEVER_STOP
     ) -> Iterator[bytes]:
-        """The shard's bytes from `start` on, each once and in order, whatever happens on the way.
+        """The shard's bytes from `start` on, in order, each exactly once.
 
-        FileNotFoundError, RemoteError as `look_up`; ShardChanged where the shard has another length
-        or tag by now; ReadEnded once `stop` is set.
+        Raises as `look_up`, and ShardChanged where the shard's size or tag has changed.
         """
-        return (
-            self._pipe_blocks(shard, start, stop)
-            if shard.is_pipe
-            else self._ranged_blocks(shard, start, stop)
+        if shard.is_pipe:
+            return self._pipe_blocks(shard, start, stop)
+        return self._ranged_blocks(shard, start, stop)
+
+    def check_unchanged(self, shard: RemoteShard, stop: threading.Event = NEVER_STOP) -> None:
+        """Raise ShardChanged where `CHANGE_ANSWERS` consecutive answers differ from `shard`.
+
+        A pipe always passes.
+        """
+        if shard.is_pipe:
+            return
+        for _ in range(CHANGE_ANSWERS):
+            now = self.look_up(shard.url, stop)
+            if (now.size, now.tag) == (shard.size, shard.tag):
+                return
+            self.faults["answers that differ"] += 1
+        raise ShardChanged(
+            f"{redact_url(shard.url)} has changed since it was indexed: {shard.size} bytes and tag "
+            f"{shard.tag} then, {now.size} bytes and tag {now.tag} now. Start a new run in another "
+            "--run-dir, which indexes the shard again; to resume this run, put the old shard back"
         )
 
-    def _ask(self, url: str, stop: threading.Event) -> RemoteShard:
-        system = self._system(url)
-        facts = self._persist(url, stop, lambda: self._answer(system, system._info(url), stop))
-        if facts.get("size") is None:
-            raise RemoteError(
-                f"{redact_url(url)}: the server does not tell its length, without which a cut download cannot be told from "
-                "a whole one; read it through a pipe, 'pipe:curl -fsSL …'"
-            )
-        tag = next(
-            (
-                str(facts[name])
-                for name in ("ETag", "Last-Modified", "LastModified")
-                if facts.get(name)
-            ),
-            "",
-        )
-        return RemoteShard(url=url, size=int(facts["size"]), tag=tag)
+    def ends_at_size(self, shard: RemoteShard, stop: threading.Event = NEVER_STOP) -> bool:
+        """Whether no byte lies beyond the reported size; True for a pipe.
 
-    def _ranged_blocks(
-        self, shard: RemoteShard, start: int, stop: threading.Event
-    ) -> Iterator[bytes]:
-        system, step = self._system(shard.url), max(int(self.config.request_mb * 1e6), 1)
-        while start < shard.size:
-            end = min(start + step, shard.size)
-            data = self._persist(
-                shard.url, stop, lambda: self._range(system, shard, start, end, stop)
-            )
-            start += len(data)
-            yield data
-
-    def _range(
-        self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event
-    ) -> bytes:
-        data = self._answer(system, system._cat_file(shard.url, start=start, end=end), stop)
-        if (
-            len(data) == shard.size
-        ):  # the server knows no ranges: what it sent is all that is left to read
-            return data[start:]
-        if len(data) != end - start:
-            self.check(shard, stop)
-            raise WrongLength(f"{len(data)} bytes came where {end - start} were asked for")
-        return data
-
-    def ends(self, shard: RemoteShard, stop: threading.Event = NEVER) -> bool:
-        """Whether there is nothing behind the length that the server told; a pipe's always ends."""
+        This catches a server that reports too short a length.
+        """
         if shard.is_pipe:
             return True
         system = self._system(shard.url)
@@ -158,92 +135,118 @@ class RemoteStore:
         def one_byte_more() -> bytes:
             try:
                 beyond = system._cat_file(shard.url, start=shard.size, end=shard.size + 1)
-                return self._answer(system, beyond, stop)
+                return self._run_request(system, beyond, stop)
             except request_faults() as error:
                 if status_of(error) == 416:  # range not satisfiable
                     return b""
                 raise
 
-        # All of it comes where ranges are unknown.
-        return len(self._persist(shard.url, stop, one_byte_more)) in (0, shard.size)
+        # A server without range requests sends the whole shard.
+        return len(self._retry(shard.url, stop, one_byte_more)) in (0, shard.size)
 
-    def check(self, shard: RemoteShard, stop: threading.Event = NEVER) -> None:
-        """ShardChanged where the server, asked `BELIEVED` times in a row, no longer tells the same
-        of the shard."""
-        now = shard
-        for _ in range(0 if shard.is_pipe else BELIEVED):
-            now = self.look_up(shard.url, stop)
-            if (now.size, now.tag) == (shard.size, shard.tag):
-                break
-            self.faults["answers that differ"] += 1
-        else:
-            if shard.is_pipe:
-                return
-            raise ShardChanged(
-                f"{redact_url(shard.url)} has changed since it was indexed: {shard.size} bytes and tag {shard.tag} then, "
-                f"{now.size} and {now.tag} now. Start again in another --run-dir, which indexes it anew; a run in "
-                "progress wants the old shard back"
+    def wait(self, longest: float, stop: threading.Event) -> None:
+        """Wait a random time of up to `longest` seconds; raises ReadEnded once `stop` is set."""
+        if stop.wait(self._random.uniform(0, longest)):
+            raise ReadEnded
+
+    def _request_facts(self, url: str, stop: threading.Event) -> RemoteShard:
+        """One answer of the server about a shard."""
+        system = self._system(url)
+        facts = self._retry(url, stop, lambda: self._run_request(system, system._info(url), stop))
+        if facts.get("size") is None:
+            raise RemoteError(
+                f"{redact_url(url)}: the server must report the shard's length, without which a "
+                "truncated download goes unnoticed. Read it through a pipe, 'pipe:curl -fsSL …'"
             )
+        tags = (facts.get(name) for name in ("ETag", "Last-Modified", "LastModified"))
+        tag = next((str(tag) for tag in tags if tag), "")
+        return RemoteShard(url=url, size=int(facts["size"]), tag=tag)
+
+    def _ranged_blocks(
+        self, shard: RemoteShard, start: int, stop: threading.Event
+    ) -> Iterator[bytes]:
+        """`blocks` by range requests of at most `request_mb`."""
+        system = self._system(shard.url)
+        step = max(int(self.config.request_mb * 1e6), 1)
+        while start < shard.size:
+            end = min(start + step, shard.size)
+            request = functools.partial(self._request_range, system, shard, start, end, stop)
+            data = self._retry(shard.url, stop, request)
+            start += len(data)
+            yield data
+
+    def _request_range(
+        self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event
+    ) -> bytes:
+        """Bytes `start` to `end`, or to the shard's end where the server ignores ranges."""
+        data = self._run_request(system, system._cat_file(shard.url, start=start, end=end), stop)
+        if len(data) == shard.size:  # the server ignores ranges: this is the whole shard
+            return data[start:]
+        if len(data) != end - start:
+            self.check_unchanged(shard, stop)
+            raise WrongLength(f"{len(data)} bytes arrived where {end - start} were requested")
+        return data
 
     def _pipe_blocks(
         self, shard: RemoteShard, start: int, stop: threading.Event
     ) -> Iterator[bytes]:
-        trouble = _Trouble(self, shard.url, stop)
+        """`blocks` of a command, which runs again from its beginning after each failure."""
+        retries = _Retries(self, shard.url, stop)
         while True:
             try:
                 with Pipe(shard.url.removeprefix(PIPE), self.config.timeout) as pipe:
-                    at = 0  # a command cannot be asked to begin elsewhere
+                    read = 0  # bytes of this run; those before `start` were yielded earlier
                     while data := pipe.read(stop):
-                        at += len(data)
-                        if at > start:
-                            trouble.over()
-                            yield data[max(len(data) - (at - start), 0) :]
-                            start = at
-                    pipe.check()
-                    if at < start or shard.size not in (-1, at):
+                        read += len(data)
+                        if read > start:
+                            retries.reset()
+                            yield data[max(len(data) - (read - start), 0) :]
+                            start = read
+                    pipe.check_exit()
+                    if read < start or shard.size not in (-1, read):
                         raise WrongLength(
-                            f"the command wrote {at} bytes after {max(start, shard.size)} the time before"
+                            f"the command wrote {read} bytes, and {max(start, shard.size)} before"
                         )
                 return
-            except (OSError, subprocess.SubprocessError) as error:
-                trouble.met(error)
+            except OSError as error:
+                retries.failed(error)
 
-    def _answer(self, system: Any, request: Coroutine[Any, Any, T], stop: threading.Event) -> T:
-        """What a request to one of fsspec's systems brings; it is cancelled after `timeout`, or
-        once `stop` is set."""
-        bounded = asyncio.wait_for(request, self.config.timeout)
-        answer = asyncio.run_coroutine_threadsafe(bounded, system.loop)
+    def _run_request(
+        self, system: Any, request: Coroutine[Any, Any, T], stop: threading.Event
+    ) -> T:
+        """Run a coroutine in fsspec's loop; cancel it after `timeout` or once `stop` is set."""
+        limited = asyncio.wait_for(request, self.config.timeout)
+        answer = asyncio.run_coroutine_threadsafe(limited, system.loop)
         while not concurrent.futures.wait([answer], STOP_POLL).done:
             if stop.is_set():
                 answer.cancel()
-                raise ReadEnded("the read was ended")
+                raise ReadEnded
         return answer.result()
 
-    def _persist(self, url: str, stop: threading.Event, request: Callable[[], T]) -> T:
-        """The request's answer, asked for until it comes."""
-        trouble = _Trouble(self, url, stop)
+    def _retry(self, url: str, stop: threading.Event, request: Callable[[], T]) -> T:
+        """The request's answer, repeating the request until it succeeds."""
+        retries = _Retries(self, url, stop)
         while True:
             try:
                 return request()
             except request_faults() as error:
-                trouble.met(error)
-
-    def wait(self, longest: float, stop: threading.Event) -> None:
-        """A random share of `longest` seconds; ReadEnded once `stop` is set."""
-        if stop.wait(self._random.uniform(0, longest)):
-            raise ReadEnded("the read was ended")
+                retries.failed(error)
+                # The error and the future that raised it refer to each other. Without this line,
+                # every frame on this stack, with its blocks and its pinned shards, stays alive
+                # until the garbage collector runs.
+                error.__traceback__ = None
 
     def _system(self, url: str) -> Any:
-        """The file system of a URL's protocol. Repeating requests is our business, so its own
-        repetitions are off."""
+        """The fsspec file system of a URL's protocol, with its own retries off."""
         protocol = "s3" if url.startswith("s3:") else "http"
         with self._lock:
             if protocol not in self._systems:
                 try:
                     self._systems[protocol] = self._open_s3() if protocol == "s3" else _open_http()
                 except ImportError as error:
-                    raise RemoteError(
-                        f"{redact_url(url)}: reading it needs {error.name}: pip install 'maskco-fast[remote]'"
+                    raise MissingPackage(
+                        f"{redact_url(url)}: reading it needs {error.name}: "
+                        "pip install 'maskco-fast[remote]'"
                     ) from error
             return self._systems[protocol]
 
@@ -266,47 +269,54 @@ def _open_http() -> Any:
     from fsspec.implementations.http import HTTPFileSystem
 
     return HTTPFileSystem(
-        client_kwargs={"timeout": aiohttp.ClientTimeout(total=None)},  # each request brings its own
+        client_kwargs={"timeout": aiohttp.ClientTimeout(total=None)},  # `_run_request` sets a limit
         use_listings_cache=False,
         skip_instance_cache=True,
     )
 
 
-class _Trouble:
-    """The failures of one shard's requests in a row: decides whether to go on, and waits."""
+class _Retries:
+    """Consecutive failures of one shard: waits between attempts and limits their duration."""
 
     def __init__(self, store: RemoteStore, url: str, stop: threading.Event) -> None:
-        self._store, self._url, self._stop = store, url, stop
-        self.over()
+        self._store = store
+        self._url = url
+        self._stop = stop
+        self.reset()
 
-    def over(self) -> None:
-        """Bytes have come: what was before no longer counts."""
-        self._times, self._since, self._told = 0, time.monotonic(), False
+    def reset(self) -> None:
+        """Start counting again, because bytes have arrived."""
+        self._attempts = 0
+        self._since = time.monotonic()
+        self._warned = False
 
-    def met(self, error: BaseException) -> None:
-        """Count a failure and wait; raises what ends the run where repeating is of no use or has
-        gone on too long."""
+    def failed(self, error: BaseException) -> None:
+        """Count a failure and wait before the next attempt.
+
+        Raises the error that ends the run where the failure is final or has lasted for `patience`
+        seconds, ReadEnded once the stop event is set.
+        """
         if isinstance(error, RemoteError):
             raise error
-        config, reason = self._store.config, reason_of(error)
+        config = self._store.config
+        reason = reason_of(error)
         self._store.faults[reason] += 1
-        self._times += 1
+        self._attempts += 1
         if is_final(error):
-            raise refusal(self._url, error, reason) from error
+            raise final_error(self._url, error, reason) from error
         lasted = time.monotonic() - self._since
         if lasted >= config.patience:
             raise RemoteError(
-                f"{redact_url(self._url)}: {self._times} attempts in {lasted:.0f} s have failed, the last with: {reason}. "
-                "See whether the server is up; the same command goes on from there, and a longer --remote.patience "
-                "sits out longer outages"
+                f"{redact_url(self._url)}: {self._attempts} attempts in {lasted:.0f} s have "
+                f"failed, the last with: {reason}. Check that the server is up, then resume with "
+                "the same command; a longer --remote.patience survives longer outages"
             ) from error
-        if lasted >= TOLD_AFTER and not self._told:
-            self._told = True
+        if lasted >= WARN_AFTER and not self._warned:
+            self._warned = True
             warnings.warn(
-                f"{redact_url(self._url)}: {self._times} attempts have failed, the last with: {reason}; "
-                f"it is tried for {config.patience - lasted:.0f} s more",
+                f"{redact_url(self._url)}: {self._attempts} attempts have failed, the last with: "
+                f"{reason}; retrying for {config.patience - lasted:.0f} s more",
                 stacklevel=2,
             )
-        self._store.wait(
-            min(config.backoff * 2.0 ** min(self._times - 1, 16), LONGEST_WAIT), self._stop
-        )
+        longest = min(config.backoff * 2.0 ** min(self._attempts - 1, 16), MAX_WAIT)
+        self._store.wait(longest, self._stop)

@@ -1,12 +1,16 @@
-"""Shards read as a stream by the webdataset package, for machines without the disk to keep any.
+"""`StreamDataset`: shards read as a stream by the webdataset package, without a disk.
 
-What it does not promise, where `Dataset` and `RemoteDataset` do: nothing is indexed, so nobody has
-counted the samples and an epoch is as many as `RemoteConfig.epoch_samples` says. The order is that
-of shuffled shards through a shuffle buffer: it depends on the number of processes, mixes less, and
-is not the other loaders' order. A rank reads whole shards of its own, so that some samples may come
-twice in an epoch and others not at all. A run that resumes begins with another shuffle: in that
-epoch, samples may come again or not at all. Within a pass a fault neither loses nor repeats a
-sample: the stream goes on at the byte where it broke.
+How a stream differs from `Dataset` and `RemoteDataset`:
+
+- Length: nothing is indexed or counted; `RemoteConfig.epoch_samples` sets an epoch's length.
+- Order: shuffled shards pass through a shuffle buffer. The order depends on the number of
+  processes, mixes less, and differs from that of other datasets.
+- Coverage: each rank reads its own whole shards, so in one epoch some samples may repeat and others
+  may be missing.
+- Resume: a resumed run starts another shuffle, so in that epoch samples may repeat or be missing.
+
+Within one pass over the shards, a fault neither loses nor repeats a sample: reading continues at
+the byte where it broke.
 """
 
 import collections
@@ -33,32 +37,34 @@ from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
 
 KEPT_BATCHES = 6
-"""Batches whose samples stay at hand beyond those in the making: delivered ones that a device has
-yet to finish."""
+"""Delivered batches whose samples are kept, because a device may not have finished them."""
 
 
 class StreamDataset(Dataset):
-    """The last samples of an endless stream, which `batches` draws on; an index is the sample's id.
+    """The most recent samples of an endless stream. A sample's index is its id.
 
-    For loaders that ask for samples by `samples[indices]` and `read(index)`. ValueError where a
-    rank has no shard.
+    `batches` reads the stream. `samples[indices]` and `read(index)` reach the samples of the last
+    batches.
     """
 
     def __init__(self, urls: Sequence[str], config: RemoteConfig) -> None:
-        self.urls, self.remote = list(urls), config
+        self.urls = list(urls)
+        self.remote = config
         self.store = RemoteStore(config)
-        self.shards, self.shard_sizes, self.bad = [], [], []
-        self.samples: Any = _Window()
-        self._reader: _Reader | None = None
+        self.shards = []
+        self.shard_sizes = []
+        self.bad = []
+        self.samples: Any = _RecentSamples()
+        self._reader: _ReaderThread | None = None
         self._interrupted = False
         self._quarantine: Quarantine | None = None
 
     def __len__(self) -> int:
-        """Samples that count as an epoch."""
+        """Samples in an epoch, over all processes."""
         return self.remote.epoch_samples or 0
 
     def report_to(self, quarantine: Quarantine) -> None:
-        """As `Dataset.report_to`: here those whose header is bad, which are left out of the stream."""
+        """As `Dataset.report_to`; records samples with a bad header, which the stream skips."""
         self._quarantine = quarantine
 
     def batches(
@@ -71,25 +77,26 @@ class StreamDataset(Dataset):
         world_size: int,
         count: int,
     ) -> Iterator[np.ndarray]:
-        """The next `count` batches (config.batch_size,) of this rank's stream, waiting for it.
+        """The next `count` batches of this rank's stream: indices (config.batch_size,) int64.
 
-        FileNotFoundError, RemoteError as `RemoteStore.blocks`.
+        Raises InvalidInput where the rank has no shard, and as `RemoteStore.blocks`.
         """
         self.cancel_reads()
         mine = self.urls[rank::world_size]
         if not mine:
             raise InvalidInput(
-                f"{len(self.urls)} shards are too few for {world_size} processes: a stream gives whole shards to each. "
-                "Cut them smaller, or read through the cache with --remote.mode cache"
+                f"a stream gives whole shards to each process: {len(self.urls)} shards are too few "
+                f"for {world_size} processes. Split the shards, or read through the cache with "
+                "--remote.mode cache"
             )
         self.samples.room = (config.prefetch + KEPT_BATCHES) * config.batch_size
-        # a position in mid-epoch gets a shuffle of its own: what came before is not read again for
-        # the order's sake
+        # A position within an epoch gets its own shuffle: restoring the order would mean reading
+        # again everything before it.
         random = Random(f"{config.seed} {epoch} {consumed} {rank}")
-        reader = self._reader = _Reader(
+        reader = self._reader = _ReaderThread(
             self._passes(mine, config, epoch, random), 2 * config.batch_size
         )
-        if self._interrupted:  # before the new reader took the old one's place
+        if self._interrupted:  # perhaps before the new reader replaced the old one
             reader.stop.set()
         for _ in range(count):
             yield np.array(
@@ -97,22 +104,23 @@ class StreamDataset(Dataset):
             )
 
     def substitutes(self, index: int) -> Iterator[int]:
-        """The sample itself, then those before it in the stream, the nearest first."""
+        """The sample itself, then the samples before it in the stream, the nearest first."""
         known = list(self.samples.entries)
         place = known.index(index)
         return iter(known[place::-1])
 
     def locate(self, index: int) -> tuple[ShardIndex, int]:
-        """The sample as the only one of its shard, and 0."""
+        """A shard that holds only this sample, and 0, its number there."""
         return self.samples.entries[int(index)][0], 0
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of a sample of the last batches."""
+        """The encoded bytes of a sample in the last batches."""
         return self.samples.entries[int(index)][1]
 
     def cancel_reads(self) -> None:
-        """End the thread that reads."""
-        reader, self._reader = self._reader, None
+        """Stop the reading thread; called when an iterator closes."""
+        reader = self._reader
+        self._reader = None
         if reader is not None:
             reader.close()
 
@@ -124,23 +132,23 @@ class StreamDataset(Dataset):
             reader.stop.set()
 
     def close(self) -> None:
-        """End the thread that reads."""
+        """Stop the reading thread."""
         self.cancel_reads()
         self._interrupted = False
 
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
-        """A hash of the shards' names and the length of an epoch, since their samples are not
-        known."""
+        """A hash of the shards' names and the epoch's length; the samples are unknown."""
         text = "\n".join([*self.urls, str(self.remote.epoch_samples)])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _passes(
         self, urls: Sequence[str], config: LoaderConfig, epoch: int, random: Random
     ) -> Callable[[threading.Event], Iterator["Entry"]]:
-        """Pass after pass over the shards, each in an order of its own, by webdataset's stages."""
+        """Endless passes over the shards, each in another order, through webdataset's stages."""
 
         def passes(stop: threading.Event) -> Iterator[Entry]:
+            """Read samples until `stop` is set."""
             from webdataset import filters, tariterators
 
             while not stop.is_set():
@@ -154,7 +162,7 @@ class StreamDataset(Dataset):
                     {"url": urls[n], "stream": self._open(urls[n], stop)} for n in numbers.tolist()
                 )
                 files = tariterators.tar_file_expander(opened, handler=self._shard_damaged)
-                groups = tariterators.group_by_keys(files, keys=split_name, handler=_first_counts)
+                groups = tariterators.group_by_keys(files, keys=split_name, handler=_keep_first)
                 entries = (entry for group in groups for entry in self._entry(group))
                 if config.shuffle:
                     buffer = self.remote.shuffle_buffer
@@ -174,13 +182,15 @@ class StreamDataset(Dataset):
         if not is_remote(url):
             return open(url, "rb")
         return io.BufferedReader(
-            _Stream(self.store, self.store.look_up(url, stop, sure=True), stop), 1 << 20
+            _ShardFile(self.store, self.store.look_up(url, stop, confirm=True), stop), 1 << 20
         )
 
     def _shard_damaged(self, error: Exception) -> bool:
-        """webdataset's handler: goes on with the next shard after one that is no archive, or not a
-        whole one."""
-        url = error.args[-1]  # webdataset puts it there when the whole of the shard is given up
+        """webdataset's error handler: skip the rest of a shard that is damaged or not an archive.
+
+        Other errors are raised.
+        """
+        url = error.args[-1]  # webdataset appends the URL when it gives up a whole shard
         if isinstance(error, tarfile.TarError) and url in self.urls:
             self._note(
                 BadSample(shard=url, key="", reason="shard damaged from here on", found="index")
@@ -190,8 +200,7 @@ class StreamDataset(Dataset):
         raise error
 
     def _entry(self, group: dict[str, Any]) -> Iterator["Entry"]:
-        """The group's first image, judged by its header; nothing where there is none that can be
-        used."""
+        """The group's first image with the facts of its header; empty where none is usable."""
         url, key = group["__url__"], group["__key__"]
         suffix = next(
             (name for name in group if "." + name.rpartition(".")[2] in IMAGE_SUFFIXES), None
@@ -212,25 +221,24 @@ class StreamDataset(Dataset):
             self._quarantine.note(bad)
 
 
-def _first_counts(error: Exception) -> bool:
-    """webdataset's handler of a member whose key and suffix another one had: it is passed over."""
+def _keep_first(error: Exception) -> bool:
+    """webdataset's handler of a repeated key and suffix: skip the later member."""
     return True
 
 
 Entry = tuple[ShardIndex, bytes]
-"""What is known of a sample, as the index of a shard of one, and its bytes."""
+"""A sample: the index of a shard that holds only this sample, and its encoded bytes."""
 
 
-class _Window:
-    """The facts of the stream's last samples: what `Dataset.samples` is to the loaders, by sample
-    ids."""
+class _RecentSamples:
+    """The stream's most recent samples by id, indexed like `Dataset.samples`."""
 
     def __init__(self) -> None:
         self.room = 1
         self.entries: collections.OrderedDict[int, Entry] = collections.OrderedDict()
 
     def add(self, entry: Entry) -> int:
-        """Take a sample in, and the oldest out; returns its index."""
+        """Add a sample, drop the oldest beyond `room`, and return the sample's index."""
         index = int(entry[0].samples["sample_id"][0])
         self.entries[index] = entry
         self.entries.move_to_end(index)
@@ -248,21 +256,22 @@ class _Window:
 
 
 class _Column:
-    """One field of the window's samples."""
+    """One field of the recent samples."""
 
-    def __init__(self, window: _Window, name: str) -> None:
-        self._window, self._name = window, name
+    def __init__(self, samples: _RecentSamples, name: str) -> None:
+        self._samples = samples
+        self._name = name
 
     def __getitem__(self, which: Any) -> Any:
-        return self._window[which][self._name]
+        return self._samples[which][self._name]
 
 
-class _Reader:
-    """The thread that reads ahead of the batches."""
+class _ReaderThread:
+    """A thread that reads up to `ahead` samples before the batches need them."""
 
     def __init__(self, source: Callable[[threading.Event], Iterator[Entry]], ahead: int) -> None:
         self.stop = threading.Event()
-        """Set it to end the reading; `close` is still to be called."""
+        """Cancels reading once it is set; `close` must still be called."""
         self._ready: queue.Queue[Any] = queue.Queue(ahead)
         self._thread = threading.Thread(
             target=self._run, args=(source,), name="remote-stream", daemon=True
@@ -270,18 +279,18 @@ class _Reader:
         self._thread.start()
 
     def next(self) -> Entry:
-        """The next sample; raises what the reading of it raised."""
+        """The next sample; raises the error that ended reading."""
         entry = self._ready.get()
         if isinstance(entry, BaseException):
             raise entry
         return entry
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread and wait for its end."""
         self.stop.set()
         while self._thread.is_alive():
             try:
-                self._ready.get(timeout=0.05)  # it may wait for room
+                self._ready.get(timeout=0.05)  # the thread may be waiting for room in the queue
             except queue.Empty:
                 continue
         self._thread.join()
@@ -292,33 +301,34 @@ class _Reader:
                 self._ready.put(entry)
                 if self.stop.is_set():
                     return
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # `next` raises it in the consumer's thread
             self._ready.put(error)
 
 
-class _Stream(io.RawIOBase):
-    """A remote shard as a file that is read once from its beginning."""
+class _ShardFile(io.RawIOBase):
+    """A remote shard as a file object that is read once, from start to end."""
 
     def __init__(self, store: RemoteStore, shard: RemoteShard, stop: threading.Event) -> None:
         self._blocks = store.blocks(shard, 0, stop)
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
-        """It is."""
+        """True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as what is here goes."""
+        """Fill the buffer from the next block and return the byte count; 0 at the end."""
         while not self._rest:
             block = next(self._blocks, None)
             if block is None:
                 return 0
             self._rest = memoryview(block)
         count = min(len(buffer), len(self._rest))
-        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
         return count
 
     def close(self) -> None:
-        """Let go of the connection or the command."""
+        """End the requests or the command."""
         self._blocks.close()  # type: ignore[attr-defined]
         super().close()

@@ -102,7 +102,7 @@ def test_a_stream_trains(make_shards, tmp_path):
     [
         ("missing", "1 of 2 remote shards do not exist"),
         ("refused", "refused, status 403. Check its address and your credentials"),
-        ("503", "--remote.patience sits out longer outages"),
+        ("503", "--remote.patience survives longer outages"),
     ],
 )
 def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, tmp_path, capsys):
