@@ -1,14 +1,20 @@
-"""Colour, blur, normalisation and mask of one view on the CPU.
+"""Augmentation of one view on the CPU, compiled: colour, blur, normalisation and mask.
 
-Colour equals torchvision's operators to the bit (`colour_numba`); the blur is fixed point and
+Colour equals torchvision's operators bit for bit (`numba_colour`). The blur is fixed point and
 within one level.
 
-The work goes by rows, each read once from the planar levels and, without a blur, written straight
-to the batch; a blur keeps a ring of as many rows as its window spans. Only contrast needs a pass
-over the whole view beforehand.
+A view is processed row by row. Each row is read once from the planar levels and, without a blur,
+written straight to the batch. A blur keeps a ring of as many rows as its window spans. Only
+contrast needs a pass over the whole view beforehand.
 
-S is the view's side; P, the pitch of a planar row, is S rounded up to a multiple of 32. `row` is a
-row at hand, (3, P) float32, flat, in whole levels.
+Shapes: S is the view's side, P, the pitch of a planar row, is S rounded up to a multiple of 32, R
+the blur's radius. All arrays are flat:
+
+- `levels` (S · 3 · P,) uint8: the view, planar by row
+- `row` (3 · P,) float32: the current row, in whole levels
+- `ring` ((2 R + 1) · 3 · P,) uint16: rows around the current one, in 1/128 level
+- `line` (3 · (P + 2 HALO),) uint16: the current row blurred vertically, in 1/128 level
+- `weights` ((R + 1) · 32,) uint16: the blur's taps, centre first, each 32 times, in 1/65536
 """
 
 import math
@@ -24,20 +30,20 @@ from ..compiler.vector_shuffle import store_interleaved, stream_interleaved
 from ..formats import FLOAT16
 from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
 from ..views import CONTRAST
-from .numba_colour import LANES, before_contrast, gray, jitter, load_levels, solarize
+from .numba_colour import LANES, gray, jitter, jitter_until_contrast, load_levels, solarize
 
 MAX_RADIUS = 15
-"""Of a blur of 5 pixels, the widest that a view may have."""
+"""Radius of the widest blur that a `View` allows, sigma 5, in pixels."""
 HALO = 32
-"""Room for reflected pixels on either side of a row, at least `MAX_RADIUS`."""
+"""Room for reflected pixels on either side of a row: at least `MAX_RADIUS`."""
 
 
 @inline_jit()
 def _blur_weights(sigma, radius, weights):
-    """torchvision's Gaussian of 2 radius + 1 taps, centre first, each 32 times; uint16 in 1/65536.
+    """Write torchvision's Gaussian of 2 radius + 1 taps to `weights`.
 
-    They add up to one: the centre takes what rounding left over (and is capped, by less than 1/256
-    level).
+    The taps add up to 1: the centre takes the rounding errors of the others. A centre of 1 is
+    capped at 65535/65536, which costs less than 1/256 level.
     """
     whole = 1.0
     for k in range(1, radius + 1):
@@ -52,7 +58,7 @@ def _blur_weights(sigma, radius, weights):
 
 @inline_jit(forceinline=True)
 def _ring_row(y, size, radius, pitch):
-    """Where row `y`, reflected into the view without repeating the border, lies in the ring."""
+    """Offset in `ring` of row `y`, reflected into the view without repeating the border."""
     y = abs(y)
     y = 2 * (size - 1) - y if y >= size else y
     return y % (2 * radius + 1) * 3 * pitch
@@ -60,23 +66,28 @@ def _ring_row(y, size, radius, pitch):
 
 @inline_jit(forceinline=True)
 def _blur_down(ring, y, size, pitch, radius, weights, slots, line):
-    """Blur row `y` vertically, from `ring` to `line`, and reflect its ends. Levels in 1/128."""
+    """Blur row `y` vertically, from `ring` to `line`, and reflect its ends.
+
+    `slots` (2 · (R + 1),) int64 receives the offsets in `ring` of the rows y - k and y + k.
+    """
+    # 1. Where the rows of the window are.
     for k in range(radius + 1):
-        slots[2 * k], slots[2 * k + 1] = (
-            _ring_row(y - k, size, radius, pitch),
-            _ring_row(y + k, size, radius, pitch),
-        )
-    half_lost = broadcast(
-        np.uint16((radius + 1) // 2), 32
-    )  # each product is floored, by half a unit on average
+        slots[2 * k] = _ring_row(y - k, size, radius, pitch)
+        slots[2 * k + 1] = _ring_row(y + k, size, radius, pitch)
+    # 2. Weighted sums, 32 pixels at a time. Rows at the same distance share a tap. Each product is
+    # floored, which loses half a unit on average; `half_lost` restores it.
+    half_lost = broadcast(np.uint16((radius + 1) // 2), 32)
     gap = pitch + 2 * HALO
     for x in range(0, size, 32):
-        at, weight = slots[0] + x, load(weights, 0, 32)
+        at = slots[0] + x
+        weight = load(weights, 0, 32)
         red = multiply_high(load(ring, at, 32), weight) + half_lost
         green = multiply_high(load(ring, at + pitch, 32), weight) + half_lost
         blue = multiply_high(load(ring, at + 2 * pitch, 32), weight) + half_lost
         for k in range(1, radius + 1):
-            at, to, weight = slots[2 * k] + x, slots[2 * k + 1] + x, load(weights, 32 * k, 32)
+            at = slots[2 * k] + x
+            to = slots[2 * k + 1] + x
+            weight = load(weights, 32 * k, 32)
             red = red + multiply_high(load(ring, at, 32) + load(ring, to, 32), weight)
             green = green + multiply_high(
                 load(ring, at + pitch, 32) + load(ring, to + pitch, 32), weight
@@ -87,6 +98,7 @@ def _blur_down(ring, y, size, pitch, radius, weights, slots, line):
         store(line, HALO + x, red)
         store(line, HALO + gap + x, green)
         store(line, HALO + 2 * gap + x, blue)
+    # 3. Reflect `radius` pixels at both ends, for the horizontal blur.
     for channel in range(3):
         start = channel * gap + HALO
         for k in range(1, radius + 1):
@@ -96,16 +108,20 @@ def _blur_down(ring, y, size, pitch, radius, weights, slots, line):
 
 @inline_jit(forceinline=True)
 def _blur_across(line, size, pitch, radius, weights, row):
-    """Blur `line` horizontally and round it to whole levels, into `row`."""
+    """Blur `line` horizontally into `row`, rounded to whole levels."""
+    # What the floored products lose on average, as above, and half a level (64) for rounding.
     rounding = broadcast(np.uint16((radius + 1) // 2 + 64), 32)
     gap = pitch + 2 * HALO
     for x in range(0, size, 32):
-        at, weight = HALO + x, load(weights, 0, 32)
+        at = HALO + x
+        weight = load(weights, 0, 32)
         red = multiply_high(load(line, at, 32), weight) + rounding
         green = multiply_high(load(line, at + gap, 32), weight) + rounding
         blue = multiply_high(load(line, at + 2 * gap, 32), weight) + rounding
         for k in range(1, radius + 1):
-            at, to, weight = HALO + x - k, HALO + x + k, load(weights, 32 * k, 32)
+            at = HALO + x - k
+            to = HALO + x + k
+            weight = load(weights, 32 * k, 32)
             red = red + multiply_high(load(line, at, 32) + load(line, to, 32), weight)
             green = green + multiply_high(
                 load(line, at + gap, 32) + load(line, to + gap, 32), weight
@@ -120,17 +136,22 @@ def _blur_across(line, size, pitch, radius, weights, row):
 
 @inline_jit(forceinline=True)
 def _fixed(value):
-    """Whole levels in 1/128, as the blur takes them."""
+    """Convert whole levels to 1/128 level, uint16, for the blur."""
     return convert(convert(value, np.int32), np.uint16) << np.uint16(7)
 
 
 def _encode(row, at, normalisation, channel, form, out):
-    """`LANES` whole levels of `row` as the lanes that `out` stores: normalised, but for uint8."""
+    """Encode `LANES` whole levels of `row` from `at` on in the element type of `out`: uint8 levels
+    unchanged, anything else normalised. `form` is a code of `formats`.
+
+    A new dtype is a new branch in the overload below, chosen when `augment_view` is compiled.
+    """
     raise NotImplementedError("compiled code only")
 
 
 @overload(_encode, jit_options={"forceinline": True})
 def _encode_overload(row, at, normalisation, channel, form, out):
+    """Choose the encoding by the type of `out`: uint16 holds the bits of float16 or bfloat16."""
     if out.dtype == types.uint8:
         return lambda row, at, normalisation, channel, form, out: convert(
             convert(load(row, at, LANES), np.int32), np.uint8
@@ -160,13 +181,14 @@ def _encode_overload(row, at, normalisation, channel, form, out):
 
 @inline_jit(forceinline=True)
 def _normalise(row, at, normalisation, channel):
+    """`LANES` levels times scale plus offset, `normalisation` (2, 3) float32, of a channel."""
     return load(row, at, LANES) * normalisation[0, channel] + normalisation[1, channel]
 
 
 @inline_jit(forceinline=True)
 def _write_row(row, size, pitch, form, normalisation, tail, out, start, streams):
-    """Encode `row` and write its S pixels to the flat `out` from `start` on; past the caches where
-    it `streams`."""
+    """Encode `row` and write its S pixels to `out` (flat) from `start` on; bypass the caches if
+    `streams`."""
     whole = size // LANES * LANES
     for x in range(0, whole, LANES):
         red = _encode(row, x, normalisation, 0, form, out)
@@ -176,7 +198,8 @@ def _write_row(row, size, pitch, form, normalisation, tail, out, start, streams)
             stream_interleaved(out, start + 3 * x, red, green, blue)
         else:
             store_interleaved(out, start + 3 * x, red, green, blue)
-    if whole < size:  # what lies behind the row's end may be another thread's
+    # The last pixels of a row go through `tail`: memory behind the row may be another thread's.
+    if whole < size:
         red = _encode(row, whole, normalisation, 0, form, out)
         green = _encode(row, pitch + whole, normalisation, 1, form, out)
         blue = _encode(row, 2 * pitch + whole, normalisation, 2, form, out)
@@ -187,40 +210,47 @@ def _write_row(row, size, pitch, form, normalisation, tail, out, start, streams)
 
 @inline_jit()
 def augment_view(view, size, form, normalisation, masked, scratch, out, start):
-    """Augment `scratch.levels` into the flat `out` from `start` on, (S, S, 3), as `form`; the
-    levels are used up.
+    """Augment `scratch.levels` into `out` (flat) from `start` on: (S, S, 3). Overwrites the levels.
 
-    `view` are the view's columns of the plan row; `normalisation` (2, 3) float32, scale and offset
-    of each channel from levels; `masked` (x1, y1, x2, y2) whole pixels to zero after normalisation.
+    `view`: the view's columns of the plan row, float32. `size`: S. `form`: a code of `formats`.
+    `normalisation` (2, 3) float32: scale and offset from levels, by channel. `masked` (x1, y1, x2,
+    y2): whole pixels to zero after normalisation. `scratch`: a `render.Scratch`.
     """
-    levels, row, pitch, tail = (
-        scratch.levels,
-        scratch.row,
-        scratch.pitch,
-        scratch.tail.view(out.dtype),
-    )
-    ring, line, weights, slots = scratch.ring, scratch.line, scratch.blur, scratch.slots
-    jittered, grayed, solarized, sigma = (
-        view[JITTER] != 0,
-        view[GRAY] != 0,
-        view[SOLARIZE] != 0,
-        np.float64(view[BLUR_SIGMA]),
-    )
-    order, factors = view[ORDER : ORDER + 4], view[FACTORS : FACTORS + 4]
-    contrast_at, mean, radius = 0, np.float32(0.0), 0
+    levels = scratch.levels
+    row = scratch.row
+    pitch = scratch.pitch
+    tail = scratch.tail.view(out.dtype)
+    ring = scratch.ring
+    line = scratch.line
+    weights = scratch.blur
+    slots = scratch.slots
+    jittered = view[JITTER] != 0
+    grayed = view[GRAY] != 0
+    solarized = view[SOLARIZE] != 0
+    sigma = np.float64(view[BLUR_SIGMA])
+    order = view[ORDER : ORDER + 4]
+    factors = view[FACTORS : FACTORS + 4]
+    x1, y1, x2, y2 = masked
+
+    # 1. Jitter operations before contrast, on the whole view, for the mean that contrast needs.
+    contrast_at = 0
+    mean = np.float32(0.0)
     if jittered:
         while int(order[contrast_at]) != CONTRAST:
             contrast_at += 1
-        mean = before_contrast(levels, order, factors, contrast_at, size, pitch)
+        mean = jitter_until_contrast(levels, order, factors, contrast_at, size, pitch)
+    radius = 0
     if sigma > 0.0:
         radius = min(math.ceil(3.0 * sigma), size - 1)
         _blur_weights(sigma, radius, weights)
-    x1, y1, x2, y2 = masked
-    # A batch is larger than the caches: written past them it need not be read first, nor does it
-    # push the image out.
+    # Streaming stores bypass the caches. A batch is larger than these: ordinary stores would read
+    # its memory first and evict the image. Streaming needs whole, aligned cache lines.
     streams = size % LANES == 0 and (out.ctypes.data + start * out.itemsize) % 64 == 0
 
-    for step in range(size + radius):  # a blurred row needs `radius` rows below it
+    # Row `step` is coloured, then row `y` = `step` - radius, which needs `radius` rows below it, is
+    # blurred and written.
+    for step in range(size + radius):
+        # 2. Contrast and the operations after it, then gray, into the ring or the current row.
         if step < size:
             to = _ring_row(step, size, radius, pitch)
             for x in range(0, pitch, LANES):
@@ -245,13 +275,16 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         y = step - radius
         if y < 0:
             continue
+        # 3. Blur.
         if radius > 0:
             _blur_down(ring, y, size, pitch, radius, weights, slots, line)
             _blur_across(line, size, pitch, radius, weights, row)
+        # 4. Solarise, normalise, write, mask. A masked row is written again, so it is not streamed.
         if solarized:
             for x in range(0, 3 * pitch, LANES):
                 store(row, x, solarize(load(row, x, LANES)))
-        begin, masked_row = start + 3 * y * size, y1 <= y < y2
+        begin = start + 3 * y * size
+        masked_row = y1 <= y < y2
         _write_row(
             row, size, pitch, form, normalisation, tail, out, begin, streams and not masked_row
         )

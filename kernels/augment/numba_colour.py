@@ -1,13 +1,13 @@
-"""Colour jitter, gray and solarisation of a few pixels, equal to torchvision's operators on uint8
-tensors to the bit.
+"""Colour jitter, gray and solarisation of `LANES` pixels, bit-equal to torchvision's operators.
 
-That is float32 in torchvision's own order of operations, compiled without fast-math, truncated
-where it truncates; it also keeps errors from growing along the chain. Hue alone is computed another
-way where that cannot change a level.
+torchvision computes uint8 tensors in float32 and truncates after each operation. The same
+operations in the same order, compiled without fast-math, give the same levels. Only the hue is
+computed differently, where that cannot change a level.
 
-`red`, `green` and `blue` are vectors of `LANES` float32, which hold whole levels: they stay in
-registers from the first operation to the last. A view's levels lie planar by row: P values of red,
-of green and of blue in each; P, the pitch, is S rounded up to a multiple of 32.
+`red`, `green` and `blue` are vectors of `LANES` float32 that hold whole levels. They stay in
+registers from the first operation to the last. A view's `levels` (S · 3 · P,) uint8 are planar by
+row: P values of red, of green, of blue. S is the view's side; P, the pitch, is S rounded up to a
+multiple of 32.
 """
 
 import numpy as np
@@ -27,62 +27,64 @@ from ..compiler.vector import (
     total,
     truncate,
 )
-from ..views import BRIGHTNESS, CONTRAST, SATURATION
+from ..views import BRIGHTNESS, CONTRAST, SATURATION, SOLARIZE_THRESHOLD
 
 LANES = 32
-"""Values worked on at once: two AVX-512 registers of float32, since one would wait for its own
+"""Pixels computed at once: two AVX-512 registers of float32. One register would stall on its own
 results."""
 
 _F = np.float32
 _ZERO, _ONE, _TWO, _THREE, _FOUR, _FIVE, _SIX = _F(0), _F(1), _F(2), _F(3), _F(4), _F(5), _F(6)
-_TOP, _THRESHOLD = _F(255), _F(128)
-_LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = (
-    _F(0.2989),
-    _F(0.587),
-    _F(0.114),
-)  # torchvision's rgb_to_grayscale
+_TOP = _F(255)
+_THRESHOLD = _F(SOLARIZE_THRESHOLD)
+# torchvision's rgb_to_grayscale.
+_LUMA_RED = _F(0.2989)
+_LUMA_GREEN = _F(0.587)
+_LUMA_BLUE = _F(0.114)
 _TO_LEVEL = _F(255.0 + 1.0 - 1e-3)  # torchvision's convert_image_dtype from float to uint8
-# 1/255 as a sum: the first part has 16 bits, so that its product with a level is exact, and the sum
-# of both products rounds to the quotient by 255 for every level (a test holds it).
+# 1/255 as a sum. The first part has 16 bits, so that its product with a level is exact. The sum of
+# both products then rounds to the quotient by 255 for every level; a test checks all 256.
 _UNIT_HIGH = _F(int(2**23 / 255) / 2**23)
 _UNIT_LOW = _F(1 / 255 - int(2**23 / 255) / 2**23)
 _LEVEL_SCALE = _F((255.0 + 1.0 - 1e-3) / 255.0)
-_ROUNDER = _F(
-    1.5 * 2**23
-)  # added and taken away, it leaves a float32 below 2^22 rounded to a whole number
-# Rounding errors of a level, torchvision's and the quick form's together. With the chroma grow
-# those of the hue, which is a multiple of 2^-24 of a turn there (1.1e-6 sixths, with what follows)
-# and a product with up to 11 here (2.1e-6).
-_DOUBT_OF_CHROMA, _DOUBT = _F(4e-6), _F(2e-4)
+# Added and subtracted, it rounds a float32 below 2^22 to a whole number.
+_ROUNDER = _F(1.5 * 2**23)
+# Bounds on the rounding errors of a level, torchvision's and the fast form's together. Those of the
+# hue grow with the chroma. torchvision's hue is a multiple of 2^-24 of a circle (1.1e-6 sixths with
+# later roundings), the fast form's a product with up to 11 (2.1e-6).
+_ERROR_BY_CHROMA = _F(4e-6)
+_ERROR = _F(2e-4)
 _I0, _I1 = np.int32(0), np.int32(1)
 
 
 @inline_jit(forceinline=True)
-def _luma(red, green, blue):
+def gray(red, green, blue):
+    """torchvision's `rgb_to_grayscale`: one channel of whole gray levels."""
     return truncate(_LUMA_RED * red + _LUMA_GREEN * green + _LUMA_BLUE * blue)
 
 
 @inline_jit(forceinline=True)
 def _blend(value, factor, addend):
-    """torchvision's _blend: factor · value + addend, clamped and truncated."""
+    """torchvision's `_blend`: factor · value + addend, clamped and truncated to a whole level."""
     raw = factor * value + addend
     return truncate(minimum(maximum(raw, broadcast(_ZERO, LANES)), broadcast(_TOP, LANES)))
 
 
 @inline_jit(forceinline=True)
 def _to_unit(levels):
-    """Whole levels / 255, rounded as the division is."""
+    """Whole levels / 255, rounded as the division would be."""
     return levels * _UNIT_HIGH + levels * _UNIT_LOW
 
 
 @inline_jit(forceinline=True)
-def _turned(red, green, blue, turn):
-    """torchvision's adjust_hue: to HSV in 0..1, turn the hue, back to levels.
+def _turn_hue_exactly(red, green, blue, turn):
+    """torchvision's `adjust_hue`, bit for bit: to HSV in 0..1, turn the hue, back to levels.
 
-    Of its three quotients (largest - channel) / chroma one is 0 and one is 1, so that only the
-    middle channel's is computed; and the largest and the smallest channel come back as the levels
-    that they were.
+    Of its three quotients (largest - channel) / chroma, one is 0 and one is 1, so that only the
+    middle channel's is computed. The largest and the smallest level are unchanged by a turn. `turn`
+    is in circles, in [-0.5, 0.5].
     """
+    # 1. Chroma, saturation and the middle channel's quotient.
     one, zero = broadcast(_ONE, LANES), broadcast(_ZERO, LANES)
     low_pair, high_pair = minimum(red, green), maximum(red, green)
     high, low = maximum(high_pair, blue), minimum(low_pair, blue)
@@ -93,6 +95,8 @@ def _turned(red, green, blue, turn):
     saturation = chroma / select(colourless, one, largest)
     part = (largest - _to_unit(middle)) / select(colourless, one, chroma)
 
+    # 2. The hue in sixths of a circle, by which channel is largest; then turned and wrapped into
+    # [0, 1). The order of the sums is torchvision's, which decides their rounding.
     hue_red = select(blue <= green, _ONE - part, part - _ONE)
     hue_green = select(blue <= red, (_TWO + part) - _ONE, _THREE - part)
     hue_blue = select(red <= green, (_FOUR + part) - _ONE, _FIVE - part)
@@ -102,15 +106,18 @@ def _turned(red, green, blue, turn):
     hue = select(hue < zero, hue + _ONE, hue)
     hue = select(hue >= one, hue - _ONE, hue)
 
+    # 3. The sector, and the new middle level: falling in odd sectors, rising in even ones.
     sixths = hue * _SIX
     sector = convert(sixths, np.int32)
     fall = sixths - convert(sector, np.float32)
     odd = (sector & _I1) == _I1
     middle = truncate(largest * (_ONE - saturation * select(odd, fall, _ONE - fall)) * _TO_LEVEL)
-    # Each third of the circle has a pair of channels that the largest level passes between, first
-    # to second.
-    first, second = select(odd, middle, high), select(odd, high, middle)
-    red_green, blue_red = sixths < _TWO, sixths >= _FOUR
+    # 4. Assign largest, middle and smallest to the channels. In each third of the circle the
+    # largest level passes from a first channel to a second one, and the third channel is smallest.
+    first = select(odd, middle, high)
+    second = select(odd, high, middle)
+    red_green = sixths < _TWO
+    blue_red = sixths >= _FOUR
     return (
         select(red_green, first, select(blue_red, second, low)),
         select(red_green, second, select(blue_red, low, first)),
@@ -119,37 +126,46 @@ def _turned(red, green, blue, turn):
 
 
 @inline_jit(forceinline=True)
-def _turned_quickly(red, green, blue, sixths):
-    """`_turned` without divisions, and in which lanes rounding leaves a level in doubt.
+def _turn_hue_fast(red, green, blue, sixths):
+    """`_turn_hue_exactly` without divisions, and in which lanes rounding leaves a level in doubt.
 
-    The hue, in sixths of a turn, is kept multiplied by the chroma: in each third of the circle one
-    channel rises from the smallest level to the largest, then another one falls. Levels come back
-    by 255.999 / 255 and are truncated; here all is scaled so, lowered by a half and rounded.
-    `sixths`: the turn, 1..7.
+    The hue, in sixths of a circle, stays multiplied by the chroma. In each third of the circle one
+    channel rises from the smallest level to the largest, then another one falls. torchvision scales
+    levels by 255.999 / 255 in the end and truncates them; here everything is scaled from the start,
+    lowered by a half and rounded. `sixths`: the turn, in [1, 7].
     """
-    high, low = maximum(maximum(red, green), blue), minimum(minimum(red, green), blue)
-    zero, scale = broadcast(_ZERO, LANES), broadcast(_LEVEL_SCALE, LANES)
+    # 1. The hue times the chroma, turned and wrapped into [0, 6 chroma). A turn of at least one
+    # sixth keeps it positive.
+    high = maximum(maximum(red, green), blue)
+    low = minimum(minimum(red, green), blue)
+    zero = broadcast(_ZERO, LANES)
+    scale = broadcast(_LEVEL_SCALE, LANES)
     chroma = (high - low) * scale
-    two, is_red, is_green = chroma + chroma, high == red, high == green
+    two = chroma + chroma
     four = two + two
+    is_red = high == red
+    is_green = high == green
     offset = select(is_red, green - blue, select(is_green, blue - red, red - green))
     third = select(is_red, zero, select(is_green, two, four))
     hue = multiply_add(chroma, broadcast(sixths, LANES), multiply_add(offset, scale, third))
     hue = select(hue >= four + two, hue - (four + two), hue)
 
-    past_two, past_four = hue >= two, hue >= four
-    position = hue - select(
-        past_two, select(past_four, four, two), zero
-    )  # in the third, 0 .. 2 chroma
+    # 2. The position in its third of the circle, in [0, 2 chroma), and the middle level there.
+    past_two = hue >= two
+    past_four = hue >= four
+    position = hue - select(past_two, select(past_four, four, two), zero)
     exact = multiply_add(low, scale, minimum(position, two - position) - _F(0.5))
     exact = minimum(maximum(exact, low), high)
     middle = (exact + _ROUNDER) - _ROUNDER
+    # 3. In doubt: the distance from a rounding boundary is within the bounds on the errors.
     doubt = (
-        multiply_add(chroma, broadcast(_DOUBT_OF_CHROMA, LANES), magnitude(exact - middle))
-        > _F(0.5) - _DOUBT
+        multiply_add(chroma, broadcast(_ERROR_BY_CHROMA, LANES), magnitude(exact - middle))
+        > _F(0.5) - _ERROR
     )
+    # 4. Assign the levels to the channels, as in `_turn_hue_exactly`.
     falls = position >= chroma
-    first, second = select(falls, middle, high), select(falls, high, middle)
+    first = select(falls, middle, high)
+    second = select(falls, high, middle)
     return (
         select(past_two, select(past_four, second, low), first),
         select(past_two, select(past_four, low, first), second),
@@ -160,41 +176,42 @@ def _turned_quickly(red, green, blue, sixths):
 
 @inline_jit(forceinline=True)
 def _hue(red, green, blue, turn):
-    """Turn the hue: quickly, and in full where a lane is in doubt, which is seldom so."""
+    """Turn the hue by the fast form; all lanes by the exact one where any is in doubt, which is
+    rare."""
+    # The same turn in [1, 7) sixths, so that the fast form meets no negative hue.
     sixths = _F(_SIX * turn + (_SIX if turn * _SIX < _ONE else _ZERO))
-    new_red, new_green, new_blue, doubt = _turned_quickly(red, green, blue, sixths)
+    new_red, new_green, new_blue, doubt = _turn_hue_fast(red, green, blue, sixths)
     if any_lane(doubt):
-        new_red, new_green, new_blue = _turned(red, green, blue, turn)
+        new_red, new_green, new_blue = _turn_hue_exactly(red, green, blue, turn)
     return new_red, new_green, new_blue
 
 
 @inline_jit(forceinline=True)
 def _saturation(red, green, blue, factor):
-    addend = _F(1.0 - np.float64(factor)) * _luma(red, green, blue)
+    """torchvision's `adjust_saturation`: blend with the pixel's own gray level."""
+    addend = _F(1.0 - np.float64(factor)) * gray(red, green, blue)
     return _blend(red, factor, addend), _blend(green, factor, addend), _blend(blue, factor, addend)
 
 
 @inline_jit(forceinline=True)
 def _brightness(value, factor):
+    """torchvision's `adjust_brightness`: blend with black. The product is never negative."""
     return truncate(minimum(factor * value, broadcast(_TOP, LANES)))
 
 
 @inline_jit(forceinline=True)
-def gray(red, green, blue):
-    """torchvision's rgb_to_grayscale, the one channel of three."""
-    return _luma(red, green, blue)
-
-
-@inline_jit(forceinline=True)
 def solarize(value):
-    """torchvision's solarize at a threshold of 128, of one channel."""
+    """torchvision's `solarize` of one channel, at SOLARIZE_THRESHOLD."""
     return select(value < _THRESHOLD, value, _TOP - value)
 
 
 @inline_jit(forceinline=True)
 def jitter(red, green, blue, order, factors, begin, end, mean):
-    """The jitter operations number `begin` up to `end`; `mean` is the view's gray level, which
-    contrast alone needs."""
+    """Apply the jitter operations `begin` to `end` - 1 of `order` to `LANES` pixels.
+
+    `order` (4,) float32: operations (`views.BRIGHTNESS` and so on) in turn. `factors` (4,) float32,
+    indexed by operation. `mean`: the view's mean gray level, which only contrast needs.
+    """
     for i in range(begin, end):
         operation = int(order[i])
         factor = factors[operation]
@@ -220,21 +237,23 @@ def jitter(red, green, blue, order, factors, begin, end, mean):
 
 @inline_jit(forceinline=True)
 def load_levels(levels, at):
-    """`LANES` of uint8 as float32."""
+    """Load `LANES` uint8 levels as float32."""
     return convert(convert(load(levels, at, LANES), np.int32), np.float32)
 
 
 @inline_jit(forceinline=True)
 def _store_levels(levels, at, value):
+    """Store `LANES` whole levels as uint8."""
     store(levels, at, convert(convert(value, np.int32), np.uint8))
 
 
 @inline_jit()
-def before_contrast(levels, order, factors, contrast_at, size, pitch):
-    """Do the operations ahead of contrast on the whole view and return its mean gray level as it
-    then stands.
+def jitter_until_contrast(levels, order, factors, contrast_at, size, pitch):
+    """Apply the operations before contrast, number `contrast_at` of `order`, to the whole view, in
+    place; returns the mean gray level that contrast then needs, float32.
 
-    The lanes between S and P are 0 and stay so: every operation but contrast keeps black.
+    Columns S to P - 1 are 0 and stay 0, since every operation except contrast keeps black, so that
+    they add nothing to the mean.
     """
     sum_all = 0
     for y in range(size):
@@ -247,6 +266,6 @@ def before_contrast(levels, order, factors, contrast_at, size, pitch):
                 _store_levels(levels, at, red)
                 _store_levels(levels, at + pitch, green)
                 _store_levels(levels, at + 2 * pitch, blue)
-            luma = luma + convert(_luma(red, green, blue), np.int32)
+            luma = luma + convert(gray(red, green, blue), np.int32)
         sum_all += total(luma)
     return _F(sum_all) / _F(size * size)

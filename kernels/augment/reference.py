@@ -1,9 +1,9 @@
-"""Colour, blur, normalisation and mask of one view by torchvision: the slow, obvious twin of the
-fast kernels.
+"""Reference augmentation of one view by torchvision's operators: colour, blur, normalisation, mask.
 
-Every operation is torchvision's own functional operator on a uint8 tensor, so that levels are
-truncated where it truncates them. Shapes: S the view's side; `view` is one view of a plan row
-(`views.plan_dtype`).
+Slow and obvious; the fast kernels are tested against it. Each operation is torchvision's functional
+operator on a uint8 tensor, which truncates levels after every step.
+
+Shapes: S is the view's side in pixels. `view` is one view of a plan row, see `views.plan_dtype`.
 """
 
 import math
@@ -32,13 +32,16 @@ _JITTER = {
 
 
 def blur_radius(sigma: float, size: int) -> int:
-    """Pixels on either side that a blur of `sigma` pixels draws on: 3 sigma, and less than a
-    reflected view holds."""
+    """Radius in pixels of a Gaussian of `sigma` pixels: ceil(3 sigma), at most `size` - 1, which is
+    as far as reflection reaches."""
     return min(math.ceil(3.0 * sigma), size - 1)
 
 
 def augment_reference(levels: np.ndarray, view: np.void) -> np.ndarray:
-    """Jitter in the plan's order, gray, blur, solarisation: (S, S, 3) uint8 to (S, S, 3) uint8."""
+    """Apply colour jitter in the plan's order, gray, blur and solarisation.
+
+    `levels` (S, S, 3) uint8; returns (S, S, 3) uint8.
+    """
     image = torch.from_numpy(np.ascontiguousarray(levels)).permute(2, 0, 1)
     if view["jitter"]:
         for operation in view["order"].astype(int).tolist():
@@ -60,8 +63,11 @@ def finish_reference(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> np.ndarray:
-    """Normalise (S, S, 3) uint8 levels to float32 and zero the masked box (x1, y1, x2, y2), rounded
-    outwards."""
+    """Normalise (S, S, 3) uint8 levels to float32 and zero the masked box.
+
+    `masked_box` (4,) float32 xyxy in pixels, rounded outwards; None for no mask. `mean` and `std`:
+    of levels in 0..1, by channel.
+    """
     image = F.normalize(
         F.convert_image_dtype(torch.from_numpy(levels).permute(2, 0, 1)), list(mean), list(std)
     )
@@ -73,8 +79,8 @@ def finish_reference(
 
 
 def mask_bounds(masked_box: np.ndarray, size: int) -> tuple[int, int, int, int]:
-    """Whole pixels (x1, y1, x2, y2) that the masked box touches, clipped to the view; empty where
-    x2 <= x1."""
+    """Whole pixels (x1, y1, x2, y2) that the masked box touches, clipped to a view of side `size`;
+    x2 and y2 excluded. Empty where x2 <= x1 or y2 <= y1."""
     x1, y1 = np.clip(np.floor(masked_box[:2]), 0, size)
     x2, y2 = np.clip(np.ceil(masked_box[2:]), 0, size)
     return int(x1), int(y1), int(x2), int(y2)

@@ -1,13 +1,12 @@
-"""The device half in plain torch: colour, blur, solarisation, normalisation and the masked box of a
-whole batch.
+"""Augmentation of a whole batch in plain torch: colour, blur, solarisation, normalisation, mask.
 
-It says obviously what `augment_triton` says fast, runs on every device and under `torch.compile`,
-and is the fallback where Triton is missing. Every operation is torchvision's functional one on a
-uint8 tensor, operation for operation and rounding for rounding: on a CPU the levels are
-torchvision's own to the bit, but for the blur, which is separable here (at most 1 level off, in
-fewer than one value in a thousand).
+The plain twin of the Triton kernels and their fallback: it runs on every device and under
+`torch.compile`. It rounds after each operation as torchvision's uint8 operators do. On a CPU the
+levels equal torchvision's bit for bit, except for the blur: it is separable here, and at most 1
+level off in fewer than one value in a thousand.
 
-Suffixes: N views, C = 3 channels, S the side in pixels.
+Shape suffixes: N views, C = 3 channels, S side in pixels, T taps of the blur, 1 broadcast.
+`rows_N` is (N, VIEW_FLOATS) float32: each view's columns of the plan row.
 """
 
 import math
@@ -21,9 +20,9 @@ from ..plan import BLUR_SIGMA, FACTORS, FLIP, GRAY, JITTER, ORDER, SOLARIZE, VIE
 from ..views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_THRESHOLD
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
-"""Red, green and blue in a gray level (torchvision's `rgb_to_grayscale`)."""
+"""Weights of red, green and blue in a gray level (torchvision's `rgb_to_grayscale`)."""
 MAX_BLUR_SIGMA = 5.0
-"""The widest Gaussian that a `View` allows, pixels: 31 taps."""
+"""Widest Gaussian that a `View` allows, in pixels: 31 taps."""
 
 
 def augment(
@@ -36,20 +35,21 @@ def augment(
     max_blur_sigma: float = MAX_BLUR_SIGMA,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Augmented views, (N, 3, S, S) or (V, N, 3, S, S), each channels-last in memory.
+    """Augment cropped and resized views: (N, 3, S, S) or (V, N, 3, S, S), each channels-last in
+    memory.
 
-    `views` (N, S, S, 3) or (V, N, S, S, 3) uint8, cropped and resized, of any strides; S at least
-    32. `parameters` (N, 17) or (V, N, 17) float32: the plan's columns of these views, on the same
-    device. `masked_box` (N, 4) float32 xyxy in pixels of the view as flipped: the pixels
-    floor(x1)..ceil(x2) - 1, floor(y1)..ceil(y2) - 1 of the first view are zero after normalisation.
-    `flip`: the views came unflipped and are mirrored here where the plan says so; by default they
-    came flipped, as our resize leaves them.
-
-    `dtype` float16, bfloat16 or float32: normalised by ImageNet's mean and deviation; uint8: the
-    augmented levels, neither normalised nor masked. `max_blur_sigma` is the widest sigma among
-    `parameters`, pixels: a wider one is cut to that many taps. The default is right for every
-    `View`; the configuration's own maximum is faster. `out` takes the result: of that shape, dtype
-    and layout, as `empty_output` makes it.
+    - `views` (N, S, S, 3) or (V, N, S, S, 3) uint8, of any strides; S in [32, 1024].
+    - `parameters` (N, 17) or (V, N, 17) float32 (`plan.VIEW_FLOATS` columns): the plan's columns of
+      these views, on the same device.
+    - `masked_box` (N, 4) float32 xyxy in pixels of the flipped view: the pixels floor(x1) to
+      ceil(x2) - 1, floor(y1) to ceil(y2) - 1 of the first view are zero after normalisation.
+    - `flip`: mirror the views whose plan row says so. By default they are taken to be flipped
+      already, as the resize kernels do.
+    - `dtype`: float16, bfloat16 or float32 are normalised by ImageNet's mean and deviation; uint8
+      are the augmented levels, neither normalised nor masked.
+    - `max_blur_sigma`: the widest sigma among `parameters`, in pixels; a wider one is cut to as
+      many taps. The default fits every `View`; the configuration's own maximum is faster.
+    - `out` receives the result; it has the layout of `empty_output`.
 
     Raises ValueError where shapes, dtypes or devices do not fit together.
     """
@@ -75,20 +75,22 @@ def augment(
 
 
 def empty_output(views: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """An uninitialised result of `augment` for these views: (…, 3, S, S), each view channels-last
-    in memory."""
+    """Allocate an uninitialised `out` of `augment` for these views: (…, 3, S, S), each view
+    channels-last in memory."""
     return torch.empty(views.shape, dtype=dtype, device=views.device).movedim(-1, -3)
 
 
 def check_output(out: torch.Tensor, views: torch.Tensor, dtype: torch.dtype) -> None:
-    """ValueError where `out` is not such as `empty_output` makes for these views."""
+    """Raise ValueError unless `out` has the dtype, device, shape and layout of `empty_output`."""
     if out.dtype != dtype or out.device != views.device or out.movedim(-3, -1).shape != views.shape:
         raise InvalidInput(
-            f"out is {out.dtype} {tuple(out.shape)} on {out.device}; {dtype} "
-            f"{(*views.shape[:-3], 3, *views.shape[-3:-1])} on {views.device} is wanted"
+            f"`out` must be {dtype} {(*views.shape[:-3], 3, *views.shape[-3:-1])} on "
+            f"{views.device}, got {out.dtype} {tuple(out.shape)} on {out.device}."
         )
     if not out.movedim(-3, -1).is_contiguous():
-        raise InvalidInput("out is not channels-last and dense; empty_output makes one that is")
+        raise InvalidInput(
+            "`out` must be channels-last and dense in memory; allocate it by `empty_output`."
+        )
 
 
 def check(
@@ -97,47 +99,53 @@ def check(
     masked_box: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> None:
-    """ValueError where the arguments of `augment` do not fit together. Reads shapes only, never a
-    value."""
+    """Raise ValueError where the arguments of `augment` do not fit together. Reads shapes, never a
+    value, so that no device is waited for."""
     if views.dtype != torch.uint8 or views.ndim not in (4, 5) or views.shape[-1] != 3:
         raise InvalidInput(
-            f"views are {views.dtype} {tuple(views.shape)}; (N, S, S, 3) or (V, N, S, S, 3) uint8 is wanted"
+            "`views` must be uint8 (N, S, S, 3) or (V, N, S, S, 3), "
+            f"got {views.dtype} {tuple(views.shape)}."
         )
     size = views.shape[-2]
     if views.shape[-3] != size or not 32 <= size <= 1024:
         raise InvalidInput(
-            f"views of {views.shape[-3]} by {size} pixels; squares with a side of 32..1024 are wanted"
+            "`views` must be squares with a side in [32, 1024] pixels, "
+            f"got {views.shape[-3]} by {size}."
         )
     if parameters.dtype != torch.float32 or parameters.shape != (*views.shape[:-3], VIEW_FLOATS):
         raise InvalidInput(
-            f"parameters are {parameters.dtype} {tuple(parameters.shape)}; "
-            f"float32 {(*views.shape[:-3], VIEW_FLOATS)} goes with views of {tuple(views.shape)}"
+            f"`parameters` must be float32 {(*views.shape[:-3], VIEW_FLOATS)} for views of "
+            f"{tuple(views.shape)}, got {parameters.dtype} {tuple(parameters.shape)}."
         )
     if masked_box is not None and (
         masked_box.dtype != torch.float32 or masked_box.shape != (views.shape[-4], 4)
     ):
         raise InvalidInput(
-            f"masked_box is {masked_box.dtype} {tuple(masked_box.shape)}; float32 {(views.shape[-4], 4)} is wanted"
+            f"`masked_box` must be float32 {(views.shape[-4], 4)}, "
+            f"got {masked_box.dtype} {tuple(masked_box.shape)}."
         )
     devices = {tensor.device for tensor in (views, parameters, masked_box) if tensor is not None}
     if len(devices) > 1:
         raise InvalidInput(
-            f"views, parameters and masked_box lie on different devices: {sorted(map(str, devices))}"
+            "`views`, `parameters` and `masked_box` must be on the same device, "
+            f"got {sorted(map(str, devices))}."
         )
     if dtype not in FORMATS:
-        raise InvalidInput(f"dtype must be one of {', '.join(FORMAT_NAMES)}, got {dtype}")
+        raise InvalidInput(f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {dtype}.")
 
 
 def _column(rows_N: torch.Tensor, column: int) -> torch.Tensor:
+    """(N, 1, 1, 1): one column, to broadcast against (N, C, S, S)."""
     return rows_N[:, column, None, None, None]
 
 
 def _flag(rows_N: torch.Tensor, column: int) -> torch.Tensor:
+    """(N, 1, 1, 1) bool: whether a view's operation is on."""
     return _column(rows_N, column) != 0
 
 
 def gray(levels_NCSS: torch.Tensor) -> torch.Tensor:
-    """(N, 1, S, S) whole gray levels of (N, 3, S, S) levels, all float32."""
+    """Gray levels (N, 1, S, S) of levels (N, 3, S, S), whole float32 numbers in 0..255."""
     red, green, blue = levels_NCSS.unbind(1)
     return (
         (GRAY_WEIGHTS[0] * red + GRAY_WEIGHTS[1] * green + GRAY_WEIGHTS[2] * blue)
@@ -147,13 +155,16 @@ def gray(levels_NCSS: torch.Tensor) -> torch.Tensor:
 
 
 def jitter(levels_NCSS: torch.Tensor, rows_N: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast, saturation and hue in each sample's own order; whole float32 levels in
-    and out."""
+    """Apply brightness, contrast, saturation and hue in each view's own order; whole float32 levels
+    in and out.
+
+    Every view goes through every operation, and the one that is its turn is selected.
+    """
     for step in range(4):
         operation = _column(rows_N, ORDER + step)
-        factor = rows_N[:, FACTORS : FACTORS + 4].gather(1, rows_N[:, ORDER + step, None].long())[
-            :, :, None, None
-        ]
+        factors_N4 = rows_N[:, FACTORS : FACTORS + 4]
+        factor_N1 = factors_N4.gather(1, rows_N[:, ORDER + step, None].long())
+        factor = factor_N1[:, :, None, None]
         gray_N1SS = gray(levels_NCSS)
         # The three blends differ only in what they blend with: black, the mean gray, or the pixel's
         # own gray.
@@ -167,8 +178,11 @@ def jitter(levels_NCSS: torch.Tensor, rows_N: torch.Tensor) -> torch.Tensor:
 
 
 def turn_hue(levels_NCSS: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """torchvision's `adjust_hue` through HSV; `turns` (N, 1, 1, 1) in -0.5..0.5; whole float32
-    levels in and out."""
+    """Turn the hue by torchvision's `adjust_hue`; whole float32 levels in and out.
+
+    `turns` (N, 1, 1, 1) in [-0.5, 0.5], of a full circle.
+    """
+    # To HSV, each (N, S, S) in 0..1. Gray pixels have a hue of 0.
     image = levels_NCSS / 255
     red, green, blue = image.unbind(1)
     value, low = image.amax(1), image.amin(1)
@@ -176,15 +190,14 @@ def turn_hue(levels_NCSS: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     flat = chroma == 0
     saturation = chroma / torch.where(flat, 1.0, value)
     divisor = torch.where(flat, 1.0, chroma)
-    from_red, from_green, from_blue = (
-        (value - red) / divisor,
-        (value - green) / divisor,
-        (value - blue) / divisor,
-    )
+    from_red = (value - red) / divisor
+    from_green = (value - green) / divisor
+    from_blue = (value - blue) / divisor
     hue = torch.where(value == green, 2.0 + from_red - from_blue, 4.0 + from_green - from_red)
     hue = torch.where(value == red, from_blue - from_green, hue)
     hue = torch.fmod(hue / 6.0 + 1.0, 1.0)
 
+    # Back to RGB: each sixth of the circle has a channel that rises (t) or falls (q).
     hue = (hue + turns[:, 0]) % 1.0
     sector = torch.floor(hue * 6.0)
     part = hue * 6.0 - sector
@@ -194,8 +207,7 @@ def turn_hue(levels_NCSS: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     t = (value * (1.0 - saturation * (1.0 - part))).clamp(0.0, 1.0)
 
     def channel(first: int) -> torch.Tensor:
-        """value, q, p, p, t, value by sector, counted from the sector where this channel starts to
-        fall."""
+        """One channel (N, S, S): value, q, p, p, t, value by sector, counted from `first`."""
         turned = (sector - first) % 6
         falling_or_rising = torch.where(turned == 1, q, torch.where(turned == 4, t, p))
         return torch.where((turned == 0) | (turned == 5), value, falling_or_rising)
@@ -205,8 +217,11 @@ def turn_hue(levels_NCSS: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
 
 
 def blur(levels_NCSS: torch.Tensor, sigma_N: torch.Tensor, max_sigma: float) -> torch.Tensor:
-    """Reflect-padded Gaussian of 2·ceil(3·sigma) + 1 taps, rounded to whole levels; sigma 0 leaves
-    a sample alone."""
+    """Blur by a Gaussian of 2·ceil(3·sigma) + 1 taps with reflected edges, to whole levels.
+
+    `sigma_N` (N,) in pixels, 0 for no blur; `max_sigma` bounds the taps. `levels_NCSS` are whole
+    float32 levels.
+    """
     radius = math.ceil(3 * max_sigma)
     size = levels_NCSS.shape[-1]
     weights_NT = gaussian_taps(sigma_N, radius)
@@ -221,9 +236,9 @@ def blur(levels_NCSS: torch.Tensor, sigma_N: torch.Tensor, max_sigma: float) -> 
 
 
 def gaussian_taps(sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
-    """(N, 2·radius + 1) weights that sum to 1, zero beyond each sample's own ceil(3·sigma) taps."""
+    """Weights (N, 2·radius + 1) of each view's Gaussian: sum 1, zero beyond its ceil(3·sigma)."""
     offset = torch.arange(-radius, radius + 1, device=sigma_N.device, dtype=torch.float32)
-    # In float64, because 3·sigma rounded to float32 may land on a whole number from above and lose
+    # In float64: rounded to float32, 3·sigma slightly above a whole number may fall on it and lose
     # a tap.
     own_radius = torch.ceil(3 * sigma_N.double())[:, None]
     sigma = torch.where(sigma_N > 0, sigma_N, 1.0)[:, None]
@@ -232,9 +247,8 @@ def gaussian_taps(sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _normalize(levels_NCSS: torch.Tensor, masked_box: torch.Tensor | None) -> torch.Tensor:
-    """float32, by mean and standard deviation, the masked boxes of the first views at zero."""
-    # Channel by channel, since a tensor of the three means would be a copy from the host in every
-    # call.
+    """Normalise levels to float32 (N, C, S, S) and zero the masked boxes of the first views."""
+    # Channel by channel: a tensor of the three means would be copied from the host in every call.
     channels = [(levels_NCSS[:, c] / 255 - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
     normalized = torch.stack(channels, 1)
     if masked_box is None:
@@ -242,6 +256,6 @@ def _normalize(levels_NCSS: torch.Tensor, masked_box: torch.Tensor | None) -> to
     position = torch.arange(levels_NCSS.shape[-1], device=levels_NCSS.device)
     low, high = masked_box[:, :2].floor(), masked_box[:, 2:].ceil()
     inside = (position >= low[..., None]) & (position < high[..., None])  # (N, xy, S)
-    inside = (inside[:, 1, :, None] & inside[:, 0, None, :])[:, None]
+    inside = (inside[:, 1, :, None] & inside[:, 0, None, :])[:, None]  # (N, 1, S, S)
     masked = torch.where(inside, 0.0, normalized[: len(masked_box)])
     return torch.cat((masked, normalized[len(masked_box) :]))

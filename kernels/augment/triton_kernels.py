@@ -1,25 +1,26 @@
-"""The three Triton kernels of the device half; `augment_triton` launches them and says why there
-are three.
+"""The three Triton kernels of augmentation: `gray_sums`, `colour` and `blur`; `triton.augment`
+launches them.
 
-Levels are whole numbers in float32 and every operation rounds where torchvision's uint8 operators
-do. The two colour kernels must be compiled with `enable_fp_fusion=False`: a fused multiply-add
-would move a gray pixel's blend across the whole number that it is truncated at.
+Levels are whole numbers in float32, and every operation rounds where torchvision's uint8 operators
+do. `gray_sums` and `colour` must be compiled with `enable_fp_fusion=False`: a fused multiply-add
+could move a gray pixel's blend across the whole number at which it is truncated.
 
-Suffixes: G groups, P pixels of a group (16; 8 in the blur), Y and X rows and columns of a blur
-tile, K rows or columns around it, C columns of half of those.
+Common arguments: `views` uint8 (V, N, S, S, 3) with its strides; `parameters` float32 (V, N,
+VIEW_FLOATS), the views' columns of the plan, with its strides; `box` float32 (boxes, 4), the masked
+boxes of the first `boxes` views; `first_view` the number of the launch's first view, v · N + n;
+`batch` N; `out` (V, N, S, S, 3) dense.
+
+Shape suffixes: G groups, P pixels of a group (16; 8 in `blur`), Y and X rows and columns of a blur
+tile, K rows or columns of the tile with its halo, C a tile's width of columns among these.
 """
 
 import triton
 import triton.language as tl
 
 from .. import plan, views
-from . import torch as augment_torch
+from .triton_colour import CONTRAST, gray_level, invert, jitter_once
 from .triton_pixels import load_levels, store_pixels
 
-BRIGHTNESS = tl.constexpr(views.BRIGHTNESS)
-CONTRAST = tl.constexpr(views.CONTRAST)
-SATURATION = tl.constexpr(views.SATURATION)
-HUE = tl.constexpr(views.HUE)
 FLIP = tl.constexpr(plan.FLIP)
 JITTER = tl.constexpr(plan.JITTER)
 ORDER = tl.constexpr(plan.ORDER)
@@ -27,96 +28,25 @@ FACTORS = tl.constexpr(plan.FACTORS)
 GRAY = tl.constexpr(plan.GRAY)
 BLUR_SIGMA = tl.constexpr(plan.BLUR_SIGMA)
 SOLARIZE = tl.constexpr(plan.SOLARIZE)
-GRAY_RED = tl.constexpr(augment_torch.GRAY_WEIGHTS[0])
-GRAY_GREEN = tl.constexpr(augment_torch.GRAY_WEIGHTS[1])
-GRAY_BLUE = tl.constexpr(augment_torch.GRAY_WEIGHTS[2])
-THRESHOLD = tl.constexpr(views.SOLARIZE_THRESHOLD)
 MEAN_RED = tl.constexpr(views.IMAGENET_MEAN[0])
 MEAN_GREEN = tl.constexpr(views.IMAGENET_MEAN[1])
 MEAN_BLUE = tl.constexpr(views.IMAGENET_MEAN[2])
 DEVIATION_RED = tl.constexpr(views.IMAGENET_STD[0])
 DEVIATION_GREEN = tl.constexpr(views.IMAGENET_STD[1])
 DEVIATION_BLUE = tl.constexpr(views.IMAGENET_STD[2])
-HUE_SCALE = tl.constexpr((255 + 1.0 - 1e-3) / 255)
-"""Levels pass through 0..1 and back in torchvision's hue, which multiplies by 255.999 on the way
-back."""
 ROUNDING = tl.constexpr(1.5 * 2**23)
-"""Adding and subtracting it rounds a float32 of at most 2**22 to the nearest whole number, halves
-to even."""
+"""Added and subtracted, it rounds a float32 of at most 2**22 to the nearest whole number, halves to
+even."""
 HALO = tl.constexpr(16)
-"""Columns and rows around a blur tile: at least the radius of the widest blur (15), and 16 bytes.
-"""
+"""Rows and columns around a blur tile: at least the radius of the widest blur (15); 16 bytes of
+levels, so that loads stay aligned."""
 TILE = tl.constexpr(32)
-"""Side of a blur tile: with the halo, 64 rows and columns, the power of two that `tl.dot` wants."""
-
-
-@triton.jit
-def _clamp(level):
-    return tl.floor(tl.minimum(tl.maximum(level, 0.0), 255.0))
-
-
-@triton.jit
-def _gray(red, green, blue):
-    return tl.floor(red * GRAY_RED + green * GRAY_GREEN + blue * GRAY_BLUE)
-
-
-@triton.jit
-def _turn_hue(red, green, blue, turns):
-    """torchvision's `adjust_hue` without a division: all that HSV divides by the chroma is kept
-    multiplied by it.
-
-    So only the product with `turns` is rounded. A level is another than torchvision's, by one,
-    where the exact value lies so near a whole number that torchvision's own roundings decide: fewer
-    than two in ten thousand of all colours.
-    """
-    value = tl.maximum(tl.maximum(red, green), blue)
-    low = tl.minimum(tl.minimum(red, green), blue)
-    chroma = value - low
-    hue = tl.where(value == green, 2 * chroma + blue - red, 4 * chroma + red - green)
-    hue = tl.where(value == red, green - blue, hue)  # sixths of a turn, times the chroma, in -1..5
-    circle = 6 * chroma
-    hue += turns * circle
-    hue += tl.where(hue < 0, circle, 0.0)
-    hue -= tl.where(hue >= circle, circle, 0.0)
-    red = low + tl.minimum(tl.maximum(tl.abs(hue - 3 * chroma) - chroma, 0.0), chroma)
-    green = low + tl.minimum(tl.maximum(2 * chroma - tl.abs(hue - 2 * chroma), 0.0), chroma)
-    blue = low + tl.minimum(tl.maximum(2 * chroma - tl.abs(hue - 4 * chroma), 0.0), chroma)
-    return tl.floor(red * HUE_SCALE), tl.floor(green * HUE_SCALE), tl.floor(blue * HUE_SCALE)
-
-
-@triton.jit
-def _jitter_once(red, green, blue, operation, factor, mean):
-    """One operation of the colour jitter on whole levels; `mean` is the image's gray mean where it
-    is the contrast."""
-    if operation == BRIGHTNESS:
-        red, green, blue = _clamp(factor * red), _clamp(factor * green), _clamp(factor * blue)
-    elif operation == CONTRAST:
-        other = (1.0 - factor) * mean
-        red, green, blue = (
-            _clamp(factor * red + other),
-            _clamp(factor * green + other),
-            _clamp(factor * blue + other),
-        )
-    elif operation == SATURATION:
-        other = (1.0 - factor) * _gray(red, green, blue)
-        red, green, blue = (
-            _clamp(factor * red + other),
-            _clamp(factor * green + other),
-            _clamp(factor * blue + other),
-        )
-    else:
-        red, green, blue = _turn_hue(red, green, blue, factor)
-    return red, green, blue
-
-
-@triton.jit
-def _invert(level):
-    return tl.where(level >= THRESHOLD, 255 - level, level)
+"""Side of a blur tile in pixels. With the halo it is 64, a power of two as `tl.dot` needs."""
 
 
 @triton.jit
 def _finish(level, masked, MEAN: tl.constexpr, DEVIATION: tl.constexpr, DTYPE: tl.constexpr):
-    """Whole levels to the output's dtype: normalised and masked, or left as they are for uint8."""
+    """Convert whole levels to the output's dtype: normalised and masked, or unchanged for uint8."""
     if DTYPE == tl.uint8:  # noqa: SIM300
         return level.to(tl.int32).to(tl.uint8)
     else:
@@ -125,7 +55,7 @@ def _finish(level, masked, MEAN: tl.constexpr, DEVIATION: tl.constexpr, DTYPE: t
 
 @triton.jit
 def _masked(box, stride_box, stride_side, view, boxes, y, x):
-    """Where the pixels (y, x) lie in this view's masked box; the first `boxes` views have one."""
+    """Whether the pixels (y, x) are in this view's masked box; the first `boxes` views have one."""
     sides = box + view.to(tl.int64) * stride_box
     has_box = view < boxes
     x1 = tl.load(sides, mask=has_box, other=0.0)
@@ -139,7 +69,7 @@ def _masked(box, stride_box, stride_side, view, boxes, y, x):
 
 @triton.jit
 def _row(parameters, stride_v, stride_n, view, batch):
-    """Where this view's parameters start."""
+    """Pointer to this view's parameters."""
     return (
         parameters
         + (view // batch).to(tl.int64) * stride_v
@@ -154,12 +84,12 @@ def gray_sums(
     sums, first_view, batch,
     S: tl.constexpr, GROUPS: tl.constexpr, VECTOR_LOADS: tl.constexpr,
 ):  # fmt: skip
-    """Pass 1: the gray levels of a jittered view as contrast will find it, summed over each
-    program's groups.
+    """Pass 1: sum the gray levels of jittered views, as they are when contrast has its turn.
 
-    `sums` (views of this launch, programs a view) int32. Grid (programs a view, views of this
-    launch).
+    `sums` (views a launch, programs a view) int32: a sum over each program's groups. Grid (programs
+    a view, views a launch).
     """
+    # 1. Views without jitter need no sums.
     view = first_view + tl.program_id(1)
     row = _row(parameters, stride_pv, stride_pn, view, batch)
     if tl.load(row + JITTER * stride_pc) == 0:
@@ -167,18 +97,21 @@ def gray_sums(
     source = (
         views + (view // batch).to(tl.int64) * stride_v + (view % batch).to(tl.int64) * stride_n
     )
+    # 2. Load this program's groups. A mirrored view has the same sums.
     group_G = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     red, green, blue, live_GP = load_levels(
         source, stride_y, stride_x, stride_c, group_G, False, S, VECTOR_LOADS, False
     )
+    # 3. The jitter operations before contrast.
     reached = 0
     for step in range(4):
         operation = tl.load(row + (ORDER + step) * stride_pc).to(tl.int32)
         reached = tl.where(operation == CONTRAST, 1, reached)
         if reached == 0:
             factor = tl.load(row + (FACTORS + operation) * stride_pc)
-            red, green, blue = _jitter_once(red, green, blue, operation, factor, 0.0)
-    gray = tl.where(live_GP, _gray(red, green, blue), 0.0).to(tl.int32)
+            red, green, blue = jitter_once(red, green, blue, operation, factor, 0.0)
+    # 4. Whole gray levels sum exactly in int32.
+    gray = tl.where(live_GP, gray_level(red, green, blue), 0.0).to(tl.int32)
     place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(sums + place, tl.sum(tl.sum(gray, 1), 0))
 
@@ -190,15 +123,17 @@ def colour(
     box, stride_box, stride_side, boxes,
     sums, levels, out, first_view, batch,
     S: tl.constexpr, GROUPS: tl.constexpr, SUMS: tl.constexpr, PITCH: tl.constexpr,
-    VECTOR_LOADS: tl.constexpr, VECTOR_STORES: tl.constexpr, FLIPPED: tl.constexpr, MASKED: tl.constexpr,
+    VECTOR_LOADS: tl.constexpr, VECTOR_STORES: tl.constexpr,
+    FLIPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Pass 2: colour jitter and gray; then the rest of an unblurred view, or a blurred one's levels
-    for pass 3.
+    """Pass 2: colour jitter and gray. An unblurred view is then finished, a blurred one's levels
+    are stored for pass 3.
 
-    `levels` (views of this launch, 3, S, PITCH) uint8, pixel x in column HALO + x. `out` (views, S,
-    S, 3). `SUMS` is the power of two that the programs a view fit in. Grid (programs a view, views
-    of this launch).
+    `sums` as `gray_sums` leaves them. `levels` (views a launch, 3, S, PITCH) uint8, pixel x in
+    column HALO + x. `SUMS`: the programs a view, rounded up to a power of two. Grid (programs a
+    view, views a launch).
     """
+    # 1. Load this program's groups, mirrored where the plan says so.
     DTYPE: tl.constexpr = out.dtype.element_ty
     view = first_view + tl.program_id(1)
     row = _row(parameters, stride_pv, stride_pn, view, batch)
@@ -210,6 +145,7 @@ def colour(
     red, green, blue, _ = load_levels(
         source, stride_y, stride_x, stride_c, group_G, flip, S, VECTOR_LOADS, FLIPPED
     )
+    # 2. Colour jitter, with contrast's mean from the sums of pass 1; then gray.
     if tl.load(row + JITTER * stride_pc) != 0:
         part = tl.arange(0, SUMS)
         own_sums = sums + tl.program_id(1) * tl.num_programs(0)
@@ -218,16 +154,18 @@ def colour(
         for step in range(4):
             operation = tl.load(row + (ORDER + step) * stride_pc).to(tl.int32)
             factor = tl.load(row + (FACTORS + operation) * stride_pc)
-            red, green, blue = _jitter_once(red, green, blue, operation, factor, mean)
+            red, green, blue = jitter_once(red, green, blue, operation, factor, mean)
     if tl.load(row + GRAY * stride_pc) != 0:
-        gray = _gray(red, green, blue)
+        gray = gray_level(red, green, blue)
         red, green, blue = gray, gray, gray
 
+    # 3. A blurred view's levels go to the workspace, any other view to the output.
     ROW_GROUPS: tl.constexpr = (S + 15) // 16
-    y_G, x_G = group_G // ROW_GROUPS, group_G % ROW_GROUPS * 16
+    y_G = group_G // ROW_GROUPS
+    x_G = group_G % ROW_GROUPS * 16
     if tl.load(row + BLUR_SIGMA * stride_pc) > 0:
-        # The columns right of the view are written too, so that every access is 16 bytes; pass 3
-        # weighs them with 0.
+        # Columns right of the view are written too, so that every access has 16 bytes; pass 3 gives
+        # them weight 0.
         plane = levels + tl.program_id(1).to(tl.int64) * (3 * S * PITCH)
         address = plane + (y_G * PITCH + HALO + x_G)[:, None] + tl.arange(0, 16)[None, :]
         mask = (y_G < S)[:, None]
@@ -236,7 +174,7 @@ def colour(
         tl.store(address + 2 * S * PITCH, blue.to(tl.int32).to(tl.uint8), mask=mask)
     else:
         if tl.load(row + SOLARIZE * stride_pc) != 0:
-            red, green, blue = _invert(red), _invert(green), _invert(blue)
+            red, green, blue = invert(red), invert(green), invert(blue)
         masked = tl.full((GROUPS, 16), False, tl.int1)
         if MASKED:
             x_GP = x_G[:, None] + tl.arange(0, 16)[None, :]
@@ -255,25 +193,26 @@ def colour(
 
 @triton.jit
 def _taps(offset, sigma, radius, total):
-    """The Gaussian's weights at whole offsets from its middle, float32, zero beyond the radius."""
+    """Weights of the Gaussian at whole `offset`s from its centre, divided by `total`; float32, zero
+    beyond `radius`."""
     ratio = offset / sigma
     return tl.where(tl.abs(offset) <= radius, tl.exp(-0.5 * ratio * ratio) / total, 0.0)
 
 
 @triton.jit
 def _halves(x):
-    """float32 as the sum of two float16, which keep 22 bits of it."""
+    """Split float32 into a sum of two float16, which keeps 22 bits of it."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def _column_weights(source_K, x_X, sigma, radius, total, S: tl.constexpr):
-    """What each of the columns `source_K` adds to each of the blurred columns `x_X`, two float16
-    (K, X).
+    """Weights of the columns `source_K` in the blurred columns `x_X`: two float16 (K, X), see
+    `_halves`.
 
-    Columns are reflected here, so that the loads stay whole: a column stands for itself, for the
-    one as far left of column 0 and for the one as far right of column S - 1.
+    Reflection at the left and right edge is in the weights, so that loads stay contiguous: a column
+    counts for itself and for its mirror images at column 0 and column S - 1.
     """
     source_K1, x_1X = source_K[:, None], x_X[None, :]
     weights_KX = _taps((source_K1 - x_1X).to(tl.float32), sigma, radius, total)
@@ -287,19 +226,25 @@ def _column_weights(source_K, x_X, sigma, radius, total, S: tl.constexpr):
 def _blur_columns(
     words, source_K, rows_high, rows_low, columns_high, columns_low, blurred_YX, PITCH: tl.constexpr
 ):
-    """Add what TILE columns of levels, from `words` on, give to a blurred tile: both directions are
-    matrix products."""
-    # Four levels a word, since the compiler would move single bytes through shared memory one by
-    # one.
+    """Blur TILE columns of levels in both directions, and add what they give to `blurred_YX`.
+
+    `words` points to four levels an int32; `source_K` are the rows to read. `rows_high`, `rows_low`
+    (Y, K) and `columns_high`, `columns_low` (C, X) are the weights, two float16 each. Returns
+    float32 (Y, X).
+    """
+    # 1. Load K rows of C columns. By words, since the compiler would move single bytes through
+    # shared memory one by one.
     word = tl.load(words + source_K[:, None] * (PITCH // 4) + tl.arange(0, TILE // 4)[None, :])
     quads = tl.join(
         tl.join(word & 255, (word >> 16) & 255), tl.join((word >> 8) & 255, (word >> 24) & 255)
     )
     levels_KC = (
         tl.reshape(quads, (TILE + 2 * HALO, TILE)).to(tl.float32).to(tl.float16)
-    )  # whole levels: exact
+    )  # whole levels up to 255 are exact in float16
+    # 2. Vertical: (Y, K) weights times (K, C) levels.
     vertical_YC = tl.dot(rows_high, levels_KC)
     vertical_YC = tl.dot(rows_low, levels_KC, vertical_YC)
+    # 3. Horizontal: (Y, C) times (C, X) weights. The product of the two low halves is left out.
     high, low = _halves(vertical_YC)
     blurred_YX = tl.dot(low, columns_high, blurred_YX)
     blurred_YX = tl.dot(high, columns_low, blurred_YX)
@@ -316,48 +261,55 @@ def blur(
     """Pass 3: blur, solarise, normalise, mask and store the blurred views, a column of tiles each
     program.
 
-    `levels` as pass 2 left them. Grid (columns of tiles, views of this launch).
+    `levels` as `colour` leaves them. Grid (columns of tiles, views a launch).
 
     Each direction is a product with a banded matrix on the tensor cores. Weights and half-blurred
-    levels are split in two float16 each, so that the sums are good to 2**-20 and round as float32
-    ones do.
+    levels are split into two float16 each, so that the sums are as precise as in float32.
     """
+    # 1. Views without blur were finished by pass 2.
     DTYPE: tl.constexpr = out.dtype.element_ty
     view = first_view + tl.program_id(1)
     row = _row(parameters, stride_pv, stride_pn, view, batch)
     sigma = tl.load(row + BLUR_SIGMA * stride_pc)
     if sigma <= 0:
         return
-    # In float64, because 3·sigma rounded to float32 may land on a whole number from above and lose
-    # a tap.
+    # 2. The Gaussian. Its radius in float64: rounded to float32, 3·sigma slightly above a whole
+    # number may fall on it and lose a tap.
     radius = tl.ceil(sigma.to(tl.float64) * 3.0).to(tl.float32)
     middle = (tl.arange(0, 2 * HALO) - HALO).to(tl.float32)
     total = tl.sum(_taps(middle, sigma, radius, 1.0), 0)
 
-    out_T, around_K = tl.arange(0, TILE), tl.arange(0, TILE + 2 * HALO) - HALO
+    # 3. Banded weight matrices. All tiles share those of the rows. The tile's columns with their
+    # halo are in two halves of TILE columns, from x - HALO and from x + HALO on.
+    out_T = tl.arange(0, TILE)
+    around_K = tl.arange(0, TILE + 2 * HALO) - HALO
     rows_YK = _taps((around_K[None, :] - out_T[:, None]).to(tl.float32), sigma, radius, total)
     rows_high, rows_low = _halves(rows_YK)
     x_X = tl.program_id(0) * TILE + out_T
     left_high, left_low = _column_weights(x_X - HALO, x_X, sigma, radius, total, S)
     right_high, right_low = _column_weights(x_X + HALO, x_X, sigma, radius, total, S)
 
+    # 4. Where to read and to write.
     solarize = tl.load(row + SOLARIZE * stride_pc) != 0
     words = (levels + tl.program_id(1).to(tl.int64) * (3 * S * PITCH) + tl.program_id(0) * TILE).to(
         tl.pointer_type(tl.int32)
     )
     target = out + view.to(tl.int64) * (S * S * 3)
-    PIXELS: tl.constexpr = 8  # so that each thread of four warps has a group
+    # Groups of 8 pixels: each of the two warps' 64 threads has two of a tile's 128.
+    PIXELS: tl.constexpr = 8
     GROUPS: tl.constexpr = TILE * TILE // PIXELS
     y_G = tl.arange(0, GROUPS) // (TILE // PIXELS)
     x_G = tl.program_id(0) * TILE + tl.arange(0, GROUPS) % (TILE // PIXELS) * PIXELS
     x_GP = x_G[:, None] + tl.arange(0, PIXELS)[None, :]
-    red = tl.zeros((TILE, TILE), tl.float16)  # holds whole levels exactly, in half the registers
+    # float16 holds whole levels exactly, in half the registers.
+    red = tl.zeros((TILE, TILE), tl.float16)
     green, blue = red, red
-    # One channel after the other in one loop: unrolled, the three would not fit in the registers.
+    # 5. Tiles from top to bottom, one channel after the other in one loop: unrolled, the three
+    # would not fit in the registers.
     for step in range(0, (S + TILE - 1) // TILE * 3):
         top, channel = step // 3 * TILE, step % 3
-        # Rows are reflected in their addresses. Those farther out than the reflection reaches only
-        # feed rows that are not stored.
+        # Rows are reflected in their addresses. Rows beyond the reflection's reach are clamped:
+        # they only feed output rows that are not stored.
         source_K = tl.abs(around_K + top)
         source_K = tl.where(source_K >= S, 2 * (S - 1) - source_K, source_K)
         source_K = tl.maximum(source_K, 0)
@@ -377,17 +329,16 @@ def blur(
             PITCH,
         )
         level = (level + ROUNDING) - ROUNDING
-        red, green, blue = (
-            green,
-            blue,
-            level.to(tl.float16),
-        )  # after three steps each is in its place
+        # Shift the channels along: after three steps each is in its place.
+        red, green = green, blue
+        blue = level.to(tl.float16)
+        # 6. After the third channel, finish and store the tile.
         if channel == 2:
             red_GP = tl.reshape(red, (GROUPS, PIXELS)).to(tl.float32)
             green_GP = tl.reshape(green, (GROUPS, PIXELS)).to(tl.float32)
             blue_GP = tl.reshape(blue, (GROUPS, PIXELS)).to(tl.float32)
             if solarize:
-                red_GP, green_GP, blue_GP = _invert(red_GP), _invert(green_GP), _invert(blue_GP)
+                red_GP, green_GP, blue_GP = invert(red_GP), invert(green_GP), invert(blue_GP)
             masked = tl.full((GROUPS, PIXELS), False, tl.int1)
             if MASKED:
                 masked = _masked(

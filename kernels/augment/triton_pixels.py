@@ -1,12 +1,12 @@
-"""Groups of pixels between device memory, three bytes or numbers a pixel, and registers, one tensor
-a channel.
+"""Loads and stores of RGB pixels by 16 bytes, split into one tensor a channel, for Triton kernels.
 
-Pixels are handled in groups of 16 or 8 that never cross a row. 16 pixels are 48 bytes, three
-16-byte loads of one thread, and the split into channels and back happens in that thread's
-registers, by splits and joins that cost no instruction and no shared memory. Views of which a row
-is no multiple of 16 pixels, or whose pixels do not lie densely, are read byte by byte instead.
+Pixels are handled in groups of 16 or 8 that never cross a row. 16 pixels of uint8 are 48 bytes:
+three 16-byte loads of one thread. Splitting them into channels, and joining them again, happens in
+that thread's registers, by `tl.split` and `tl.join`, which cost no instruction and no shared
+memory. Views that are not dense, or whose rows are not a multiple of 16 pixels, are accessed byte
+by byte.
 
-Suffixes: G groups, P pixels of a group.
+Shape suffixes: G groups, P pixels of a group.
 """
 
 import triton
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _split4(x):
-    """(G, 4) -> four (G,)."""
+    """Split (G, 4) into its four columns (G,)."""
     even, odd = tl.split(tl.reshape(x, (x.shape[0], 2, 2)))
     first, third = tl.split(even)
     second, fourth = tl.split(odd)
@@ -24,13 +24,13 @@ def _split4(x):
 
 @triton.jit
 def _join4(first, second, third, fourth):
-    """Four (G,) -> (G, 4)."""
+    """Join four (G,) as columns: (G, 4)."""
     return tl.reshape(tl.join(tl.join(first, third), tl.join(second, fourth)), (first.shape[0], 4))
 
 
 @triton.jit
 def _split16(x_GP):
-    """(G, 16) -> sixteen (G,), as [pixel % 4][pixel // 4]."""
+    """Split (G, 16) into its columns (G,), indexed [pixel % 4][pixel // 4]."""
     even, odd = tl.split(tl.reshape(x_GP, (x_GP.shape[0], 8, 2)))
     zeros, twos = tl.split(tl.reshape(even, (x_GP.shape[0], 4, 2)))
     ones, threes = tl.split(tl.reshape(odd, (x_GP.shape[0], 4, 2)))
@@ -39,28 +39,32 @@ def _split16(x_GP):
 
 @triton.jit
 def _split8(x_GP):
-    """(G, 8) -> eight (G,), as [pixel % 2][pixel // 2]."""
+    """Split (G, 8) into its columns (G,), indexed [pixel % 2][pixel // 2]."""
     even, odd = tl.split(tl.reshape(x_GP, (x_GP.shape[0], 4, 2)))
     return _split4(even), _split4(odd)
 
 
 @triton.jit
 def _join_pixels(pixel0, pixel1, pixel2, pixel3):
-    """Every fourth pixel, (G, 4) each -> (G, 16) float32."""
+    """Join every fourth pixel, (G, 4) each, in order: (G, 16) float32."""
     joined = tl.join(tl.join(pixel0, pixel2), tl.join(pixel1, pixel3))
     return tl.reshape(joined, (pixel0.shape[0], 16)).to(tl.float32)
 
 
 @triton.jit
 def _swap(flip, a, b):
-    """(b, a) where flip else (a, b)."""
+    """(b, a) where `flip`, (a, b) elsewhere."""
     return tl.where(flip, b, a), tl.where(flip, a, b)
 
 
 @triton.jit
 def _load_dense(view, pixel_G, live_G, flip, FLIPPED: tl.constexpr):
-    """Levels of the 16 pixels from `pixel_G` on: three float32 (G, 16). `flip` turns the order
-    within each group."""
+    """Load the 16 pixels from each `pixel_G` on: red, green, blue, float32 (G, 16) each.
+
+    `view` points to dense uint8; groups that are not `live_G` read 0. `flip` reverses the order
+    within each group, in kernels compiled as `FLIPPED`.
+    """
+    # 1. Twelve words of four bytes, in three 16-byte loads: a0..a3, b0..b3, c0..c3.
     words = (
         view.to(tl.pointer_type(tl.int32)) + (pixel_G // 4 * 3)[:, None] + tl.arange(0, 4)[None, :]
     )
@@ -68,7 +72,7 @@ def _load_dense(view, pixel_G, live_G, flip, FLIPPED: tl.constexpr):
     a0, a1, a2, a3 = _split4(tl.load(words, mask=live, other=0))
     b0, b1, b2, b3 = _split4(tl.load(words + 4, mask=live, other=0))
     c0, c1, c2, c3 = _split4(tl.load(words + 8, mask=live, other=0))
-    # Four pixels are three words: rgbr gbrg brgb.
+    # 2. Four pixels are three words: rgbr gbrg brgb. Flipped, the four triples of words reverse.
     if FLIPPED:
         a0, c1 = _swap(flip, a0, c1)
         a1, c2 = _swap(flip, a1, c2)
@@ -76,11 +80,15 @@ def _load_dense(view, pixel_G, live_G, flip, FLIPPED: tl.constexpr):
         a3, b2 = _swap(flip, a3, b2)
         b0, b3 = _swap(flip, b0, b3)
         b1, c0 = _swap(flip, b1, c0)
-    word0, word1, word2 = _join4(a0, a3, b2, c1), _join4(a1, b0, b3, c2), _join4(a2, b1, c0, c3)
+    word0 = _join4(a0, a3, b2, c1)
+    word1 = _join4(a1, b0, b3, c2)
+    word2 = _join4(a2, b1, c0, c3)
+    # 3. Bytes of the words: pixel 4 i + k is column i of red_k, green_k, blue_k.
     red0, green0, blue0 = word0 & 255, (word0 >> 8) & 255, (word0 >> 16) & 255
     red1, green1, blue1 = (word0 >> 24) & 255, word1 & 255, (word1 >> 8) & 255
     red2, green2, blue2 = (word1 >> 16) & 255, (word1 >> 24) & 255, word2 & 255
     red3, green3, blue3 = (word2 >> 8) & 255, (word2 >> 16) & 255, (word2 >> 24) & 255
+    # 4. Flipped, the four pixels of a triple reverse too.
     if FLIPPED:
         red0, red3 = _swap(flip, red0, red3)
         red1, red2 = _swap(flip, red1, red2)
@@ -100,8 +108,14 @@ def load_levels(
     view, stride_y, stride_x, stride_c, group_G, flip,
     S: tl.constexpr, VECTOR_LOADS: tl.constexpr, FLIPPED: tl.constexpr,
 ):  # fmt: skip
-    """Levels of one view's groups, three float32 (G, 16), and which of those pixels there are, bool
-    (G, 16)."""
+    """Load groups of 16 pixels of one view: red, green, blue, float32 (G, 16) each, and which of
+    the pixels exist, bool (G, 16).
+
+    `view` points to uint8 (S, S, 3) with the strides given, in bytes. `group_G` counts groups along
+    rows; the last group of a row reaches beyond it where S is not a multiple of 16. `flip` mirrors
+    the view, in kernels compiled as `FLIPPED`. `VECTOR_LOADS` needs a dense view, see
+    `triton._dense`.
+    """
     ROW_GROUPS: tl.constexpr = (S + 15) // 16
     y_G, column_G = group_G // ROW_GROUPS, group_G % ROW_GROUPS
     live_G = y_G < S
@@ -125,15 +139,15 @@ def load_levels(
 
 @triton.jit
 def _element(channels, INDEX: tl.constexpr):
-    """Element INDEX of a group as it lies in memory, (G,); `channels` as `_split8` or `_split16`
-    gives each."""
+    """Element INDEX of a group in memory order, RGB by pixel: (G,). `channels`: the results of
+    `_split8` or `_split16` for red, green, blue."""
     STEP: tl.constexpr = len(channels[0])
     return channels[INDEX % 3][INDEX // 3 % STEP][INDEX // 3 // STEP]
 
 
 @triton.jit
 def _quad(channels, START: tl.constexpr, STEP: tl.constexpr):
-    """Four elements, STEP apart from START on, (G, 4)."""
+    """Four elements, STEP apart from START on: (G, 4)."""
     return _join4(
         _element(channels, START),
         _element(channels, START + STEP),
@@ -144,14 +158,18 @@ def _quad(channels, START: tl.constexpr, STEP: tl.constexpr):
 
 @triton.jit
 def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES: tl.constexpr):
-    """Write groups of pixels (G, 8 or 16), of out's dtype, from row y and column x on."""
+    """Store groups of 8 or 16 pixels, each beginning at row `y_G` and column `x_G`.
+
+    `red`, `green`, `blue` (G, P) of the dtype of `out`, which points to dense (S, S, 3). Pixels
+    beyond the view are not stored. `VECTOR_STORES`: by 16 bytes; S must be a multiple of 16.
+    """
     pixel_G = y_G * S + x_G
     live_G = (y_G < S) & (x_G < S)
     if VECTOR_STORES:
         GROUPS: tl.constexpr = red.shape[0]
         PIXELS: tl.constexpr = red.shape[1]
         BITS: tl.constexpr = out.dtype.element_ty.primitive_bitwidth
-        # Elements in 16 bytes; 8 bytes where a group of 8 pixels has no more to share out evenly.
+        # Elements a store: 16 bytes, but 8 for groups of 8 pixels of uint8, which are 24 bytes.
         LANES: tl.constexpr = 8 if BITS * PIXELS == 64 else 128 // BITS
         if PIXELS == 16:
             channels = (_split16(red), _split16(green), _split16(blue))
@@ -159,7 +177,7 @@ def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES
             channels = (_split8(red), _split8(green), _split8(blue))
         address = out + pixel_G[:, None] * 3 + tl.arange(0, LANES)[None, :]
         for vector in tl.static_range(3 * PIXELS // LANES):
-            # Every LANES / 4th element goes in one quad, so that the joins leave them in order.
+            # Each quad has every (LANES / 4)-th element, so that joining the quads restores order.
             if LANES == 4:
                 values = _quad(channels, vector * LANES, 1)
             elif LANES == 8:

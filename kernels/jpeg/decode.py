@@ -1,13 +1,16 @@
-"""A part of a baseline JPEG to RGB in compiled code, without the GIL, equal to libjpeg's exact
-settings to the bit.
+"""Decodes a region of a baseline JPEG to RGB in compiled code, without the GIL.
 
-`decode_region` is for the plain case, which nearly every photograph is: 8-bit Huffman-coded
-baseline JPEG, gray or YCbCr with luma sampled 1x1, 2x1 or 2x2, all in one scan, every code and
-marker as it should be. Whatever else turns up it leaves to a library, so that damage is judged by
-that alone; `decode_reference` is such a library.
+`decode_region` takes 8-bit Huffman-coded baseline JPEGs, gray or YCbCr with luma sampled 1x1, 2x1
+or 2x2, in a single sequential scan: nearly every photograph. The pixels equal libjpeg-turbo's bit
+for bit, with its accurate DCT and fancy upsampling. Everything else returns NOT_PLAIN and is
+decoded by libjpeg-turbo, so that a single decoder decides what counts as corrupt;
+`decode_reference` is that decoder.
 
-All of the stream is read, since codes follow each other; only the blocks of the region are turned
-to pixels.
+The stream is read from its beginning, since each code's position depends on the codes before it.
+Only the blocks of the region are transformed to pixels.
+
+Terms (MCU, zigzag order and others) are explained in `markers`. Rectangles in pixels are (y, x,
+rows, columns); the rectangle in MCUs is (x1, y1, x2, y2), its end excluded.
 """
 
 from typing import NamedTuple
@@ -16,30 +19,44 @@ import numpy as np
 import simplejpeg
 
 from ..compiler.jit import inline_jit, jit
-from ..compiler.vector import broadcast, convert, first_lane, load, store
+from ..compiler.vector import broadcast, convert, load, store
 from ..compiler.vector_shuffle import store_interleaved
-from ..headers import u16
-from .entropy import END, LONG, ROOM, TABLE, build_table, read_block
+from .entropy import DUMP_SLOT, END_OF_BLOCK, READ_MARGIN, TABLE_SIZE, read_block, unstuff
 from .pixels import (
     LANES,
     PAD,
-    put_flat_block,
-    put_rgb,
-    put_two_blocks,
-    upsampled_across,
-    upsampled_both,
+    inverse_dct_flat,
+    inverse_dct_pair,
+    store_rgb,
+    upsample_h2v1,
+    upsample_h2v2,
+)
+from .segments import (
+    AC_TABLE,
+    DC_TABLE,
+    LAST_DC,
+    OFFSET,
+    QUANTISATION,
+    QUANTISATION_STRIDE,
+    STRIDE,
+    H,
+    V,
+    read_segments,
 )
 
 DECODED, NOT_PLAIN = range(2)
-"""What `decode_region` returns: pixels, or that a library should have a look."""
-MCU, BLOCK, FLAT = 6, 96, 65
-"""Blocks that an MCU has at most; int16 that a block takes, and which of them says that it is DC
-alone."""
+"""Results of `decode_region`: the pixels are there, or a library must decode the file."""
+MCU_BLOCKS = 6
+"""Most blocks in an MCU: with luma sampled 2x2, four of Y, one each of Cb and Cr."""
+BLOCK_STRIDE = 96
+"""int16 from one block to the next: 64 coefficients, the dump slot, the flag IS_FLAT, padding."""
+IS_FLAT = DUMP_SLOT + 1
+"""Place in a block's memory of the flag that it has no AC coefficients."""
 _U = np.uint64
 
 
 def decode_reference(data: bytes) -> np.ndarray:
-    """(H, W, 3) uint8: the whole image by libjpeg-turbo; ValueError at its first warning."""
+    """Decode a whole image by libjpeg-turbo: (H, W, 3) uint8. ValueError at its first warning."""
     return simplejpeg.decode_jpeg(data, "RGB", strict=True)
 
 
@@ -47,253 +64,141 @@ class JpegScratch(NamedTuple):
     """One thread's working memory."""
 
     clean: np.ndarray
-    """(bytes of the largest file + ROOM,) uint8: the entropy-coded data without stuffed bytes and
-    restart markers."""
+    """(bytes of the largest file + READ_MARGIN,) uint8: the entropy-coded data without stuffed
+    bytes and restart markers."""
     restarts: np.ndarray
-    """(n,) int64: where in `clean` restart intervals begin."""
+    """(65536,) int64: where in `clean` restart intervals begin."""
     tables: np.ndarray
-    """(8 · (TABLE + LONG),) int32: four DC tables, then four AC tables."""
+    """(8 · TABLE_SIZE,) int32: look-up tables of the four DC codes, then of the four AC codes."""
     quantisation: np.ndarray
-    """(4 · 256,) int32, in zigzag order; 0 from 64 on."""
+    """(4 · QUANTISATION_STRIDE,) int32: four tables in zigzag order; 0 from 64 on."""
     planes: np.ndarray
-    """uint8: samples of the region's blocks, by component."""
+    """uint8: levels of the region's blocks, a plane for each component."""
     block: np.ndarray
-    """(2 · MCU · BLOCK,) int16: the coefficients of two MCUs; 0 where there is none to be read."""
+    """(2 · MCU_BLOCKS · BLOCK_STRIDE,) int16: dequantised coefficients of two MCUs. A block's AC
+    part is 0 until it is read."""
     frame: np.ndarray
-    """(4, 8) int64: by component, h, v, quantisation, DC and AC table, offset in `planes`, row
-    stride, last DC."""
+    """(4, 8) int64: a row for each component, with the columns of `segments`."""
 
 
 @jit(allocates=True)
 def make_jpeg_scratch(file_bytes, pixels):
-    """Working memory for files of up to `file_bytes` and regions of up to `pixels`, rounded up to
+    """Allocate working memory for files of up to `file_bytes` and regions of up to `pixels`, in
     whole blocks."""
     return JpegScratch(
-        np.zeros(file_bytes + ROOM, np.uint8),
+        np.zeros(file_bytes + READ_MARGIN, np.uint8),
         np.zeros(1 << 16, np.int64),
-        np.zeros(8 * (TABLE + LONG), np.int32),
-        np.zeros(4 * 256, np.int32),
+        np.zeros(8 * TABLE_SIZE, np.int32),
+        np.zeros(4 * QUANTISATION_STRIDE, np.int32),
         np.zeros(3 * pixels + 8192, np.uint8),
-        np.zeros(2 * MCU * BLOCK, np.int16),
+        np.zeros(2 * MCU_BLOCKS * BLOCK_STRIDE, np.int16),
         np.zeros((4, 8), np.int64),
     )
 
 
 @inline_jit()
-def _says(data, at, word):
-    for i in range(len(word)):
-        if data[at + i] != word[i]:
-            return False
-    return True
-
-
-_JFIF, _ADOBE = np.frombuffer(b"JFIF\0", np.uint8), np.frombuffer(b"Adobe", np.uint8)
-_H, _V, _QUANTISATION, _DC, _AC, _OFFSET, _STRIDE, _LAST = range(8)
-
-
-@inline_jit()
-def _read_headers(data, size, scratch):
-    """Everything up to the scan: (position of its data or 0, height, width, components, restart
-    interval)."""
-    frame, tables, quantisation = scratch.frame, scratch.tables, scratch.quantisation
-    height, width, components, interval, jfif, adobe = 0, 0, 0, 0, False, -1
-    seen_tables, seen_quantisation = 0, 0
-    bad = 0, 0, 0, 0, 0
-    if size < 4 or u16(data, 0) != 0xFFD8:
-        return bad
-    i = 2
-    while i + 4 <= size:
-        if data[i] != 0xFF:
-            return bad
-        marker = data[i + 1]
-        if marker == 0xFF:  # a fill byte
-            i += 1
-            continue
-        length = u16(data, i + 2)
-        begin, end = i + 4, i + 2 + length
-        if length < 2 or end > size or marker < 0xC0 or 0xD0 <= marker <= 0xD9:
-            return bad
-        if marker == 0xDB:
-            while begin < end:
-                number = np.int64(data[begin])
-                if number > 3 or begin + 65 > end:  # 16-bit tables have a high nibble
-                    return bad
-                for k in range(64):
-                    quantisation[256 * number + k] = data[begin + 1 + k]
-                seen_quantisation |= 1 << number
-                begin += 65
-        elif marker == 0xC4:
-            while begin < end:
-                number, count = np.int64(data[begin]), 0
-                if number & 0xEC or begin + 17 > end:
-                    return bad
-                for k in range(16):
-                    count += np.int64(data[begin + 1 + k])
-                if count > 256 or begin + 17 + count > end:
-                    return bad
-                place = (number >> 4) * 4 + (number & 3)
-                if not build_table(data, begin + 1, number >= 16, tables, place * (TABLE + LONG)):
-                    return bad
-                seen_tables |= 1 << place
-                begin += 17 + count
-        elif marker == 0xC0 or marker == 0xC1:
-            if length < 11:
-                return bad
-            components = np.int64(data[begin + 5])
-            if (
-                components * 3 + 8 != length
-                or data[begin] != 8
-                or (components != 1 and components != 3)
-                or height
-            ):
-                return bad
-            height, width = u16(data, begin + 1), u16(data, begin + 3)
-            for c in range(components):
-                at = begin + 6 + 3 * c
-                frame[c, _H], frame[c, _V], frame[c, _QUANTISATION] = (
-                    data[at + 1] >> 4,
-                    data[at + 1] & 15,
-                    data[at + 2],
-                )
-                if (components == 3 and data[at] != c + 1 and not jfif and adobe != 1) or data[
-                    at + 2
-                ] > 3:
-                    return bad
-                frame[c, _LAST] = data[at]
-        elif 0xC2 <= marker <= 0xCF:
-            return bad
-        elif marker == 0xDD:
-            if length != 4:
-                return bad
-            interval = u16(data, begin)
-        elif marker == 0xE0 and length >= 16 and _says(data, begin, _JFIF):
-            if data[begin + 5] != 1:  # a version that libjpeg warns of
-                return bad
-            jfif = True
-        elif marker == 0xEE and length >= 14 and _says(data, begin, _ADOBE):
-            adobe = np.int64(data[begin + 11])
-        elif marker == 0xDA:
-            if (
-                length < 8
-                or length != 6 + 2 * components
-                or data[begin] != components
-                or not height
-                or not width
-            ):
-                return bad
-            if components == 3 and adobe != 1 and adobe != -1 and not jfif:
-                return bad
-            for c in range(components):
-                selector = np.int64(data[begin + 2 + 2 * c])
-                if data[begin + 1 + 2 * c] != frame[c, _LAST] or selector & 0xCC:
-                    return bad
-                frame[c, _DC], frame[c, _AC] = selector >> 4, 4 + (selector & 15)
-                wanted = 1 << frame[c, _DC] | 1 << frame[c, _AC]
-                if (
-                    seen_tables & wanted != wanted
-                    or not seen_quantisation >> frame[c, _QUANTISATION] & 1
-                ):
-                    return bad
-            spectrum = begin + 1 + 2 * components  # a scan of all coefficients, in whole
-            if data[spectrum] != 0 or data[spectrum + 1] != 63 or data[spectrum + 2] != 0:
-                return bad
-            return end, height, width, components, interval
-        i = end
-    return bad
-
-
-@inline_jit()
-def _unstuff(data, begin, size, clean, restarts):
-    """The scan's data without stuffed bytes, followed by zeros: (bytes, restart markers), or -1
-    where it is not plain.
-
-    Restart markers must be numbered in turn; an end-of-image marker must follow the scan.
-    """
-    at, to, count = begin, 0, 0
-    while True:
-        while at + 64 <= size:  # copy 32 bytes, go on behind the first 0xFF of them
-            chunk = load(data, at, 32)
-            store(clean, to, chunk)
-            step = first_lane(chunk == np.uint8(0xFF))
-            at, to = at + step, to + step
-            if step < 32:
-                break
-        while at < size and data[at] != 0xFF:
-            clean[to] = data[at]
-            at, to = at + 1, to + 1
-        if at + 1 >= size:
-            return -1, 0
-        following = data[at + 1]
-        if following == 0:
-            clean[to] = 0xFF
-            to += 1
-        elif following == 0xD0 + (count & 7) and count < len(restarts):
-            restarts[count] = to
-            count += 1
-        elif following == 0xD9:
-            break
-        else:
-            return -1, 0
-        at += 2
-    clean[to : to + 64] = 0
-    return to, count
-
-
-@inline_jit()
 def _sampling(frame, components):
-    """(h, v) of the luma where the other components are sampled once; (0, 0) where the sampling is
-    not plain."""
-    h, v = frame[0, _H], frame[0, _V]
+    """Sampling factors (h, v) of the luma; (0, 0) where the sampling is not plain.
+
+    Plain are 1x1, 2x1 and 2x2 with chroma sampled 1x1, and a single component sampled 1x1.
+    """
+    h, v = frame[0, H], frame[0, V]
     if components == 1 and h * v != 1:
         return 0, 0
     for c in range(1, components):
-        if frame[c, _H] != 1 or frame[c, _V] != 1:
+        if frame[c, H] != 1 or frame[c, V] != 1:
             return 0, 0
     return (h, v) if (h == 1 and v == 1) or (h == 2 and (v == 1 or v == 2)) else (0, 0)
 
 
+@inline_jit(forceinline=True)
+def _mcu_span(begin, length, factor, mcus):
+    """MCUs (first, past the last) that hold the pixels begin .. begin + length - 1 of an axis, and
+    the neighbours that upsampling reads.
+
+    `factor`: the luma's sampling factor on this axis; `mcus`: MCUs along it.
+    """
+    margin = factor if factor > 1 else 0
+    last = begin + length - 1 + margin
+    return max(begin - margin, 0) // (8 * factor), min(last // (8 * factor) + 1, mcus)
+
+
+@inline_jit()
+def _lay_out_planes(frame, components, region):
+    """Set OFFSET and STRIDE of each component for the MCUs of `region`; returns the bytes of
+    `planes` that they take. Resets LAST_DC."""
+    x1, y1, x2, y2 = region
+    total = PAD
+    for c in range(components):
+        stride = 8 * (x2 - x1) * frame[c, H] + 2 * PAD
+        frame[c, OFFSET] = total + PAD
+        frame[c, STRIDE] = stride
+        frame[c, LAST_DC] = 0
+        total += 8 * (y2 - y1) * frame[c, V] * stride
+    return total + LANES + PAD
+
+
 @inline_jit()
 def _decode_scan(
-    data, clean, size, restarts, interval, across, down, region, components, whole, scratch
+    data,
+    clean,
+    size,
+    restarts,
+    interval,
+    mcu_columns,
+    mcu_rows,
+    region,
+    components,
+    whole,
+    scratch,
 ):
-    """Every block of the scan; of the MCUs in `region` (x1, y1, x2, y2) to the planes. False where
-    it ends badly.
+    """Decode all MCUs of the scan, those in `region` to levels; returns whether the scan is valid.
 
-    Unless `whole`, no further than the region's last row.
+    `data` uint8: the file, which holds the Huffman codes' symbols. `clean` uint8: the scan's `size`
+    bytes, with `restarts` restart markers, one each `interval` MCUs (0 for none). `region` (x1, y1,
+    x2, y2) of `mcu_columns` by `mcu_rows` MCUs. Unless `whole`, decoding stops after the region's
+    last row. Levels go to `scratch.planes` as `_lay_out_planes` has set.
     """
-    frame, tables, quantisation, block, planes = (
-        scratch.frame,
-        scratch.tables,
-        scratch.quantisation,
-        scratch.block,
-        scratch.planes,
-    )
-    bits, count, at = _U(0), _U(0), _U(0)
+    frame = scratch.frame
+    tables = scratch.tables
+    quantisation = scratch.quantisation
+    block = scratch.block
+    planes = scratch.planes
     x1, y1, x2, y2 = region
-    until, done = interval, 0
-    # Blocks are transformed in pairs; while one waits for the next, an MCU goes to the block
-    # memory's other half.
-    first, waiting, waits_at, waits_stride = 0, -1, 0, 0
-    for my in range(down if whole else y2):
-        for mx in range(across):
-            if interval and until == 0:
+    bits, count, at = _U(0), _U(0), _U(0)  # the bit reader, see `entropy.refill`
+    mcus_left = interval
+    restarts_passed = 0
+    # Blocks are transformed in pairs. `pending` is the place in `block` of one that has no partner
+    # yet, -1 for none. While it waits, the next MCU is read into the other half of `block`, which
+    # begins with block number `half`.
+    half = 0
+    pending, pending_at, pending_stride = -1, 0, 0
+    for my in range(mcu_rows if whole else y2):
+        for mx in range(mcu_columns):
+            # 1. Restart interval: it must end where the marker stood; the next begins at a whole
+            # byte, with DC predictions of 0.
+            if interval and mcus_left == 0:
                 if (
-                    done >= restarts
-                    or np.int64(at) - np.int64(count >> _U(3)) != scratch.restarts[done]
+                    restarts_passed >= restarts
+                    or np.int64(at) - np.int64(count >> _U(3)) != scratch.restarts[restarts_passed]
                 ):
                     return False
-                at, bits, count = _U(scratch.restarts[done]), _U(0), _U(0)
+                at = _U(scratch.restarts[restarts_passed])
+                bits, count = _U(0), _U(0)
                 for c in range(components):
-                    frame[c, _LAST] = 0
-                until, done = interval, done + 1
-            until -= 1
-            inside = x1 <= mx < x2 and y1 <= my < y2
-            number = first
+                    frame[c, LAST_DC] = 0
+                mcus_left = interval
+                restarts_passed += 1
+            mcus_left -= 1
+
+            # 2. Read the MCU's blocks: each component's in turn, row by row.
+            number = half
             for c in range(components):
-                h, v, q = frame[c, _H], frame[c, _V], 256 * frame[c, _QUANTISATION]
-                dc, ac = frame[c, _DC] * (TABLE + LONG), frame[c, _AC] * (TABLE + LONG)
-                for _ in range(v * h):
-                    bits, count, at, difference, k = read_block(
+                q = QUANTISATION_STRIDE * frame[c, QUANTISATION]
+                dc = frame[c, DC_TABLE] * TABLE_SIZE
+                ac = frame[c, AC_TABLE] * TABLE_SIZE
+                for _ in range(frame[c, V] * frame[c, H]):
+                    bits, count, at, difference, end = read_block(
                         clean,
                         bits,
                         count,
@@ -305,85 +210,67 @@ def _decode_scan(
                         quantisation,
                         q,
                         block,
-                        BLOCK * number,
+                        BLOCK_STRIDE * number,
                     )
-                    if k == _U(0):
+                    if end == _U(0):
                         return False
-                    value = frame[c, _LAST] + difference
-                    frame[c, _LAST] = value
-                    block[BLOCK * number] = value * quantisation[q]
-                    block[BLOCK * number + FLAT] = k == _U(2 + END)
+                    value = frame[c, LAST_DC] + difference
+                    frame[c, LAST_DC] = value
+                    block[BLOCK_STRIDE * number] = value * quantisation[q]
+                    block[BLOCK_STRIDE * number + IS_FLAT] = end == _U(2 + END_OF_BLOCK)
                     number += 1
-            if inside:
-                number = first
+
+            # 3. Inside the region, transform them to levels; elsewhere clear them.
+            if x1 <= mx < x2 and y1 <= my < y2:
+                number = half
                 for c in range(components):
-                    h, v, stride = frame[c, _H], frame[c, _V], frame[c, _STRIDE]
+                    h, v, stride = frame[c, H], frame[c, V], frame[c, STRIDE]
                     for by in range(v):
                         for bx in range(h):
-                            to = frame[c, _OFFSET] + 8 * (
+                            to = frame[c, OFFSET] + 8 * (
                                 ((my - y1) * v + by) * stride + (mx - x1) * h + bx
                             )
-                            source = BLOCK * number
-                            if block[source + FLAT]:
-                                put_flat_block(np.int64(block[source]), planes, to, stride)
-                            elif waiting < 0:
-                                waiting, waits_at, waits_stride = source, to, stride
+                            source = BLOCK_STRIDE * number
+                            if block[source + IS_FLAT]:
+                                inverse_dct_flat(np.int64(block[source]), planes, to, stride)
+                            elif pending < 0:
+                                pending, pending_at, pending_stride = source, to, stride
                             else:
-                                put_two_blocks(
+                                inverse_dct_pair(
                                     block,
-                                    waiting,
+                                    pending,
                                     source,
                                     planes,
-                                    waits_at,
-                                    waits_stride,
+                                    pending_at,
+                                    pending_stride,
                                     to,
                                     stride,
                                 )
-                                waiting = -1
+                                pending = -1
                             number += 1
-                first = MCU if 0 <= waiting < MCU * BLOCK else 0
+                half = MCU_BLOCKS if 0 <= pending < MCU_BLOCKS * BLOCK_STRIDE else 0
             else:
-                for i in range(first, number):
-                    store(block, BLOCK * i, broadcast(np.int16(0), 32))
-                    store(block, BLOCK * i + 32, broadcast(np.int16(0), 32))
+                for i in range(half, number):
+                    store(block, BLOCK_STRIDE * i, broadcast(np.int16(0), 32))
+                    store(block, BLOCK_STRIDE * i + 32, broadcast(np.int16(0), 32))
+
+            # 4. A refill reads up to 8 bytes ahead; farther beyond the end, the data was too short.
             if np.int64(at) > size + 8:
                 return False
-    if waiting >= 0:
-        put_two_blocks(
-            block, waiting, waiting, planes, waits_at, waits_stride, waits_at, waits_stride
+    if pending >= 0:
+        inverse_dct_pair(
+            block, pending, pending, planes, pending_at, pending_stride, pending_at, pending_stride
         )
     if not whole:
         return True
-    # All that is left must be the last byte's filling.
-    return np.int64(at) - np.int64(count >> _U(3)) == size and done == restarts
-
-
-@inline_jit(forceinline=True)
-def _span(begin, length, factor, blocks):
-    """The MCUs (first, past the last) that hold samples begin .. begin + length - 1, and what
-    upsampling looks at."""
-    margin = factor if factor > 1 else 0
-    last = begin + length - 1 + margin
-    return max(begin - margin, 0) // (8 * factor), min(last // (8 * factor) + 1, blocks)
-
-
-@inline_jit()
-def _lay_out(frame, components, region):
-    """Offsets and strides of the components' samples in the planes; returns the bytes that they
-    take."""
-    x1, y1, x2, y2 = region
-    total = PAD
-    for c in range(components):
-        stride = 8 * (x2 - x1) * frame[c, _H] + 2 * PAD
-        frame[c, _OFFSET], frame[c, _STRIDE], frame[c, _LAST] = total + PAD, stride, 0
-        total += 8 * (y2 - y1) * frame[c, _V] * stride
-    return total + LANES + PAD
+    # Valid if all bytes and restart markers are used up; bits left in the last byte are padding.
+    return np.int64(at) - np.int64(count >> _U(3)) == size and restarts_passed == restarts
 
 
 @inline_jit()
 def _extend_edges(planes, offset, stride, rows, left, right):
-    """Repeat the image's first and last column of samples, those at `left` and `right` (-1 for
-    neither), outwards."""
+    """Repeat the sample at column `left` to its left and the one at `right` to its right, in each
+    row; -1 for neither."""
     for row in range(rows):
         at = offset + row * stride
         if left >= 0:
@@ -394,78 +281,90 @@ def _extend_edges(planes, offset, stride, rows, left, right):
 
 @inline_jit()
 def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out):
-    """The region's samples to RGB in `out`; `corner` (x, y) of the planes in pixels."""
+    """Upsample and convert the region's levels to RGB: `out` flat (rows · columns · 3,) uint8.
+
+    (`h`, `v`): the luma's sampling; (`height`, `width`): the image, pixels; `corner` (x, y): the
+    image's pixel at which the planes begin; (`y`, `x`, `rows`, `columns`): the region, pixels.
+    """
     frame, planes = scratch.frame, scratch.planes
     half_height, half_width = (height + 1) // 2, (width + 1) // 2
     chroma_x, chroma_y = corner[0] // h, corner[1] // v
+    # 1. Upsampling in x reads one sample on either side; beyond the image's edges it is repeated.
+    # In y the same is done by clamping row numbers, below.
     if h == 2:
         left = 0 if chroma_x == 0 else -1
         right = half_width - 1 - chroma_x if x + columns == width else -1
         for c in range(1, 3):
-            stored = (frame[2, _OFFSET] - frame[1, _OFFSET]) // frame[1, _STRIDE]
-            _extend_edges(planes, frame[c, _OFFSET], frame[c, _STRIDE], stored, left, right)
+            chroma_rows = (frame[2, OFFSET] - frame[1, OFFSET]) // frame[1, STRIDE]
+            _extend_edges(planes, frame[c, OFFSET], frame[c, STRIDE], chroma_rows, left, right)
     for row in range(rows):
+        # 2. Where the row's samples are. With v == 2 it lies between two chroma rows, of which the
+        # near one counts three times.
         pixel_y = y + row
-        luma_at = frame[0, _OFFSET] + (pixel_y - corner[1]) * frame[0, _STRIDE] + x - corner[0]
+        luma_at = frame[0, OFFSET] + (pixel_y - corner[1]) * frame[0, STRIDE] + x - corner[0]
         near = far = pixel_y - corner[1]
         if v == 2:
             near = pixel_y // 2
             far = min(max(near + 2 * (pixel_y & 1) - 1, 0), half_height - 1) - chroma_y
             near -= chroma_y
-        stride, chroma = frame[1, _STRIDE], x // h - chroma_x
-        blue_near, blue_far = (
-            frame[1, _OFFSET] + near * stride + chroma,
-            frame[1, _OFFSET] + far * stride + chroma,
-        )
-        red_near, red_far = (
-            frame[2, _OFFSET] + near * stride + chroma,
-            frame[2, _OFFSET] + far * stride + chroma,
-        )
+        stride = frame[1, STRIDE]
+        first = x // h - chroma_x
+        blue_near = frame[1, OFFSET] + near * stride + first
+        blue_far = frame[1, OFFSET] + far * stride + first
+        red_near = frame[2, OFFSET] + near * stride + first
+        red_far = frame[2, OFFSET] + far * stride + first
+        # 3. `LANES` pixels at a time; the last vector's surplus is overwritten by the next row.
         for column in range(0, columns, LANES):
             to = 3 * (row * columns + column)
             levels = load(planes, luma_at + column, LANES)
             if components == 1:
                 store_interleaved(out, to, levels, levels, levels)
                 continue
-            luma, at = convert(levels, np.int16), column // h
+            luma = convert(levels, np.int16)
+            at = column // h
             if h == 1:
                 blue = convert(load(planes, blue_near + at, LANES), np.int16)
                 red = convert(load(planes, red_near + at, LANES), np.int16)
             elif v == 1:
-                blue, red = (
-                    upsampled_across(planes, blue_near + at),
-                    upsampled_across(planes, red_near + at),
-                )
+                blue = upsample_h2v1(planes, blue_near + at)
+                red = upsample_h2v1(planes, red_near + at)
             else:
-                blue = upsampled_both(planes, blue_near + at, blue_far + at)
-                red = upsampled_both(planes, red_near + at, red_far + at)
-            put_rgb(luma, blue, red, out, to)
+                blue = upsample_h2v2(planes, blue_near + at, blue_far + at)
+                red = upsample_h2v2(planes, red_near + at, red_far + at)
+            store_rgb(luma, blue, red, out, to)
 
 
 @jit()
 def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch, out):
-    """Decode the part (y, x, rows, columns) of a JPEG of `size` bytes into `out`, in libjpeg's own
-    levels.
+    """Decode the region (y, x, rows, columns), pixels, of a JPEG into `out`: DECODED or NOT_PLAIN.
 
-    `data` uint8, at least `size` bytes; (`height`, `width`): the image's, else it is NOT_PLAIN; the
-    region lies in it, y and x are even. `out` uint8, flat, at least 3 (rows columns + LANES); it
-    then holds (rows, columns, 3). `scratch` with room for the file and the region. Returns DECODED,
-    or NOT_PLAIN with `out` undefined. Unless `whole`, the stream is read no further than it must
-    be, so that damage below the region goes unseen.
+    `data` uint8, at least `size` bytes: the file. (`height`, `width`): the image's size, pixels; a
+    file of another size is NOT_PLAIN. The region must lie inside the image; y and x must be even.
+    `scratch`: a `JpegScratch`; a file or region that does not fit in it is NOT_PLAIN. `out` uint8,
+    flat, at least 3 (rows · columns + LANES): receives (rows, columns, 3) RGB, and is undefined
+    after NOT_PLAIN. Unless `whole`, reading stops after the region's last row, so that damage below
+    it is not noticed.
     """
-    begin, its_height, its_width, components, interval = _read_headers(data, size, scratch)
-    if begin == 0 or its_height != height or its_width != width or len(scratch.clean) < size + ROOM:
+    # 1. Headers; they must describe the image that the caller planned for.
+    begin, file_height, file_width, components, interval = read_segments(data, size, scratch)
+    if begin == 0 or file_height != height or file_width != width:
+        return NOT_PLAIN
+    if len(scratch.clean) < size + READ_MARGIN:
         return NOT_PLAIN
     frame = scratch.frame
     h, v = _sampling(frame, components)
-    if h == 0 or (h == 2 and width < 6):  # libjpeg upsamples narrow images otherwise
+    if h == 0 or (h == 2 and width < 6):  # libjpeg upsamples narrow images by another rule
         return NOT_PLAIN
-    across, down = (width + 8 * h - 1) // (8 * h), (height + 8 * v - 1) // (8 * v)
-    (x1, x2), (y1, y2) = _span(x, columns, h, across), _span(y, rows, v, down)
+    # 2. The MCUs that the region needs, and room for their levels.
+    mcu_columns = (width + 8 * h - 1) // (8 * h)
+    mcu_rows = (height + 8 * v - 1) // (8 * v)
+    x1, x2 = _mcu_span(x, columns, h, mcu_columns)
+    y1, y2 = _mcu_span(y, rows, v, mcu_rows)
     region = x1, y1, x2, y2
-    if _lay_out(frame, components, region) > len(scratch.planes):
+    if _lay_out_planes(frame, components, region) > len(scratch.planes):
         return NOT_PLAIN
-    clean_size, restarts = _unstuff(data, begin, size, scratch.clean, scratch.restarts)
+    # 3. Entropy-coded data to levels.
+    clean_size, restarts = unstuff(data, begin, size, scratch.clean, scratch.restarts)
     scratch.block[:] = 0
     if clean_size < 0 or not _decode_scan(
         data,
@@ -473,14 +372,15 @@ def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch
         clean_size,
         restarts,
         interval,
-        across,
-        down,
+        mcu_columns,
+        mcu_rows,
         region,
         components,
         whole,
         scratch,
     ):
         return NOT_PLAIN
+    # 4. Levels to RGB.
     corner = 8 * h * x1, 8 * v * y1
     _convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out)
     return DECODED

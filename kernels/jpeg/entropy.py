@@ -1,9 +1,11 @@
-"""Baseline JPEG's entropy coding: Huffman codes to dequantised coefficients, several bits of code
-and value at a time.
+"""Huffman decoding of baseline JPEG blocks to dequantised coefficients.
 
-Codes and the bits that follow them are looked up together where both fit in `LOOK` bits, which
-nearly all do, so that a coefficient costs one dependent table read. (libjpeg looks up the code,
-then takes the bits.)
+One table look-up on the next `LOOKUP_BITS` bits yields a Huffman code together with the value bits
+that follow it, where both fit; nearly all do. A coefficient then costs one dependent table read,
+where libjpeg takes two: the code, then its value.
+
+Names: `bits`, `count`, `at` are the bit reader's state, see `refill`; `table` holds the look-up
+tables of all codes, each `TABLE_SIZE` int32; `k` is a coefficient's place in zigzag order.
 """
 
 import numpy as np
@@ -12,93 +14,89 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..compiler.jit import inline_jit
+from ..compiler.vector import first_lane, load, store
+from .markers import EOI, PREFIX, RST0, STUFFED
 
-LOOK = 11
-"""Bits looked up at once."""
-TABLE = 1 << LOOK
-LONG = 64
-"""int32 behind each table for the codes that are longer than `LOOK`: by length, one past the last
-code (left-aligned to 16 bits) and the offset of its symbol; see `build_table`."""
-BETWEEN_REFILLS = 4
-"""Look-ups that 56 bits are enough for."""
-END = 128
-"""The run that stands for "no more coefficients": it leaves the block whatever was read of it."""
-ROOM = 4096
-"""Bytes that reading may go beyond the data, which must exist: one MCU's at most."""
+LOOKUP_BITS = 11
+"""Bits of code and value looked up at once."""
+LOOKUP_SIZE = 1 << LOOKUP_BITS
+LONG_CODES = 64
+"""int32 behind each look-up table, for the codes longer than `LOOKUP_BITS`; see `build_table`."""
+TABLE_SIZE = LOOKUP_SIZE + LONG_CODES
+LOOKUPS_PER_REFILL = 4
+"""After a refill there are 56 bits: four look-ups take up to 44, and a fifth sees 11 more."""
+END_OF_BLOCK = 128
+"""Run length that stands for the end-of-block symbol. It moves `k` past 64 from any place."""
+READ_MARGIN = 4096
+"""Bytes behind the entropy-coded data that must exist, since damage is noticed only after each MCU:
+its 384 coefficients of at most 31 bits take 1488."""
+DUMP_SLOT = 64
+"""Place in a block's memory that receives coefficients beyond the 63rd."""
 
 _U = np.uint64
-_ZIGZAG = np.full(256, 64, np.uint64)  # places behind the block take what lies beyond it
-_ZIGZAG[:64] = [
-    *(
-        0,
-        1,
-        8,
-        16,
-        9,
-        2,
-        3,
-        10,
-        17,
-        24,
-        32,
-        25,
-        18,
-        11,
-        4,
-        5,
-        12,
-        19,
-        26,
-        33,
-        40,
-        48,
-        41,
-        34,
-        27,
-        20,
-        13,
-        6,
-        7,
-        14,
-        21,
-    ),
-    *(
-        28,
-        35,
-        42,
-        49,
-        56,
-        57,
-        50,
-        43,
-        36,
-        29,
-        22,
-        15,
-        23,
-        30,
-        37,
-        44,
-        51,
-        58,
-        59,
-        52,
-        45,
-        38,
-        31,
-        39,
-        46,
-        53,
-        60,
-        61,
-    ),
-    *(54, 47, 55, 62, 63),
+# Natural order by zigzag order. Entries from 64 on send out-of-range coefficients to a dump slot;
+# `k` reaches 63 + END_OF_BLOCK.
+_NATURAL_ORDER = np.full(256, DUMP_SLOT, np.uint64)
+# fmt: off
+_NATURAL_ORDER[:64] = [
+     0,  1,  8, 16,  9,  2,  3, 10,
+    17, 24, 32, 25, 18, 11,  4,  5,
+    12, 19, 26, 33, 40, 48, 41, 34,
+    27, 20, 13,  6,  7, 14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36,
+    29, 22, 15, 23, 30, 37, 44, 51,
+    58, 59, 52, 45, 38, 31, 39, 46,
+    53, 60, 61, 54, 47, 55, 62, 63,
 ]
+# fmt: on
+
+
+@inline_jit()
+def unstuff(data, begin, size, clean, restarts):
+    """Copy the scan's data without stuffed bytes and restart markers: (bytes, restart markers), or
+    (-1, 0) where it is not plain.
+
+    `data` uint8: the scan from `begin` on, in a file of `size` bytes. `clean` uint8 receives the
+    data, followed by 64 zeros; `restarts` int64 the positions in `clean` behind each restart
+    marker. Restart markers must be numbered in turn, and EOI must follow the scan.
+    """
+    at, to, count = begin, 0, 0
+    while True:
+        # Copy 32 bytes at a time; stop at the first 0xFF among them.
+        while at + 64 <= size:
+            chunk = load(data, at, 32)
+            store(clean, to, chunk)
+            step = first_lane(chunk == np.uint8(PREFIX))
+            at += step
+            to += step
+            if step < 32:
+                break
+        while at < size and data[at] != PREFIX:
+            clean[to] = data[at]
+            at += 1
+            to += 1
+        if at + 1 >= size:
+            return -1, 0
+        # 0xFF: a stuffed byte, the next restart marker, or the end.
+        following = data[at + 1]
+        if following == STUFFED:
+            clean[to] = PREFIX
+            to += 1
+        elif following == RST0 + (count & 7) and count < len(restarts):
+            restarts[count] = to
+            count += 1
+        elif following == EOI:
+            break
+        else:
+            return -1, 0
+        at += 2
+    clean[to : to + 64] = 0
+    return to, count
 
 
 @intrinsic
 def _load_big_endian(typing_context, array, index):
-    """The uint64 whose bytes begin at `index` of a uint8 array, the first byte highest."""
+    """Load the big-endian uint64 that begins at `index` of a uint8 array; no alignment needed."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(array)(context, builder, arguments[0]).data
@@ -111,132 +109,170 @@ def _load_big_endian(typing_context, array, index):
 
 @inline_jit()
 def build_table(data, at, ac, table, to):
-    """The look-up table of a DHT segment's code, whose 16 counts lie at `at` of `data`, into
-    `table` from `to` on.
+    """Build the look-up table of one Huffman code; returns whether libjpeg would take the code.
 
-    `table` (…, TABLE + LONG) int32, flat. An entry of bits that hold a whole symbol with its value:
-    the value << 16 | the run << 8 | bits used. Where the value's bits do not fit, bits used are 0:
-    code length << 24 | value bits << 16 | run << 8. Zero for longer codes and those that mean
-    nothing. Returns whether libjpeg takes the table.
+    The code's 16 counts by length, then its symbols, lie in `data` from `at` on, as in a DHT
+    segment. `ac`: whether it is an AC code. `table` int32, flat; written from `to` on:
+
+    - `LOOKUP_SIZE` entries by the next bits. Code and value both fit: value << 16 | run << 8 | bits
+      used. The code fits but not its value: code length << 24 | value bits << 16 | run << 8, so
+      that the bits used read 0. A longer or invalid code: 0.
+    - `LONG_CODES` entries, at 2 · length: one past the last code of this length, left-aligned to 16
+      bits; at 2 · length + 1: what to add to a code for the place of its symbol in `data`.
     """
-    table[to : to + TABLE + LONG] = 0
+    table[to : to + TABLE_SIZE] = 0
     code, symbol = 0, at + 16
     for length in range(1, 17):
         count = np.int64(data[at + length - 1])
-        if count > 0 and code + count >= 1 << length:  # no code is all ones
+        if count > 0 and code + count >= 1 << length:  # the code of all ones is reserved
             return False
         for k in range(count):
-            if not ac and data[symbol + k] > 15:
+            if not ac and data[symbol + k] > 15:  # a DC symbol is a number of value bits
                 return False
-        table[to + TABLE + 2 * length] = (code + count) << (16 - length)
-        table[to + TABLE + 2 * length + 1] = symbol - code
-        if length <= LOOK:
+        table[to + LOOKUP_SIZE + 2 * length] = (code + count) << (16 - length)
+        table[to + LOOKUP_SIZE + 2 * length + 1] = symbol - code
+        if length <= LOOKUP_BITS:
             for _ in range(count):
-                _fill(table, to + (code << (LOOK - length)), length, np.int64(data[symbol]), ac)
-                code, symbol = code + 1, symbol + 1
+                first = to + (code << (LOOKUP_BITS - length))
+                _fill_entries(table, first, length, np.int64(data[symbol]), ac)
+                code += 1
+                symbol += 1
         else:
-            code, symbol = code + count, symbol + count
-        code <<= 1
+            code += count
+            symbol += count
+        code <<= 1  # canonical codes: the next length continues from here
     return True
 
 
 @inline_jit(forceinline=True)
-def _run(symbol, ac):
-    """How many coefficients a symbol passes over; with its value's bits in the lower half."""
+def _run_length(symbol, ac):
+    """Zero coefficients before a symbol's value: the high half of an AC symbol.
+
+    A symbol without value bits is END_OF_BLOCK, except 0xF0 (ZRL), which is 16 zeros: a run of 15
+    and a value of 0.
+    """
     if not ac:
         return 0
-    return END if symbol & 15 == 0 and symbol != 0xF0 else symbol >> 4
+    return END_OF_BLOCK if symbol & 15 == 0 and symbol != 0xF0 else symbol >> 4
 
 
 @inline_jit(forceinline=True)
-def _fill(table, first, length, symbol, ac):
-    """The entries of one code of at most `LOOK` bits."""
+def _fill_entries(table, first, length, symbol, ac):
+    """Write the look-up entries of one code of at most `LOOKUP_BITS` bits, from `first` on."""
     bits = symbol & 15
-    left = LOOK - length - bits
+    left = LOOKUP_BITS - length - bits
     if left < 0:
-        entry = length << 24 | bits << 16 | _run(symbol, ac) << 8
-        table[first : first + (1 << (LOOK - length))] = entry
+        # The value does not fit: one entry for all bits that may follow the code.
+        entry = length << 24 | bits << 16 | _run_length(symbol, ac) << 8
+        table[first : first + (1 << (LOOKUP_BITS - length))] = entry
         return
     for raw in range(1 << bits):
+        # A value whose highest bit is 0 is negative (T.81, figure F.12).
         value = raw if bits == 0 or raw >> (bits - 1) else raw - (1 << bits) + 1
-        entry = value << 16 | _run(symbol, ac) << 8 | (length + bits)
+        entry = value << 16 | _run_length(symbol, ac) << 8 | (length + bits)
         table[first + (raw << left) : first + ((raw + 1) << left)] = entry
 
 
 @inline_jit(forceinline=True)
 def refill(data, bits, count, at):
-    """At least 56 of the stream's bits in `bits`, the next one highest; `count` of them are valid,
-    `at` bytes read."""
+    """Refill the bit reader to at least 56 valid bits; returns its state (bits, count, at).
+
+    `bits` uint64 holds the stream's next bits from the highest on, `count` of which are valid; `at`
+    is the next byte of `data` (bytes,) uint8. Bits below the valid ones may be set already: they
+    are the stream's own, so that reading them again changes nothing.
+    """
     bits |= _load_big_endian(data, at) >> count
     return bits, count | _U(56), at + ((_U(63) - count) >> _U(3))
 
 
 @inline_jit()
-def _symbol(bits, data, table, to, ac):
-    """What the table does not hold directly: (run, value, bits used); a run of -1 where the bits
-    are no code."""
-    entry = table[to + np.int64(bits >> _U(64 - LOOK))]
+def _decode_long(bits, data, table, to, ac):
+    """Decode a symbol that the look-up table does not hold with its value: (run, value, bits used);
+    a run of -1 where the bits are no code.
+
+    `table` from `to` on; its symbols are in `data`. Takes up to 31 of the `bits`.
+    """
+    entry = table[to + np.int64(bits >> _U(64 - LOOKUP_BITS))]
     if entry != 0:
-        length, size, run = entry >> 24, (entry >> 16) & 15, (entry >> 8) & 255
+        length = entry >> 24
+        size = (entry >> 16) & 15
+        run = (entry >> 8) & 255
     else:
-        code, length = np.int64(bits >> _U(48)), LOOK + 1
-        while length <= 16 and code >= table[to + TABLE + 2 * length]:
+        # The code is longer than the look-up: find its length by comparing with the last of each.
+        code = np.int64(bits >> _U(48))
+        length = LOOKUP_BITS + 1
+        while length <= 16 and code >= table[to + LOOKUP_SIZE + 2 * length]:
             length += 1
         if length > 16:
             return -1, 0, 0
-        symbol = np.int64(data[table[to + TABLE + 2 * length + 1] + (code >> (16 - length))])
-        size, run = symbol & 15, _run(symbol, ac)
+        place = table[to + LOOKUP_SIZE + 2 * length + 1] + (code >> (16 - length))
+        symbol = np.int64(data[place])
+        size = symbol & 15
+        run = _run_length(symbol, ac)
     value = 0
     if size:
         value = np.int64((bits << _U(length)) >> _U(64 - size))
-        if value < 1 << (size - 1):
+        if value < 1 << (size - 1):  # the highest bit is 0: negative
             value -= (1 << size) - 1
     return run, value, length + size
 
 
 @inline_jit(forceinline=True)
 def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, block, to):
-    """One block's coefficients, dequantised, into `block` (65,) int16 from `to` on, in rows; its AC
-    part was 0.
+    """Decode one block: (bits, count, at, difference, end).
 
-    The bits of `clean` come as `refill` leaves them; codes by the tables at `dc` and `ac`, their
-    symbols in `data`; `quantisation` from `q` on, in zigzag order. Returns the reader's state, the
-    DC difference (not yet dequantised), and where the block ended: 1 + END where all of AC is 0,
-    and 0 where a code was wrong.
+    `clean` (bytes,) uint8 is the entropy-coded data without stuffed bytes; `bits`, `count`, `at` as
+    in `refill`. `table` int32, flat: the DC and AC tables begin at `dc` and `ac`, their symbols are
+    in `data` uint8. `quantisation` int32, zigzag order, from `q` on, 0 from 64 on. `block` int16,
+    from `to` on: 64 coefficients in natural order and the dump slot; the AC part must be 0, and
+    receives the dequantised coefficients.
+
+    `difference` is the DC value less the previous block's, not yet dequantised. `end` is 0 where a
+    code is invalid or a run goes past the block, 2 + END_OF_BLOCK where the block ends after DC,
+    another number otherwise.
     """
+    # DC: 31 bits at most.
     if count < _U(32):
         bits, count, at = refill(clean, bits, count, at)
-    entry = table[_U(dc) + (bits >> _U(64 - LOOK))]
+    entry = table[_U(dc) + (bits >> _U(64 - LOOKUP_BITS))]
     used = _U(entry & 63)
     difference = np.int64(entry >> 16)
     if used == _U(0):
-        run, difference, length = _symbol(bits, data, table, dc, False)
+        run, difference, length = _decode_long(bits, data, table, dc, False)
         if run < 0:
             return bits, count, at, difference, _U(0)
         used = _U(length)
-    bits, count = bits << used, count - used
+    bits <<= used
+    count -= used
+
+    # AC: each symbol skips a run of zeros and sets one coefficient, until `k` passes 63.
     k = _U(1)
     while k < _U(64):
         bits, count, at = refill(clean, bits, count, at)
-        entry = table[_U(ac) + (bits >> _U(64 - LOOK))]
+        entry = table[_U(ac) + (bits >> _U(64 - LOOKUP_BITS))]
         if entry & 63 == 0:
-            run, value, length = _symbol(bits, data, table, ac, True)
+            run, value, length = _decode_long(bits, data, table, ac, True)
             if run < 0:
                 return bits, count, at, difference, _U(0)
             k += _U(run)
-            block[_U(to) + _ZIGZAG[k]] = value * quantisation[_U(q) + k]
+            block[_U(to) + _NATURAL_ORDER[k]] = value * quantisation[_U(q) + k]
             k += _U(1)
-            bits, count = bits << _U(length), count - _U(length)
+            bits <<= _U(length)
+            count -= _U(length)
             continue
-        for _ in range(BETWEEN_REFILLS):
+        # Symbols that one look-up decodes in full; no check of `k` before the write, since the
+        # dump slot takes what lies outside the block.
+        for _ in range(LOOKUPS_PER_REFILL):
             k += _U((entry >> 8) & 255)
-            block[_U(to) + _ZIGZAG[k]] = (entry >> 16) * quantisation[_U(q) + k]
+            block[_U(to) + _NATURAL_ORDER[k]] = (entry >> 16) * quantisation[_U(q) + k]
             k += _U(1)
             used = _U(entry & 63)
-            bits, count = bits << used, count - used
-            entry = table[_U(ac) + (bits >> _U(64 - LOOK))]
+            bits <<= used
+            count -= used
+            entry = table[_U(ac) + (bits >> _U(64 - LOOKUP_BITS))]
             if k >= _U(64) or entry & 63 == 0:
                 break
-    if k > _U(64) and k < _U(2 + END):
+    # `k` is 64 after a last coefficient, 2 + END_OF_BLOCK or more after an end of block.
+    if k > _U(64) and k < _U(2 + END_OF_BLOCK):
         k = _U(0)  # a run beyond the block
     return bits, count, at, difference, k

@@ -1,10 +1,10 @@
-"""Baseline JPEG's arithmetic from coefficients to RGB, equal to libjpeg's exact settings to the
-bit.
+"""Inverse DCT, chroma upsampling and colour conversion of JPEG, bit-equal to libjpeg-turbo.
 
-The inverse DCT is jidctint.c's (JDCT_ISLOW), chroma is upsampled by jdsample.c's "fancy" triangle
-filter and colours are converted by jdcolor.c's fixed-point tables.
+The inverse DCT is jidctint.c's (JDCT_ISLOW). Chroma is upsampled by jdsample.c's "fancy" triangle
+filter. Colours are converted by jdcolor.c's fixed-point tables.
 
-A component's samples lie in rows of `planes`; `PAD` bytes on either side of a row may be read.
+`planes` uint8, flat, holds the components' samples by rows; `PAD` bytes on either side of a row may
+be read. `at` is an index of the first sample, `stride` the samples from one row to the next.
 """
 
 import numpy as np
@@ -33,61 +33,69 @@ from ..compiler.vector_shuffle import (
 )
 
 PAD = 32
+"""Samples around each row of `planes` that may be read."""
 LANES = 32
-"""Pixels whose colours are converted at once; as many may be written beyond the last row's end."""
+"""Pixels converted at once; up to this many may be written past the end of the last row."""
 
 _I = np.int32
 _S = np.int16
-# jidctint.c's constants, in 1/8192.
-_F_0_298, _F_0_390, _F_0_541, _F_0_765, _F_0_899, _F_1_175 = 2446, 3196, 4433, 6270, 7373, 9633
-_F_1_501, _F_1_847, _F_1_961, _F_2_053, _F_2_562, _F_3_072 = (
-    12299,
-    15137,
-    16069,
-    16819,
-    20995,
-    25172,
-)
-# Sums of their products with two coefficients each, as jidctint.c comes by them in several steps:
-# by the coefficients.
-_BY_2_6 = (_F_0_541 + _F_0_765, _F_0_541), (_F_0_541, _F_0_541 - _F_1_847)
-_BY_73_51 = (_F_1_175 - _F_1_961, _F_1_175), (_F_1_175, _F_1_175 - _F_0_390)
-_BY_7_1 = (_F_0_298 - _F_0_899, -_F_0_899), (-_F_0_899, _F_1_501 - _F_0_899)
-_BY_5_3 = (_F_2_053 - _F_2_562, -_F_2_562), (-_F_2_562, _F_3_072 - _F_2_562)
-_TO_PASS_2, _TO_LEVELS = _I(11), _I(18)
-_ROUND_PASS_2, _ROUND_LEVELS = (
-    _I(1 << 10),
-    _I((1 << 17) + (128 << 18)),
-)  # the latter with the level shift of 128
+# jidctint.c's constants, in 1/8192: FIX_0_298631336 and so on.
+_F_0_298 = 2446
+_F_0_390 = 3196
+_F_0_541 = 4433
+_F_0_765 = 6270
+_F_0_899 = 7373
+_F_1_175 = 9633
+_F_1_501 = 12299
+_F_1_847 = 15137
+_F_1_961 = 16069
+_F_2_053 = 16819
+_F_2_562 = 20995
+_F_3_072 = 25172
+# jidctint.c multiplies in several steps, which add up to sums of two products. Each pair here is
+# (factor of the first coefficient, factor of the second); x73 is x7 + x3, x51 is x5 + x1.
+_EVEN_2_3 = (_F_0_541 + _F_0_765, _F_0_541), (_F_0_541, _F_0_541 - _F_1_847)  # of x2, x6
+_Z3_Z4 = (_F_1_175 - _F_1_961, _F_1_175), (_F_1_175, _F_1_175 - _F_0_390)  # of x73, x51
+_ODD_0_3 = (_F_0_298 - _F_0_899, -_F_0_899), (-_F_0_899, _F_1_501 - _F_0_899)  # of x7, x1
+_ODD_1_2 = (_F_2_053 - _F_2_562, -_F_2_562), (-_F_2_562, _F_3_072 - _F_2_562)  # of x5, x3
+# The factors have 13 fractional bits, of which pass 1 keeps 2. Pass 2 removes the remaining 15 and
+# 3 more, the division by 8 of a 2-D DCT. Its rounding includes the level shift of 128.
+_SHIFT_1 = _I(11)
+_SHIFT_2 = _I(18)
+_ROUND_1 = _I(1 << 10)
+_ROUND_2 = _I((1 << 17) + (128 << 18))
 
 
 @inline_jit(forceinline=True)
-def _factors(pair):
-    """Two factors, in turn in all lanes."""
+def _alternate(pair):
+    """Two factors alternating over 16 int16 lanes."""
     return reinterpret(broadcast(_I((pair[0] & 0xFFFF) | (pair[1] << 16)), 8), np.int16)
 
 
 @inline_jit(forceinline=True)
-def _half_of_one_dimension(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
-    """The 1-D inverse DCT of half the lanes, as eight vectors of int32; `x26` and so on hold two
-    coefficients in turn.
+def _idct_half(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
+    """The 1-D inverse DCT of half the lanes: eight vectors of 8 int32, before narrowing.
 
-    `x04` is coefficient 0 plus 4, `minus_04` less it, as int32.
+    `x04` is coefficient 0 plus 4, `minus_04` coefficient 0 less 4, 8 int32 each. The others hold
+    two coefficients in turn, 16 int16 each: `x26` is x2 x6 x2 x6 …
     """
-    even_0, even_1 = (x04 << _I(13)) + rounding, (minus_04 << _I(13)) + rounding
-    even_3, even_2 = (
-        multiply_pairs(x26, _factors(_BY_2_6[0])),
-        multiply_pairs(x26, _factors(_BY_2_6[1])),
-    )
-    t10, t13, t11, t12 = even_0 + even_3, even_0 - even_3, even_1 + even_2, even_1 - even_2
-    z3, z4 = (
-        multiply_pairs(x7351, _factors(_BY_73_51[0])),
-        multiply_pairs(x7351, _factors(_BY_73_51[1])),
-    )
-    odd_0 = multiply_pairs(x71, _factors(_BY_7_1[0])) + z3
-    odd_3 = multiply_pairs(x71, _factors(_BY_7_1[1])) + z4
-    odd_1 = multiply_pairs(x53, _factors(_BY_5_3[0])) + z4
-    odd_2 = multiply_pairs(x53, _factors(_BY_5_3[1])) + z3
+    # Even part (tmp0..tmp3 and tmp10..tmp13 in jidctint.c).
+    even_0 = (x04 << _I(13)) + rounding
+    even_1 = (minus_04 << _I(13)) + rounding
+    even_2 = multiply_pairs(x26, _alternate(_EVEN_2_3[1]))
+    even_3 = multiply_pairs(x26, _alternate(_EVEN_2_3[0]))
+    t10 = even_0 + even_3
+    t13 = even_0 - even_3
+    t11 = even_1 + even_2
+    t12 = even_1 - even_2
+    # Odd part.
+    z3 = multiply_pairs(x7351, _alternate(_Z3_Z4[0]))
+    z4 = multiply_pairs(x7351, _alternate(_Z3_Z4[1]))
+    odd_0 = multiply_pairs(x71, _alternate(_ODD_0_3[0])) + z3
+    odd_3 = multiply_pairs(x71, _alternate(_ODD_0_3[1])) + z4
+    odd_1 = multiply_pairs(x53, _alternate(_ODD_1_2[0])) + z4
+    odd_2 = multiply_pairs(x53, _alternate(_ODD_1_2[1])) + z3
+    # Butterflies.
     return (
         (t10 + odd_3) >> shift,
         (t11 + odd_2) >> shift,
@@ -101,11 +109,18 @@ def _half_of_one_dimension(x04, minus_04, x26, x7351, x71, x53, rounding, shift)
 
 
 @inline_jit(forceinline=True)
-def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
-    """The 1-D inverse DCT of eight vectors of int16, groups of eight lanes to a block."""
-    plus, minus, x73, x51, zero = x0 + x4, x0 - x4, x7 + x3, x5 + x1, broadcast(_S(0), 16)
-    # An int16 in the upper half of an int32, shifted down, has its sign.
-    low = _half_of_one_dimension(
+def _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
+    """One pass of the inverse DCT of two blocks, along the first dimension, then transposed.
+
+    `x0` … `x7` are rows of 16 int16: eight lanes of one block, eight of the other. Returns the
+    transformed blocks' columns likewise, so that the second pass takes them as rows.
+    """
+    plus, minus = x0 + x4, x0 - x4
+    x73, x51 = x7 + x3, x5 + x1
+    zero = broadcast(_S(0), 16)
+    # Interleaved with 0, an int16 lies in the upper half of an int32; shifting it down keeps its
+    # sign.
+    low = _idct_half(
         reinterpret(interleave_low(zero, plus), np.int32) >> _I(16),
         reinterpret(interleave_low(zero, minus), np.int32) >> _I(16),
         interleave_low(x2, x6),
@@ -115,7 +130,7 @@ def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
         rounding,
         shift,
     )
-    high = _half_of_one_dimension(
+    high = _idct_half(
         reinterpret(interleave_high(zero, plus), np.int32) >> _I(16),
         reinterpret(interleave_high(zero, minus), np.int32) >> _I(16),
         interleave_high(x2, x6),
@@ -125,6 +140,7 @@ def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
         rounding,
         shift,
     )
+    # Back to int16, saturated, in the lanes' first order.
     return transpose_8(
         narrow_groups(low[0], high[0]),
         narrow_groups(low[1], high[1]),
@@ -138,20 +154,21 @@ def _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
 
 
 @inline_jit(forceinline=True)
-def _levels(row):
-    """Clamped to 0..255."""
+def _clamp_16(row):
+    """16 int16 clamped to 0..255, as uint8."""
     return convert(minimum(maximum(row, broadcast(_S(0), 16)), broadcast(_S(255), 16)), np.uint8)
 
 
 @inline_jit(forceinline=True)
-def put_two_blocks(block, first, second, planes, at, stride, second_at, second_stride):
-    """The inverse DCT of two blocks into `planes`, 8 rows each from `at` and `second_at` on; both
-    are 0 thereafter.
+def inverse_dct_pair(block, first, second, planes, at, stride, second_at, second_stride):
+    """Inverse DCT of two blocks into `planes`, 8 rows of 8 levels each; clears their coefficients.
 
-    They lie in `block` int16 from `first` and `second` on, 64 coefficients in rows; one block may
-    be given as both.
+    `block` int16: 64 dequantised coefficients in natural order from `first` on, and from `second`
+    on; both may be the same block. The first block's samples begin at `at`, the second's at
+    `second_at`.
     """
-    x0, x1, x2, x3, x4, x5, x6, x7 = _one_dimension(
+    # Pass 1, along columns: row v of both blocks is a vector.
+    x0, x1, x2, x3, x4, x5, x6, x7 = _idct_pass(
         load_two(block, first, second, 8),
         load_two(block, first + 8, second + 8, 8),
         load_two(block, first + 16, second + 16, 8),
@@ -160,28 +177,30 @@ def put_two_blocks(block, first, second, planes, at, stride, second_at, second_s
         load_two(block, first + 40, second + 40, 8),
         load_two(block, first + 48, second + 48, 8),
         load_two(block, first + 56, second + 56, 8),
-        _ROUND_PASS_2,
-        _TO_PASS_2,
+        _ROUND_1,
+        _SHIFT_1,
     )
+    # `read_block` skips runs of zeros, so that the memory must be 0 when it reads the next block.
     zero = broadcast(_S(0), 32)
     store(block, first, zero)
     store(block, first + 32, zero)
     store(block, second, zero)
     store(block, second + 32, zero)
-    rows = _one_dimension(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_LEVELS, _TO_LEVELS)
-    store_two(planes, at, second_at, _levels(rows[0]))
-    store_two(planes, at + stride, second_at + second_stride, _levels(rows[1]))
-    store_two(planes, at + 2 * stride, second_at + 2 * second_stride, _levels(rows[2]))
-    store_two(planes, at + 3 * stride, second_at + 3 * second_stride, _levels(rows[3]))
-    store_two(planes, at + 4 * stride, second_at + 4 * second_stride, _levels(rows[4]))
-    store_two(planes, at + 5 * stride, second_at + 5 * second_stride, _levels(rows[5]))
-    store_two(planes, at + 6 * stride, second_at + 6 * second_stride, _levels(rows[6]))
-    store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _levels(rows[7]))
+    # Pass 2, along rows: to levels.
+    rows = _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_2, _SHIFT_2)
+    store_two(planes, at, second_at, _clamp_16(rows[0]))
+    store_two(planes, at + stride, second_at + second_stride, _clamp_16(rows[1]))
+    store_two(planes, at + 2 * stride, second_at + 2 * second_stride, _clamp_16(rows[2]))
+    store_two(planes, at + 3 * stride, second_at + 3 * second_stride, _clamp_16(rows[3]))
+    store_two(planes, at + 4 * stride, second_at + 4 * second_stride, _clamp_16(rows[4]))
+    store_two(planes, at + 5 * stride, second_at + 5 * second_stride, _clamp_16(rows[5]))
+    store_two(planes, at + 6 * stride, second_at + 6 * second_stride, _clamp_16(rows[6]))
+    store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _clamp_16(rows[7]))
 
 
 @inline_jit(forceinline=True)
-def put_flat_block(dc, planes, at, stride):
-    """The same for a block with nothing but its dequantised DC coefficient."""
+def inverse_dct_flat(dc, planes, at, stride):
+    """Inverse DCT of a block that has only the dequantised coefficient `dc`: 64 equal levels."""
     level = np.uint8(min(max(((dc + 4) >> 3) + 128, 0), 255))
     row = broadcast(level, 8)
     for i in range(8):
@@ -189,62 +208,70 @@ def put_flat_block(dc, planes, at, stride):
 
 
 @inline_jit(forceinline=True)
-def _to_level(value):
+def _clamp(value):
+    """`LANES` int16 clamped to 0..255, as uint8."""
     return convert(
         minimum(maximum(value, broadcast(_S(0), LANES)), broadcast(_S(255), LANES)), np.uint8
     )
 
 
 @inline_jit(forceinline=True)
-def put_rgb(luma, blue_chroma, red_chroma, out, to):
-    """`LANES` pixels, int16, to RGB in `out`.
+def store_rgb(luma, blue_chroma, red_chroma, out, to):
+    """Convert `LANES` pixels from YCbCr, int16 in 0..255, and write them to `out` from `to` on.
 
-    jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, products in
-    1/65536 and rounded; here with whole multiples taken out, so that the factors fit 16 bits.
+    `out` uint8, flat, receives 3 · LANES levels, RGB by pixel.
+
+    jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, each product
+    rounded from 1/65536. Whole multiples of the chroma are added apart, so that the factors fit in
+    16 bits.
     """
-    blue_chroma, red_chroma = blue_chroma - _S(128), red_chroma - _S(128)
-    twice_blue, twice_red = blue_chroma + blue_chroma, red_chroma + red_chroma
     one = _S(1)
+    blue_chroma = blue_chroma - _S(128)
+    red_chroma = red_chroma - _S(128)
+    twice_blue = blue_chroma + blue_chroma
+    twice_red = red_chroma + red_chroma
+    # 1.402 = 1 + 26345 / 65536; 1.772 = 2 - 14942 / 65536. Products of twice the chroma keep a bit
+    # for rounding.
     red = red_chroma + ((multiply_high(twice_red, broadcast(_S(26345), LANES)) + one) >> one)
     blue = twice_blue + ((multiply_high(twice_blue, broadcast(_S(-14942), LANES)) + one) >> one)
+    # -0.34414 = -22554 / 65536; -0.71414 = 18734 / 65536 - 1. jdcolor.c rounds this sum once.
     mixed = (
         convert(blue_chroma, np.int32) * _I(-22554)
         + convert(red_chroma, np.int32) * _I(18734)
         + _I(32768)
     )
     green = convert(mixed >> _I(16), np.int16) - red_chroma
-    store_interleaved(
-        out, to, _to_level(luma + red), _to_level(luma + green), _to_level(luma + blue)
-    )
+    store_interleaved(out, to, _clamp(luma + red), _clamp(luma + green), _clamp(luma + blue))
 
 
 @inline_jit(forceinline=True)
-def upsampled_across(planes, at):
-    """`LANES` int16 of a chroma row at twice its width (h2v1_fancy_upsample), from the sample at
-    `at` on."""
-    three = _S(3)
-    this = convert(load(planes, at, 16), np.int16) * three
-    before, after = (
-        convert(load(planes, at - 1, 16), np.int16),
-        convert(load(planes, at + 1, 16), np.int16),
-    )
-    return interleave((this + before + _S(1)) >> _S(2), (this + after + _S(2)) >> _S(2))
+def upsample_h2v1(planes, at):
+    """Upsample 16 chroma samples from `at` on to twice the width: `LANES` int16.
+
+    libjpeg's h2v1_fancy_upsample: each output is 3/4 of the nearer sample and 1/4 of the farther.
+    """
+    nearer = convert(load(planes, at, 16), np.int16) * _S(3)
+    left = convert(load(planes, at - 1, 16), np.int16)
+    right = convert(load(planes, at + 1, 16), np.int16)
+    return interleave((nearer + left + _S(1)) >> _S(2), (nearer + right + _S(2)) >> _S(2))
 
 
 @inline_jit(forceinline=True)
-def _between_rows(planes, near, far):
-    return convert(load(planes, near, 16), np.int16) * _S(3) + convert(
-        load(planes, far, 16), np.int16
-    )
+def _blend_rows(planes, near, far):
+    """3 times the nearer row plus the farther one: 16 int16, at 4 times the level."""
+    nearer = convert(load(planes, near, 16), np.int16)
+    farther = convert(load(planes, far, 16), np.int16)
+    return nearer * _S(3) + farther
 
 
 @inline_jit(forceinline=True)
-def upsampled_both(planes, near, far):
-    """`LANES` int16 between two chroma rows at twice their size (h2v2_fancy_upsample), from `near`
-    and `far` on."""
-    this = _between_rows(planes, near, far) * _S(3)
-    before, after = (
-        _between_rows(planes, near - 1, far - 1),
-        _between_rows(planes, near + 1, far + 1),
-    )
-    return interleave((this + before + _S(8)) >> _S(4), (this + after + _S(7)) >> _S(4))
+def upsample_h2v2(planes, near, far):
+    """Upsample 16 chroma samples to twice the width and height: one row of `LANES` int16.
+
+    libjpeg's h2v2_fancy_upsample, the triangle filter on both axes. `near` and `far` are the first
+    samples in the chroma row nearer to the output row and in the one on its other side.
+    """
+    nearer = _blend_rows(planes, near, far) * _S(3)
+    left = _blend_rows(planes, near - 1, far - 1)
+    right = _blend_rows(planes, near + 1, far + 1)
+    return interleave((nearer + left + _S(8)) >> _S(4), (nearer + right + _S(7)) >> _S(4))

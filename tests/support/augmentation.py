@@ -1,4 +1,4 @@
-"""What the tests of the device half share: odd views, plan rows with chosen columns, torchvision's
+"""Helpers of the augmentation tests: generated views, plan rows with chosen columns, reference
 levels."""
 
 import itertools
@@ -14,11 +14,11 @@ from maskco_fast.kernels.views import plan_dtype
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
 ORDERS = list(itertools.permutations(range(4)))
 HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.dtype != torch.uint8}
-"""Half a unit in the last place, as a part of the value: what rounding to the dtype may add."""
+"""Largest relative rounding error by dtype: half a unit in the last place."""
 
 
 def make_views(count: int, size: int, seed: int = 0) -> np.ndarray:
-    """(count, size, size, 3) uint8: noise, waves, flat colours, gray and saturated views in turn."""
+    """Views (count, size, size, 3) uint8: noise, waves, flat colours, gray, saturated, in turn."""
     random = np.random.default_rng(seed)
     views = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     y, x = np.mgrid[:size, :size]
@@ -32,7 +32,7 @@ def make_views(count: int, size: int, seed: int = 0) -> np.ndarray:
 
 
 def make_rows(count: int, **columns: object) -> np.ndarray:
-    """(count, 17) float32 plan rows of one view that change nothing but what `columns` says."""
+    """Plan rows (count, 17) float32 of one view, with `columns` set and nothing else changed."""
     rows = np.zeros((count, VIEW_FLOATS), np.float32)
     rows[:, ORDER : ORDER + 4] = range(4)
     rows[:, FACTORS : FACTORS + 3] = 1.0
@@ -42,7 +42,10 @@ def make_rows(count: int, **columns: object) -> np.ndarray:
 
 
 def expected_levels(views: np.ndarray, rows: np.ndarray, flip: bool = False) -> np.ndarray:
-    """(count, size, size, 3) uint8 by torchvision, a view at a time."""
+    """Levels (count, size, size, 3) uint8 by torchvision, one view at a time.
+
+    `flip`: mirror the views whose row says so.
+    """
     flipped = [view[:, ::-1] if flip and row[FLIP] else view for view, row in zip(views, rows)]
     return np.stack(
         [augment_reference(view, row.view(VIEW_DTYPE)[0]) for view, row in zip(flipped, rows)]

@@ -1,5 +1,5 @@
-"""The colour chain is torchvision's to the bit, whatever the image; what the kernels assume of
-rounding holds."""
+"""The compiled augmentation against torchvision: colour bit for bit, the blur within a level; and
+the rounding that the kernels rely on."""
 
 import itertools
 
@@ -19,7 +19,7 @@ from maskco_fast.kernels.views import BRIGHTNESS, HUE, View, ViewConfig
 
 
 def levels_of(kind, size, seed):
-    """(size, size, 3) uint8: any colour, nearly gray ones, or ones where channels meet and clamp."""
+    """Levels (size, size, 3) uint8: any colour, nearly gray, or where channels tie and clamp."""
     random = np.random.default_rng(seed)
     if kind == "noise":
         return random.integers(0, 256, (size, size, 3), dtype=np.uint8)
@@ -30,7 +30,7 @@ def levels_of(kind, size, seed):
 
 
 def augmented(levels, fields):
-    """(fast, reference) levels of one view."""
+    """Levels of one view with the plan's `fields`: (compiled, reference)."""
     size = levels.shape[0]
     config = ViewConfig(views=(View(),), size=size)
     row = plan(config, 0, 0, np.zeros(1), np.array([size]), np.array([size]))[0]
@@ -83,7 +83,7 @@ def test_the_ends_of_each_factors_range_are_torchvisions_to_the_bit(operation):
 
 @pytest.mark.parametrize("kind", ["noise", "grayish", "corners"])
 def test_the_quick_hue_is_never_surer_than_it_may_be(kind):
-    """A million pixels a kind: a level that it got wrong without doubting would be one in millions."""
+    """A million pixels a kind: the fast hue must report doubt wherever it would be wrong."""
     random = np.random.default_rng(17)
     for seed in range(4):
         fields = {
@@ -110,7 +110,7 @@ def test_the_widest_blur_fits_the_kernels_buffers():
 
 
 def test_quotients_by_255_are_exact():
-    """`_to_unit` replaces a division that torchvision does."""
+    """`_to_unit` replaces torchvision's division by 255."""
 
     @njit
     def to_unit(levels, out):
@@ -124,7 +124,7 @@ def test_quotients_by_255_are_exact():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_by_integers_round_as_torch_does(dtype):
-    """What machines without conversion instructions run; and bfloat16 everywhere."""
+    """The path of machines without conversion instructions, and of bfloat16 on all machines."""
     encode = {"float16": half_precision.float16_bits, "bfloat16": half_precision.bfloat16_bits}[
         dtype
     ]

@@ -1,5 +1,4 @@
-"""The plain torch version of the device half against torchvision's functional operators, a view at
-a time."""
+"""Augmentation in plain torch against torchvision's functional operators, one view at a time."""
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from tests.support.augmentation import HALF_UNIT, ORDERS, expected_levels, make_
 
 
 def run(views: np.ndarray, rows: np.ndarray, **options: object) -> np.ndarray:
-    """`augment_torch.augment` as numpy, channels last, float32 or uint8."""
+    """`augment_torch.augment` on numpy arrays: channels last, float32 or uint8."""
     out = augment_torch.augment(torch.from_numpy(views), torch.from_numpy(rows), **options)  # type: ignore[arg-type]
     out = out.movedim(-3, -1)
     return out.numpy() if out.dtype == torch.uint8 else out.float().numpy()
@@ -39,8 +38,8 @@ def test_simple_operations_alone(columns: dict[str, float], size: int) -> None:
     )
 
 
-# 1.3333334 times 3 is 4.0000002, which float32 rounds to 4: a tap less than in torchvision's
-# doubles.
+# 3 times 1.3333334 is 4.0000002, which float32 rounds to 4: one tap less than torchvision, which
+# computes in float64.
 @pytest.mark.parametrize("sigma", [0.1, 0.34, 1.0, 1.3333334, 2.0, 3.7, 5.0])
 @pytest.mark.parametrize("size", [32, 45])
 def test_blur_is_within_one_level(sigma: float, size: int) -> None:
@@ -59,7 +58,7 @@ def test_blur_is_within_one_level(sigma: float, size: int) -> None:
     preset=st.sampled_from(["moco_v2", "simclr", "byol", "npid"]),
 )
 def test_planned_views_match(size: int, seed: int, preset: str) -> None:
-    """Whole chains as the plan draws them, at any size."""
+    """Complete plan rows of every preset, at any size."""
     views_of_preset: tuple[View, ...] = getattr(ViewConfig, preset)().views
     config = ViewConfig(views=views_of_preset, size=size, box_side=(8, 8))
     rows = plan(config, seed, 0, np.arange(3), np.full(3, 300), np.full(3, 200))[:, :VIEW_FLOATS]
@@ -70,7 +69,7 @@ def test_planned_views_match(size: int, seed: int, preset: str) -> None:
     )
     blurred = rows[:, BLUR_SIGMA] > 0
     assert difference[~blurred].max(initial=0) == 0
-    # Solarisation may turn one level at its threshold into 255 - 2 · 128 more.
+    # At the threshold, solarisation can turn a difference of one level into 255 - 2 · 128 more.
     assert difference[blurred & (rows[:, SOLARIZE] == 0)].max(initial=0) <= 1
     assert (difference > 0).mean() < 1e-3
 
@@ -125,14 +124,14 @@ def test_strides_do_not_matter() -> None:
 
 
 def test_compiled_and_eager_agree() -> None:
-    """`torch.compile` traces the whole without a break; it may fuse a multiply and an add across a
-    rounding."""
+    """`torch.compile` traces `augment` without a graph break, and its levels are the same."""
     views, rows = (
         make_views(6, 32),
         make_rows(6, jitter=1, order=ORDERS[::4], factors=(1.3, 0.8, 1.2, -0.1)),
     )
     rows[:, [GRAY, BLUR_SIGMA]] = [[0, 0], [1, 0], [0, 1], [1, 2], [0, 0.1], [0, 0]]
     rows[:, JITTER] = [1, 1, 1, 0, 1, 1]
+    # A backend that does not fuse: a fused multiply and add may round to another level.
     compiled = torch.compile(augment_torch.augment, fullgraph=True, backend="aot_eager")
     options = {"dtype": torch.uint8, "max_blur_sigma": 2.0}
     out = (
@@ -144,23 +143,29 @@ def test_compiled_and_eager_agree() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"views": torch.zeros(2, 32, 32, 3)}, "uint8 is wanted"),
-        ({"views": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)}, "uint8 is wanted"),
-        ({"views": torch.zeros(2, 32, 40, 3, dtype=torch.uint8)}, "32 by 40 pixels"),
-        ({"views": torch.zeros(2, 31, 31, 3, dtype=torch.uint8)}, r"side of 32\.\.1024"),
-        ({"parameters": torch.zeros(2, 16)}, r"float32 \(2, 17\) goes with"),
-        ({"parameters": torch.zeros(3, 17)}, r"float32 \(2, 17\) goes with"),
+        ({"views": torch.zeros(2, 32, 32, 3)}, "must be uint8 .* got torch.float32"),
+        (
+            {"views": torch.zeros(2, 3, 32, 32, dtype=torch.uint8)},
+            r"\(N, S, S, 3\) or .* got torch.uint8 \(2, 3, 32, 32\)",
+        ),
+        ({"views": torch.zeros(2, 32, 40, 3, dtype=torch.uint8)}, "got 32 by 40"),
+        ({"views": torch.zeros(2, 31, 31, 3, dtype=torch.uint8)}, r"side in \[32, 1024\]"),
+        ({"parameters": torch.zeros(2, 16)}, r"must be float32 \(2, 17\) for views"),
+        ({"parameters": torch.zeros(3, 17)}, r"must be float32 \(2, 17\) for views"),
         ({"parameters": torch.zeros(2, 17, dtype=torch.float64)}, "float64"),
         (
             {"parameters": torch.zeros(2, 17, device="meta")},
-            r"different devices: \['cpu', 'meta'\]",
+            r"same device, got \['cpu', 'meta'\]",
         ),
-        ({"masked_box": torch.zeros(3, 4)}, r"float32 \(2, 4\) is wanted"),
-        ({"dtype": torch.float64}, "torch.float64; one of"),
-        ({"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)}, "not channels-last and dense"),
+        ({"masked_box": torch.zeros(3, 4)}, r"must be float32 \(2, 4\)"),
+        ({"dtype": torch.float64}, "must be one of .*, got torch.float64"),
+        (
+            {"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)},
+            "must be channels-last and dense",
+        ),
         (
             {"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)},
-            r"torch.float16 \(2, 3, 32, 32\) on cpu is wanted",
+            r"must be torch.float16 \(2, 3, 32, 32\) on cpu",
         ),
     ],
 )

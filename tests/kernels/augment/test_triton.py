@@ -1,9 +1,8 @@
-"""The Triton kernels' values: under Triton's interpreter on any machine, and on a CUDA device where
-there is one.
+"""The Triton kernels' values, under Triton's interpreter on any machine, and on a CUDA device.
 
-The interpreter must be chosen before Triton is first imported, so it runs in a child process of its
-own. Every call writes into a poisoned buffer with margins: what is left unwritten, or written
-outside, fails whichever test it is.
+The interpreter must be chosen before Triton is first imported, so it runs in a child process. Every
+call writes into a poisoned buffer with margins, so that any test fails if elements stay unwritten
+or are written outside.
 """
 
 import multiprocessing
@@ -30,9 +29,9 @@ from tests.support.augmentation import HALF_UNIT, ORDERS, expected_levels, make_
 
 MARGIN = 64
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
-"""After normalisation."""
+"""One level after normalisation."""
 AFTER_HUE = 10
-"""Levels that one level's difference in the hue can grow to by SimCLR's factors, 1.8 at most."""
+"""Levels to which a difference of one in the hue can grow by SimCLR's factors, at most 1.8."""
 Run = Callable[..., np.ndarray]
 
 
@@ -46,10 +45,9 @@ def run_on(
     dense: bool,
     launch: int,
 ) -> np.ndarray:
-    """`augment_triton.augment` into poisoned memory on `device`; channels last, float32 or uint8.
+    """`augment_triton.augment` into poisoned memory on `device`: channels last, float32 or uint8.
 
-    `dense` off lays the views out with gaps on every axis. `launch` is how many views the workspace
-    holds.
+    Unless `dense`, the views have gaps on every axis. `launch`: the views that the workspace holds.
     """
     source = torch.from_numpy(views).to(device)
     if not dense:
@@ -61,7 +59,7 @@ def run_on(
     buffer = torch.full((source.numel() + 2 * MARGIN,), poison, dtype=dtype, device=device)
     out = buffer[MARGIN:-MARGIN].view(views.shape).movedim(-1, -3)
     workspace = augment_triton.Workspace.allocate(views.shape[-2], device, views=launch)
-    workspace.levels.fill_(211)  # what is read without having been written shows
+    workspace.levels.fill_(211)  # reads of memory that was never written show
     workspace.sums.fill_(-(10**6))
     returned = augment_triton.augment(
         source,
@@ -124,11 +122,10 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 def check_levels(levels: np.ndarray, expected: np.ndarray, rows: np.ndarray, most: int = 1) -> None:
-    """Fewer than one level in a thousand differs, and by `most`; solarisation may mirror such a one
-    at its threshold.
+    """Fewer than one level in a thousand differs, by at most `most` where it is not solarised.
 
-    Differences arise in the hue, where its exact value lies so near a whole level that
-    torchvision's own rounding decides, and in the blur, likewise.
+    Differences arise in the hue and the blur, where the exact value is so near a whole level that
+    torchvision's own rounding decides.
     """
     difference = np.abs(levels.astype(int) - expected)
     plain = rows[:, SOLARIZE] == 0
@@ -137,8 +134,7 @@ def check_levels(levels: np.ndarray, expected: np.ndarray, rows: np.ndarray, mos
 
 
 def test_each_jitter_operation_alone(run: Run) -> None:
-    """The other three at the factors that change nothing; every kind of view meets different
-    factors."""
+    """One operation with several factors, the other three at factors that change nothing."""
     factors = np.tile(np.array([1.0, 1.0, 1.0, 0.0]), (20, 1))
     for operation in range(3):
         factors[5 * operation : 5 * operation + 5, operation] = (0.0, 0.6, 1.0, 1.4, 2.0)
@@ -155,7 +151,7 @@ def test_gray_and_solarize_alone(run: Run) -> None:
 
 @pytest.mark.parametrize("size", [32, 61])
 def test_blur_alone(run: Run, size: int) -> None:
-    """From one tap to the widest, and at 1.3333334, of which float32 arithmetic would lose a tap."""
+    """From one tap to the widest; at 1.3333334 float32 arithmetic would lose a tap."""
     sigmas = (0.1, 0.34, 1.0, 1.3333334, 2.0, 3.7, 5.0)
     views, rows = make_views(7, size), make_rows(7, blur_sigma=sigmas)
     check_levels(run(views, rows), expected_levels(views, rows), rows)
@@ -180,7 +176,7 @@ def test_all_orders(run: Run) -> None:
 def test_planned_views(
     run: Run, size: int, seed: int, preset: str, dense: bool, flip: bool
 ) -> None:
-    """Whole chains as the plan draws them, at odd sizes and strides, flipped here or before."""
+    """Complete plan rows of every preset, at odd sizes and strides, flipped here or before."""
     views_of_preset: tuple[View, ...] = getattr(ViewConfig, preset)().views
     config = ViewConfig(views=views_of_preset, size=size, box_side=(8, 8))
     rows = plan(config, seed, 0, np.arange(2), np.full(2, 300), np.full(2, 200))[:, :VIEW_FLOATS]
@@ -233,7 +229,8 @@ def test_normalised_and_masked(
         np.abs(out.reshape(expected.shape) - expected),
         1e-6 + unit * 1.001 * np.abs(expected),
     )
-    assert (apart > rounding).mean() < 1e-3  # a blurred level may lie one beside the reference's
+    # A blurred level may differ by one from the reference's.
+    assert (apart > rounding).mean() < 1e-3
     assert (apart <= rounding + ONE_LEVEL).all()
     np.testing.assert_array_equal(out.reshape(expected.shape) == 0, expected == 0)
 
@@ -256,7 +253,7 @@ def test_views_of_one_launch_do_not_matter(run: Run) -> None:
 
 
 def test_larger_view(run: Run) -> None:
-    """Several programs a view in each pass, so that their sums meet, and tiles with neighbours on
+    """Several programs a view in each pass, whose sums must be added, and tiles with neighbours on
     every side."""
     views = make_views(1, 112)
     rows = make_rows(
@@ -268,7 +265,7 @@ def test_larger_view(run: Run) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [224, 511, 512])
 def test_largest_views_on_cuda(size: int) -> None:
-    """Sizes that take the interpreter half a minute and more."""
+    """Sizes for which the interpreter would be too slow."""
     factors = np.random.default_rng(1).uniform((0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1), (24, 4))
     views, rows = (
         make_views(24, size),
@@ -279,7 +276,7 @@ def test_largest_views_on_cuda(size: int) -> None:
 
 
 class RecordedKernels:
-    """Stands in for the kernels' module and notes what is launched."""
+    """Replaces the kernels' module and records launches."""
 
     def __init__(self) -> None:
         self.launches: list[tuple[str, tuple[int, int], tuple[Any, ...], dict[str, Any]]] = []
@@ -299,7 +296,7 @@ class RecordedKernels:
 
 
 class RecordedOperations(TorchDispatchMode):
-    """Notes every tensor operation."""
+    """Records every tensor operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,8 +308,8 @@ class RecordedOperations(TorchDispatchMode):
 
 
 def test_neither_allocates_nor_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three launches for every workspace of views, and of tensor operations only views: nothing to
-    allocate, copy or read back."""
+    """Three launches for each workspace of views. The only tensor operations are views, so that
+    nothing is allocated, copied or read back."""
     kernels = RecordedKernels()
     monkeypatch.setitem(sys.modules, "maskco_fast.kernels.augment.triton_kernels", kernels)
     monkeypatch.setattr("maskco_fast.kernels.augment.triton_kernels", kernels, raising=False)
@@ -338,19 +335,25 @@ def test_neither_allocates_nor_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             {"workspace": augment_triton.Workspace.allocate(64, "cpu", views=1)},
-            "workspace for side 64 on cpu",
+            "must be for side 32 on cpu, got one for side 64 on cpu",
         ),
         (
             {"out": torch.zeros(2, 32, 32, 3).movedim(-1, 1)},
-            "torch.float16 .2, 3, 32, 32. on cpu is wanted",
+            "must be torch.float16 .2, 3, 32, 32. on cpu",
         ),
-        ({"out": torch.zeros(1, 32, 32, 3, dtype=torch.float16).movedim(-1, 1)}, "is wanted"),
-        ({"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)}, "not channels-last and dense"),
+        (
+            {"out": torch.zeros(1, 32, 32, 3, dtype=torch.float16).movedim(-1, 1)},
+            "must be torch.float16 .2, 3, 32, 32.",
+        ),
+        (
+            {"out": torch.zeros(2, 3, 32, 32, dtype=torch.float16)},
+            "must be channels-last and dense",
+        ),
         (
             {"out": torch.zeros(6145, dtype=torch.float16)[1:].view(2, 32, 32, 3).movedim(-1, 1)},
             "multiple of 16 bytes",
         ),
-        ({"parameters": torch.zeros(2, 16)}, "goes with views"),
+        ({"parameters": torch.zeros(2, 16)}, "for views of"),
     ],
 )
 def test_errors_name_what_does_not_fit(change: dict[str, Any], message: str) -> None:
@@ -366,16 +369,17 @@ def test_errors_name_what_does_not_fit(change: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize(("size", "views"), [(31, 1), (1025, 1), (32, 0), (32, 70000)])
 def test_workspace_refuses(size: int, views: int) -> None:
-    with pytest.raises(ValueError, match="are wanted"):
+    with pytest.raises(ValueError, match=r"must be in \[(32, 1024|1, 65535)\]"):
         augment_triton.Workspace.allocate(size, "cpu", views=views)
 
 
 def test_imports_without_triton() -> None:
-    """The module imports where Triton is missing, and says so when asked."""
+    """The module imports without Triton, and `unusable` gives that reason."""
     program = (
         "import sys; sys.modules['triton'] = None; sys.meta_path.insert(0, type('Finder', (), {"
-        "'find_spec': staticmethod(lambda name, *_: (_ for _ in ()).throw(ModuleNotFoundError(name))"
-        " if name.startswith('triton') else None)}));"
+        "'find_spec': staticmethod(lambda name, *_: "
+        "(_ for _ in ()).throw(ModuleNotFoundError(name)) "
+        "if name.startswith('triton') else None)}));"
         "from maskco_fast.kernels.augment import triton as augment_triton;"
         "print(augment_triton.unusable('cuda'))"
     )
@@ -417,7 +421,7 @@ def test_old_hardware_and_old_triton(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_graph_replays_without_waiting() -> None:
-    """Captured once, replayed on new values; no allocation and no synchronisation in a call."""
+    """A captured graph replays on new values; a call neither allocates nor synchronises."""
     views = torch.from_numpy(make_views(8, 64)).cuda()
     rows = torch.from_numpy(
         make_rows(8, jitter=1, factors=(1.2, 0.8, 1.3, 0.1), blur_sigma=[0, 1] * 4)

@@ -1,7 +1,6 @@
-"""What the compilers make of the Triton kernels for three architectures: registers, spills and
-16-byte accesses.
+"""The Triton kernels compiled for three architectures: registers, spills and 16-byte accesses.
 
-No GPU is needed. The bounds stand a little above what Triton 3.8 reaches, so that a change that
+No GPU is needed. The bounds are a little above what Triton 3.8 reaches, so that a change that
 ruins a kernel fails.
 """
 
@@ -16,17 +15,17 @@ pytest.importorskip("triton")
 from benchmarks.gpu.compile import Variant, compile_variant
 
 REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (192, 192, 192)}
-"""At most, of a thread, on sm_80, sm_90 and sm_100."""
+"""Most registers a thread, on sm_80, sm_90 and sm_100."""
 SHARED = {"gray_sums": 64, "colour": 0, "blur": 16384}
-"""At most, bytes of a program."""
+"""Most bytes of shared memory a program."""
 VECTOR_LOADS = {"gray_sums": 3, "colour": 3, "blur": 4}
 OUTPUT_STORES = {torch.float16: 6, torch.bfloat16: 6, torch.float32: 12, torch.uint8: 3}
-"""16-byte stores of a thread's 16 pixels."""
+"""16-byte stores for a thread's 16 pixels."""
 WORKSPACE_STORES = 3
 
 
 def compiled(**variant: Any) -> Any:
-    """One kernel, compiled."""
+    """Compile one variant of a kernel."""
     return compile_variant(Variant(**variant))
 
 
@@ -53,7 +52,7 @@ VARIANTS = [
     "variant", VARIANTS, ids=lambda v: "-".join(str(value) for value in v.values())
 )
 def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
-    """No spills, within the bounds, and every access to pixels 16 bytes wide."""
+    """No spills, registers and shared memory in bounds, every access to pixels 16 bytes wide."""
     result = compiled(**variant)
     kernel, dtype = variant["kernel"], variant.get("dtype", torch.float16)
     assert result.spilled == 0
@@ -76,7 +75,7 @@ def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kernel", ["gray_sums", "colour"])
 def test_colour_arithmetic_rounds_as_written(kernel: str) -> None:
-    """No fused multiply-add and no approximate division, which would truncate to other levels."""
+    """No fused multiply-add and no approximate division: they would truncate to other levels."""
     ptx = compiled(kernel=kernel, architecture=90).ptx
     assert len(re.findall(r"\bmul(?:\.rn)?\.f32", ptx)) > 10
     assert not re.findall(r"\bfma\.[\w.]*f32", ptx)
@@ -84,7 +83,7 @@ def test_colour_arithmetic_rounds_as_written(kernel: str) -> None:
 
 
 def test_half_precision_is_rounded_to_nearest() -> None:
-    """The interpreter truncates to bfloat16; the hardware is told to round."""
+    """The interpreter truncates to bfloat16; compiled code must round to nearest."""
     ptx = compiled(kernel="colour", architecture=90, dtype=torch.bfloat16).ptx
     assert re.findall(r"\bcvt\.rn\.bf16", ptx)
     assert not re.findall(r"\bcvt\.rz\.bf16", ptx)
@@ -108,8 +107,8 @@ def test_blur_runs_on_tensor_cores() -> None:
 def test_odd_sizes_do_not_spill(
     kernel: str, architecture: int, size: int, dtype: torch.dtype
 ) -> None:
-    """The worst of a sweep over sizes, dtypes and flips; the colours of each have spilled under
-    other options."""
+    """The worst cases of a sweep over sizes, dtypes and flips; each has spilled under other
+    compiler options."""
     result = compiled(
         kernel=kernel, architecture=architecture, size=size, dtype=dtype, flipped=size == 511
     )
@@ -118,7 +117,7 @@ def test_odd_sizes_do_not_spill(
 
 
 def test_scattered_views_are_read_byte_by_byte() -> None:
-    """What the check of accesses above would see, were the vectors lost."""
+    """Byte-wide loads are seen in the PTX, so that the check of accesses above can fail."""
     result = compiled(kernel="gray_sums", architecture=90, dense=False)
     assert result.accesses["ld.global.v4.b32"] == 0
     assert result.accesses["ld.global.b8"] == 48

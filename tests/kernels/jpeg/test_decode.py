@@ -1,5 +1,5 @@
-"""The JPEG decoder held to libjpeg-turbo: equal pixels or no verdict, whatever the sampling, size
-and damage."""
+"""The JPEG decoder against libjpeg-turbo: equal pixels or NOT_PLAIN, for any sampling, size and
+damage."""
 
 import numpy as np
 import pytest
@@ -33,13 +33,15 @@ GUARD = 77
 
 @pytest.fixture(scope="module")
 def scratch():
-    """Room for all images here."""
+    """Working memory that fits every image here."""
     return make_jpeg_scratch(1 << 18, 1 << 16)
 
 
 def decode(data, size, scratch, region=None, whole=True):
-    """(verdict, pixels) of `region` (y, x, rows, columns), the whole image by default; nothing else
-    is written."""
+    """Decode `region` (y, x, rows, columns), by default the whole image: (verdict, pixels).
+
+    Checks that nothing is written beyond the pixels and the last vector.
+    """
     y, x, rows, columns = region or (0, 0, *size)
     room = 3 * (rows * columns + LANES)
     out = np.full(room + 64, GUARD, np.uint8)
@@ -51,6 +53,7 @@ def decode(data, size, scratch, region=None, whole=True):
 
 
 def jpeg(height, width, sampling, seed=0, **options):
+    """A JPEG of a generated picture; `options` go to Pillow's encoder."""
     image = picture(height, width, seed)
     if SAMPLINGS[sampling] is None:
         return encode(image[..., 0], **options)
@@ -72,7 +75,7 @@ def test_whole_images_equal_libjpegs(size, sampling, scratch):
 
 
 def test_noise_at_full_quality_equals_libjpegs(scratch):
-    """The longest codes, coefficients as large as they get, and colours that leave 0..255."""
+    """Noise yields the longest codes, the largest coefficients, and colours outside 0..255."""
     image = np.random.default_rng(0).integers(0, 2, (90, 120, 3), np.uint8) * 255
     for subsampling in (0, 1, 2):
         data = encode(image, quality=100, subsampling=subsampling)
@@ -133,11 +136,10 @@ def test_every_cut_is_left_to_the_library(scratch):
 
 
 def test_damage_is_never_passed_over(scratch):
-    """Where bytes are wrong, what is decoded all the same decodes in the library without a warning
-    too.
+    """A damaged file that is DECODED here decodes in libjpeg-turbo without a warning too.
 
-    Pixels are not compared: coefficients that no encoder writes (beyond 4096) overflow in one way
-    here, in others in libjpeg's code for each kind of CPU.
+    Pixels are not compared: coefficients that no encoder writes (beyond 4096) overflow differently
+    here and in libjpeg-turbo's code for each kind of CPU.
     """
     random, decoded = np.random.default_rng(0), 0
     for seed in range(30):
