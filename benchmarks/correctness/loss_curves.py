@@ -75,7 +75,7 @@ def losses(options: Options, name: str, source: Dataset) -> np.ndarray:
         random = torch.Generator().manual_seed(NOISE.index(name))
         with torch.no_grad():
             for parameter in method.parameters():
-                parameter *= 1 + CHANGE * torch.randn(parameter.shape, generator=random)
+                parameter.mul_(1 + CHANGE * torch.randn(parameter.shape, generator=random))
     backend = "reference" if name in NOISE else name
     common = {"views": method.views, "seed": options.seed, "rank": 0, "world_size": 1}
     with make_loader(source, options.batch_size, backend=backend, **common) as loader:

@@ -27,8 +27,7 @@ class Method(nn.Module, ABC):
     """Networks with a pre-training objective. Parameters that require gradients are trained.
 
     Everything that a later step depends on must be a parameter or a buffer, equal on all processes:
-    rank 0's state dict is the checkpoint. `query` is the trained network, and `query.trunk` the
-    part that is kept after pre-training.
+    rank 0's state dict is the checkpoint.
     """
 
     contrasts_whole_batch: ClassVar[bool] = False
@@ -38,6 +37,8 @@ class Method(nn.Module, ABC):
     """The method's values for the "paper" recipe and for the "short" ones (see
     `training/recipes.py`)."""
 
+    query: nn.Module
+    """The trained network; `query.trunk` is the part that is kept after pre-training."""
     views: ViewConfig
     """The views and boxes that the loader must deliver."""
 

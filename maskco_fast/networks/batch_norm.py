@@ -57,11 +57,9 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return _finish(super().forward(input), residual, relu)
         length = group_length(len(input), self.group_size)
-        if (
-            length * input.shape[2] * input.shape[3] > 1
-            and self._is_usual()
-            and _fits(input, residual)
-        ):
+        rows = length * input.shape[2] * input.shape[3]
+        # With a single row the variance is undefined: torch's operator raises its error.
+        if rows > 1 and self._is_usual() and _fits(input, residual):
             return self._fused(input, residual, relu, length)
         if length == len(input):
             return _finish(super().forward(input), residual, relu)
@@ -98,9 +96,10 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         output, mean_GC, variance_GC = _Fused.apply(
             input, self.weight, self.bias, residual, relu, self.eps, length
         )
+        rows = length * input.shape[2] * input.shape[3]
         with torch.no_grad():
-            rows = length * input.shape[2] * input.shape[3]
             self.running_mean.lerp_(mean_GC.mean(0), self.momentum)  # type: ignore[union-attr, arg-type]
+            # As in torch, the running variance is unbiased, while the batch's is not.
             unbiased_C = variance_GC.mean(0) * (rows / (rows - 1))
             self.running_var.lerp_(unbiased_C, self.momentum)  # type: ignore[union-attr, arg-type]
             self._count_batch()

@@ -5,6 +5,7 @@ Shapes: N images, K boxes per image, D features.
 
 import copy
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from maskco_fast.networks.batch_norm import GroupBatchNorm2d
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.resnet import FusedBottleneck, Trunk
 from maskco_fast.networks.roi_align import region_features
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class RegionEncoder(nn.Module):
@@ -86,7 +89,7 @@ def initialise(module: nn.Module, generator: torch.Generator) -> None:
             layer.reset_parameters()
 
 
-def momentum_copy(query: nn.Module) -> nn.Module:
+def momentum_copy(query: Network) -> Network:
     """Return the initial key network: the query network's weights, no gradients, in train mode."""
     return copy.deepcopy(query).requires_grad_(False).train()
 

@@ -3,6 +3,7 @@
 import datetime
 import math
 import pathlib
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,8 @@ def small_config(
     return tiny_config(run_dir, **{**settings, **fields})
 
 
-def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Method:
+def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Any:
+    """The configured method for 24 samples; Any, for the attributes of each class."""
     method = make_method(config.method, config.method_config, config.model, seed=config.seed)
     method.prepare(3 * SAMPLES)
     return method.to(dtype)
@@ -217,7 +219,7 @@ def test_the_paper_recipe_has_the_methods_optimiser(method):
     assert (config.simclr.temperature, config.npid.temperature) == (0.1, 0.07)
 
 
-def trainer(config: TrainConfig, **loader: int) -> Trainer:
+def trainer(config: TrainConfig, **loader: Any) -> Trainer:
     return Trainer(config, small_method(config), NoiseLoader(size=SIDE, batch=SAMPLES, **loader))
 
 
@@ -233,9 +235,13 @@ def test_a_run_goes_on_to_the_last_bit(tmp_path, method):
     assert trainer(parted, signal_at=4, number=15).fit() == "SIGTERM"
     assert trainer(parted).fit() is None
     assert losses(parted.run_dir) == losses(whole.run_dir)
-    states = [checkpoint.load_newest(config.run_dir / "checkpoints") for config in (whole, parted)]
-    for name, value in states[0]["method"].items():
-        assert torch.equal(states[1]["method"][name], value), name
+    wanted, found = (
+        checkpoint.load_newest(config.run_dir / "checkpoints") for config in (whole, parted)
+    )
+    assert wanted is not None
+    assert found is not None
+    for name, value in wanted["method"].items():
+        assert torch.equal(found["method"][name], value), name
 
 
 def share_of(batch: Batch, rank: int, size: int) -> Batch:

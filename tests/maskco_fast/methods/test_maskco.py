@@ -55,12 +55,10 @@ def test_every_row_of_tables_5_and_6_is_a_configuration():
         for negatives in ("inter", "intra", "both")
         for mask in (True, False)
     }
-    # All configurations have the same weights.
-    method = make_method("maskco", configs["inter", True], model, seed=0)
     found = {}
     for (negatives, mask), config in configs.items():
         assert config.views(32).mask == mask
-        method.config = config
+        method = make_method("maskco", config, model, seed=0)
         found[negatives, mask] = method(maskco_batch(2, 32, config))["loss"].item()
     assert found["inter", True] != found["intra", True]
     assert found["both", True] > max(found["inter", True], found["intra", True])  # more candidates

@@ -1,12 +1,15 @@
 """Region contrast against loops written from Algorithm 1, and the boxes that must not take part."""
 
 import math
+from typing import Literal, get_args
 
 import pytest
 import torch
 
 from maskco_fast.methods.region_contrast import region_info_nce
 from maskco_fast.networks.config import group_length
+
+Negatives = Literal["inter", "intra", "both"]
 
 
 def loops(query, keys, group_size, temperature, negatives):
@@ -33,7 +36,7 @@ def loops(query, keys, group_size, temperature, negatives):
     return sum(losses) / len(losses), sum(hits) / len(hits)
 
 
-@pytest.mark.parametrize("negatives", ["inter", "intra", "both"])
+@pytest.mark.parametrize("negatives", get_args(Negatives))
 @pytest.mark.parametrize(("count", "group_size"), [(6, 3), (4, 4), (3, 8), (8, 2)])
 def test_equals_triple_loops(negatives, count, group_size):
     generator = torch.Generator().manual_seed(count)
@@ -48,7 +51,7 @@ def test_equals_triple_loops(negatives, count, group_size):
     assert accuracy.item() == pytest.approx(wanted_accuracy)
 
 
-def depends_on(negatives: str) -> torch.Tensor:
+def depends_on(negatives: Negatives) -> torch.Tensor:
     """(N, N, K) bool: whether box k of image m moves query n's gradient; N = 6, groups of 3."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(6, 4, generator=generator, requires_grad=True)
@@ -68,7 +71,7 @@ def depends_on(negatives: str) -> torch.Tensor:
     return moved
 
 
-@pytest.mark.parametrize("negatives", ["inter", "intra", "both"])
+@pytest.mark.parametrize("negatives", get_args(Negatives))
 def test_only_the_right_boxes_take_part(negatives):
     moved = depends_on(negatives)
     for image in range(6):
@@ -86,12 +89,12 @@ def test_only_the_right_boxes_take_part(negatives):
 def test_counts_of_the_paper_by_the_loss_of_equal_features():
     """With equal features the loss is the log of the number of candidates: 497, 17 and 513."""
     query, keys = torch.ones(64, 8), torch.ones(64, 17, 8)
-    for negatives, candidates in (("inter", 497), ("intra", 17), ("both", 513)):
+    for negatives, candidates in zip(get_args(Negatives), (497, 17, 513)):
         loss, _ = region_info_nce(query, keys, group_size=32, temperature=0.2, negatives=negatives)
         assert loss.item() == pytest.approx(math.log(candidates), rel=1e-6)
 
 
-@pytest.mark.parametrize("negatives", ["inter", "intra", "both"])
+@pytest.mark.parametrize("negatives", get_args(Negatives))
 def test_a_positive_that_ties_with_a_negative_is_not_a_hit(negatives):
     """Unit vectors along an axis: every similarity is exactly 1."""
     query, keys = torch.zeros(4, 8), torch.zeros(4, 3, 8)

@@ -32,13 +32,11 @@ def test_group_batch_norm_equals_separate_ones():
     (expected * weights).sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
     torch.testing.assert_close(ours.weight.grad, sum(norm.weight.grad for norm in separate))
-    torch.testing.assert_close(
-        ours.running_mean, torch.stack([norm.running_mean for norm in separate]).mean(0)
-    )
-    torch.testing.assert_close(
-        ours.running_var, torch.stack([norm.running_var for norm in separate]).mean(0)
-    )
-    assert ours.num_batches_tracked.item() == 2
+    found = ours.state_dict()
+    for name in ("running_mean", "running_var"):
+        wanted = torch.stack([norm.state_dict()[name] for norm in separate]).mean(0)
+        torch.testing.assert_close(found[name], wanted)
+    assert found["num_batches_tracked"].item() == 2
 
 
 def test_group_batch_norm_is_plain_for_one_group_and_in_eval_mode():
@@ -46,7 +44,7 @@ def test_group_batch_norm_is_plain_for_one_group_and_in_eval_mode():
     for group_size in (8, 32):
         ours, plain = GroupBatchNorm2d(3, group_size=group_size), nn.BatchNorm2d(3)
         assert torch.equal(ours(images), plain(images))
-        assert torch.equal(ours.running_var, plain.running_var)
+        assert torch.equal(ours.state_dict()["running_var"], plain.state_dict()["running_var"])
     # 8 images do not divide into groups of 3, which matters in training only.
     ours = GroupBatchNorm2d(3, group_size=3).eval()
     assert torch.equal(ours(images), nn.BatchNorm2d(3).eval()(images))
@@ -60,7 +58,7 @@ def test_group_batch_norm_under_autocast_keeps_bfloat16_and_float32_statistics()
     with torch.autocast("cpu", torch.bfloat16):
         out = ours(images)
     assert out.dtype == torch.bfloat16
-    assert ours.running_mean.dtype == torch.float32
+    assert ours.state_dict()["running_mean"].dtype == torch.float32
     expected = torch.cat([nn.BatchNorm2d(3)(part.float()) for part in images.split(4)])
     torch.testing.assert_close(out.float(), expected, rtol=2**-7, atol=2**-7)
 
@@ -86,11 +84,19 @@ def one_by_one(
     """The slow reference in the dtype of `norm`: output, and running statistics after a step."""
     outputs, means, variances = [], [], []
     for group in x.split(min(norm.group_size, len(x))):
-        mean, variance = norm.running_mean.clone(), norm.running_var.clone()
-        options = {"training": True, "momentum": norm.momentum, "eps": norm.eps}
-        outputs.append(
-            functional.batch_norm(group, mean, variance, norm.weight, norm.bias, **options)
+        mean = norm.state_dict()["running_mean"].clone()
+        variance = norm.state_dict()["running_var"].clone()
+        output = functional.batch_norm(
+            group,
+            mean,
+            variance,
+            norm.weight,
+            norm.bias,
+            training=True,
+            momentum=norm.momentum or 0.0,
+            eps=norm.eps,
         )
+        outputs.append(output)
         means.append(mean)
         variances.append(variance)
     output = torch.cat(outputs)
@@ -99,6 +105,11 @@ def one_by_one(
     if relu:
         output = functional.relu(output)
     return output, torch.stack(means).mean(0), torch.stack(variances).mean(0)
+
+
+def grad(tensor: torch.Tensor) -> torch.Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
@@ -131,12 +142,13 @@ def test_fused_values_gradients_and_statistics_are_torchs(
     x = images_like(dtype, *shape, seed=1, offset=3).requires_grad_(True)
     residual = images_like(dtype, *shape, seed=2).requires_grad_(True) if with_residual else None
     gradient = images_like(dtype, *shape, seed=3)
-    wide = [
-        None if one is None else one.detach().double().requires_grad_(True) for one in (x, residual)
-    ]
+    wide_x = x.detach().double().requires_grad_(True)
+    wide_residual = None
+    if residual is not None:
+        wide_residual = residual.detach().double().requires_grad_(True)
     reference = GroupBatchNorm2d(shape[1], group_size=group_size).double()
     reference.load_state_dict(norm.state_dict())
-    wanted, mean, variance = one_by_one(reference, *wide, relu)
+    wanted, mean, variance = one_by_one(reference, wide_x, wide_residual, relu)
     wanted.backward(gradient.double())
 
     assert batch_norm._fits(x, residual)
@@ -145,14 +157,15 @@ def test_fused_values_gradients_and_statistics_are_torchs(
     assert found.is_contiguous(memory_format=torch.channels_last)
     found.backward(gradient)
     close(found, wanted, dtype)
-    close(x.grad, wide[0].grad, dtype)
-    close(norm.weight.grad, reference.weight.grad, torch.float32)
-    close(norm.bias.grad, reference.bias.grad, torch.float32)
-    if residual is not None:
-        close(residual.grad, wide[1].grad, dtype)
-    close(norm.running_mean, mean, torch.float32)
-    close(norm.running_var, variance, torch.float32)
-    assert norm.num_batches_tracked.item() == 1
+    close(grad(x), grad(wide_x), dtype)
+    close(grad(norm.weight), grad(reference.weight), torch.float32)
+    close(grad(norm.bias), grad(reference.bias), torch.float32)
+    if residual is not None and wide_residual is not None:
+        close(grad(residual), grad(wide_residual), dtype)
+    state = norm.state_dict()
+    close(state["running_mean"], mean, torch.float32)
+    close(state["running_var"], variance, torch.float32)
+    assert state["num_batches_tracked"].item() == 1
 
 
 def test_every_row_is_worked_on_whatever_the_number_of_threads(monkeypatch):
@@ -224,7 +237,7 @@ def fork_gradient(fork, stride: int) -> torch.Tensor:
     x = images_like(torch.float32, 2, 16, 6, 4, seed=4).requires_grad_(True)
     on, residual = fork(x, stride)
     (on.square().sum() + (3 * residual).exp().sum()).backward()
-    return x.grad
+    return grad(x)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

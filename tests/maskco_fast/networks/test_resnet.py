@@ -35,7 +35,7 @@ def test_trunk_has_torchvisions_names_stride_and_conv5_map():
     assert set(trunk.state_dict()) == expected
     reference.load_state_dict(trunk.state_dict(), strict=False)
     images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
-    features = {}
+    features: dict[str, torch.Tensor] = {}
     reference.layer4.register_forward_hook(
         lambda module, inputs, output: features.update(map=output)
     )
