@@ -85,7 +85,7 @@ def draw_flow() -> Figure:
 
     decode = "decode once, only the region of the crops → crop, antialiased resize, flip\n"
     decode += "native and ffcv: own JPEG decoder and kernels, in threads · dali: DALI decodes\n"
-    decode += "reference: Pillow and torchvision"
+    decode += "reference: Pillow decodes the whole image, torchvision does the rest"
     box(axes, 2, 27, 92, 9, decode, PIXELS)
     arrow(axes, (16, 41), (16, 36))
     arrow(axes, (70, 40), (70, 36), "plan row", at=(71, 38))

@@ -148,15 +148,29 @@ def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
     axes.tick_params(labelsize=6)
 
 
-def _outline(axes: Axes, box: Sequence[float], colour: str, thick: float, label: str = "") -> None:
-    """Outline `box`, with a dark rim that makes it visible on any picture."""
+def _outline(
+    axes: Axes,
+    box: Sequence[float],
+    colour: str,
+    thick: float,
+    label: str = "",
+    *,
+    label_at_end: bool = False,
+) -> None:
+    """Outline `box`, with a dark rim that makes it visible on any picture.
+
+    The label is in the upper left corner, with `label_at_end` in the lower right one.
+    """
     x1, y1, x2, y2 = (float(edge) for edge in box)
     for width, edge in ((thick + 1.5, "black"), (thick, colour)):
         patch = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=width)
         axes.add_patch(patch)
     if label:
         style = {"facecolor": colour, "edgecolor": "none", "pad": 1}
-        axes.text(x1, y1, label, fontsize=7, color="black", va="top", ha="left", bbox=style)
+        x, y, across, down = (
+            (x2, y2, "right", "bottom") if label_at_end else (x1, y1, "left", "top")
+        )
+        axes.text(x, y, label, fontsize=7, color="black", va=down, ha=across, bbox=style)
 
 
 def _names(config: ViewConfig) -> list[str]:
@@ -178,7 +192,9 @@ def _draw_original(axes: Axes, image: PlannedImage, config: ViewConfig) -> None:
     _show(axes, image.original, title)
     for number, name in enumerate(_names(config)):
         y, x, h, w = image.plan["views"]["crop"][number]
-        _outline(axes, (x, y, x + w, y + h), _view_colour(number), 2, label=name)
+        # Crops often share a corner: the labels of query and key are in opposite ones.
+        outline = (x, y, x + w, y + h)
+        _outline(axes, outline, _view_colour(number), 2, label=name, label_at_end=number % 2 == 1)
     if config.boxes:
         _outline(axes, box_in_image(image.plan, config.size), POSITIVE_COLOUR, 2)
 
