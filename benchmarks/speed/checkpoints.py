@@ -68,7 +68,7 @@ def main(options: Options) -> None:
                 for number in range(options.rounds):
                     alone = [step() for _ in range(10)]
                     began = time.perf_counter()
-                    writer.save(trainer.step, trainer.state_dict(), first=lambda: None)
+                    writer.save(trainer.step, trainer.state_dict(), before_write=lambda: None)
                     copied, beside = time.perf_counter() - began, []
                     while writer.busy:
                         beside.append(step())

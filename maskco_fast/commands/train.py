@@ -78,7 +78,7 @@ def train(config: TrainConfig) -> int:
             stack.enter_context(lock_run_folder(config.run_dir))
         precision = choose_precision(config.precision, device)
         method = make_method(config.method, config.method_config, config.model, seed=config.seed)
-        with world.one_of_each_host_first():
+        with world.local_rank_zero_first():
             dataset = _dataset(config)
         make = functools.partial(_loader, config, method, device, DTYPES[precision], world, dataset)
         loader = stack.enter_context(make(_backend(config, world, make)))

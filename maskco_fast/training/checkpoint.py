@@ -1,8 +1,7 @@
-"""Checkpoints that survive a crash at any moment: written whole or not at all, and known by their
-checksum.
+"""Checkpoint files: written atomically, verified by their SHA-256.
 
 A folder holds `step-000000300.pt` and beside it `step-000000300.pt.sha256`, which `sha256sum -c`
-reads.
+reads. A crash at any moment leaves the older checkpoints intact.
 """
 
 import hashlib
@@ -16,30 +15,29 @@ from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.loaders.system.files import staged, write_atomically
 
 VERSION = 1
-"""Of the state's layout; a checkpoint of another one is refused."""
+"""Layout version of the state; `load` rejects every other version."""
 
 
 class CheckpointError(MaskCoError, RuntimeError):
-    """There are checkpoints, but none that a run can go on from."""
+    """A checkpoint is damaged or has another layout version, so that no run can resume from it."""
 
 
 def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -> pathlib.Path:
-    """Write `state` as the checkpoint of `step` and remove all but the newest `keep`; returns its
-    path.
+    """Write `state` as the checkpoint of `step` and return its path.
 
-    `state`: tensors, numbers, strings, and dicts, lists and tuples of them. The file gets its name
-    only when it and its checksum are on the disk; OSError (a full disk) leaves the older
-    checkpoints as they were.
+    Removes all but the newest `keep` checkpoints. `state`: tensors, numbers, strings, and dicts,
+    lists and tuples of them. The file gets its name only after it and its checksum are on the disk.
+    An OSError (a full disk) leaves the older checkpoints unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".step-*"):  # of a process that was killed while it wrote
+    for leftover in folder.glob(".step-*"):  # of a process that was killed during a write
         leftover.unlink()
     path = folder / f"step-{step:09d}.pt"
     with staged(path) as temporary:
-        # By name, not to an open file: torch then writes without the GIL, which the training steps
-        # need.
+        # Given a path instead of an open file, torch writes without holding the GIL, which the
+        # training steps need.
         torch.save({"version": VERSION, "step": step, **state}, str(temporary))
-        # The checksum appears first: whatever is called a checkpoint has one.
+        # The checksum is published first, so that every named checkpoint has one.
         with write_atomically(_checksum_path(path), "w") as checksum:
             checksum.write(f"{_digest(temporary)}  {path.name}\n")
     for old in checkpoints(folder)[:-keep]:
@@ -49,21 +47,21 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -
 
 
 def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder's checkpoints, oldest first; whether they are intact, `load` says."""
+    """The paths of the folder's checkpoints, oldest first; `load` verifies them."""
     return sorted(folder.glob("step-*.pt"))
 
 
 def load(path: pathlib.Path) -> dict[str, Any]:
-    """The state that `save` wrote, on the CPU. CheckpointError where the file is damaged or of
-    another version.
+    """Read the state that `save` wrote, onto the CPU.
 
-    Unpickles tensors and plain values only, so a checkpoint from elsewhere can run no code.
+    Raises CheckpointError if the file is damaged or has another layout version. Only tensors and
+    plain values are unpickled, so that a foreign checkpoint cannot run code.
     """
     try:
         expected = _checksum_path(path).read_text().split()[0]
     except (OSError, IndexError) as error:
         raise CheckpointError(
-            f"{path} has no readable checksum beside it ({error}); it may be damaged"
+            f"{path} may be damaged: its .sha256 file cannot be read ({error})"
         ) from error
     found = _digest(path)
     if found != expected:
@@ -73,26 +71,27 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state["version"] != VERSION:
         raise CheckpointError(
-            f"{path} has layout version {state['version']}; this maskco-fast reads {VERSION}"
+            f"{path} has layout version {state['version']}; this maskco-fast reads {VERSION}."
         )
     return state
 
 
 def load_newest(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The newest intact state, None where the folder has no checkpoint; warns of the damaged ones
-    that it passes over.
+    """Read the newest intact checkpoint; None if the folder has no checkpoint.
 
-    CheckpointError where all are damaged: starting anew would overwrite a run.
+    Warns about each damaged checkpoint that it skips. Raises CheckpointError if all are damaged,
+    since a fresh start would overwrite the run.
     """
     paths = checkpoints(folder)
     for path in reversed(paths):
         try:
             return load(path)
         except CheckpointError as error:
-            warnings.warn(f"{error}; trying the checkpoint before it", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"{error}; trying the one before it", RuntimeWarning, stacklevel=2)
     if paths:
         raise CheckpointError(
-            f"none of the {len(paths)} checkpoints in {folder} is intact; restore one, or start in another run folder"
+            f"None of the {len(paths)} checkpoints in {folder} is intact. Restore one, "
+            "or name another --run-dir."
         )
     return None
 
@@ -102,10 +101,10 @@ def _checksum_path(path: pathlib.Path) -> pathlib.Path:
 
 
 def _digest(path: pathlib.Path) -> str:
-    digest, chunk = (
-        hashlib.sha256(),
-        memoryview(bytearray(1 << 24)),
-    )  # large, so that it seldom asks for the GIL
+    """The file's SHA-256 in hexadecimal."""
+    digest = hashlib.sha256()
+    # 16 MiB: hashing releases the GIL, and large chunks request it seldom.
+    chunk = memoryview(bytearray(1 << 24))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(chunk):
             digest.update(chunk[:count])

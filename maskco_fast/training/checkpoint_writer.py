@@ -1,5 +1,4 @@
-"""Checkpoints written beside the steps: a copy of the state is taken at once, a thread brings it to
-the disk."""
+"""Asynchronous checkpoints: copy the state at once, write the copy in a thread during the steps."""
 
 import os
 import pathlib
@@ -14,15 +13,13 @@ import torch
 from maskco_fast.training import checkpoint
 
 NICENESS = 19
-"""Of the writing thread, in Linux's terms: the least share there is. At 10, steps beside a write
-took twice as long."""
+"""Niceness of the writing thread, Linux's lowest priority. At 10 it still delays the steps."""
 
 
 class Snapshot:
-    """Copies a state into host memory that is kept from one copy to the next.
+    """Copies a state into host memory, which it reuses from one copy to the next.
 
-    First writes to fresh memory cost a page fault every 4 KiB, and page-locking it costs more:
-    hence kept.
+    Writing to fresh memory costs a page fault every 4 KiB, and page-locking costs more.
     """
 
     def __init__(self) -> None:
@@ -30,12 +27,13 @@ class Snapshot:
         self._copied: list[torch.cuda.Event] = []
 
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state as it is now: no later step changes it, the next `take` overwrites it.
+        """A copy of the state, which stays unchanged until the next `take`.
 
-        CUDA tensors are copied in the order of the current stream, before whatever is queued after
-        this call, and the host goes on: `wait` before reading.
+        CUDA tensors are copied asynchronously on the current stream, before any work queued after
+        this call. Call `wait` before reading the copy.
         """
-        kept, self._buffers = iter(self._buffers), []
+        old_buffers = iter(self._buffers)
+        self._buffers = []
 
         def copy(value: Any) -> Any:
             if isinstance(value, dict):
@@ -44,8 +42,8 @@ class Snapshot:
                 return type(value)(copy(item) for item in value)
             if not isinstance(value, torch.Tensor):
                 return value
-            buffer = next(kept, None)
-            if buffer is None or not _alike(buffer, value):
+            buffer = next(old_buffers, None)
+            if buffer is None or not _fits(buffer, value):
                 buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers.append(buffer)
             return buffer.copy_(value.detach(), non_blocking=True)
@@ -56,12 +54,13 @@ class Snapshot:
         return taken
 
     def wait(self) -> None:
-        """Return when the copies have been made; for the thread that reads them."""
+        """Wait until the copies are complete; called by the thread that reads them."""
         for event in self._copied:
             event.synchronize()
 
 
-def _alike(buffer: torch.Tensor, value: torch.Tensor) -> bool:
+def _fits(buffer: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `buffer` can hold a copy of `value`; pinned memory if `value` is on CUDA."""
     same_layout = (
         buffer.shape == value.shape
         and buffer.dtype == value.dtype
@@ -70,42 +69,41 @@ def _alike(buffer: torch.Tensor, value: torch.Tensor) -> bool:
     return same_layout and buffer.is_pinned() == value.is_cuda
 
 
-def _give_way() -> None:
-    """Let this thread have little but the time that others leave: on Linux each thread has a
-    niceness of its own.
+def _lower_priority() -> None:
+    """Give this thread the lowest priority; on Linux niceness is per thread.
 
-    OpenMP's threads wait for each other many times a step, so that one which loses its core holds
-    up all of them.
+    OpenMP's threads synchronise many times a step, so that one thread which loses its core delays
+    all of them.
     """
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 class CheckpointWriter:
-    """Saves checkpoints in a thread, one at a time. As a context manager it ends with the last one
-    on the disk.
+    """Writes checkpoints in a thread, one at a time.
 
     A failed write (a full disk) raises its OSError at the next call of `check`, `save` or `finish`.
+    As a context manager it waits at the end until the last checkpoint is on the disk.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
         self._folder = folder
         self._keep = keep
         self._snapshot = Snapshot()
-        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_give_way)
+        self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_lower_priority)
         self._pending: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Any], *, first: Callable[[], object]) -> None:
-        """Have `state` written as the checkpoint of `step`, after a call of `first`, both in the
-        thread.
+    def save(self, step: int, state: dict[str, Any], *, before_write: Callable[[], object]) -> None:
+        """Write `state` as the checkpoint of `step` in the thread, after calling `before_write`.
 
-        Returns when `state` may change again, which is at once unless the checkpoint before is
-        still being written.
+        Returns as soon as `state` may change. That is after its copy, or later if the previous
+        checkpoint is still being written.
         """
         self.finish()
-        self._pending = self._thread.submit(self._write, step, self._snapshot.take(state), first)
+        copy = self._snapshot.take(state)
+        self._pending = self._thread.submit(self._write, step, copy, before_write)
 
-    def _write(self, step: int, state: dict[str, Any], first: Callable[[], object]) -> None:
-        first()
+    def _write(self, step: int, state: dict[str, Any], before_write: Callable[[], object]) -> None:
+        before_write()
         self._snapshot.wait()
         checkpoint.save(self._folder, step, state, keep=self._keep)
 
@@ -115,13 +113,14 @@ class CheckpointWriter:
         return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise what a write that has ended raised; does not wait."""
+        """Raise the error of a write that has ended; does not wait."""
         if not self.busy:
             self.finish()
 
     def finish(self) -> None:
         """Wait until the last checkpoint is on the disk."""
-        pending, self._pending = self._pending, None
+        pending = self._pending
+        self._pending = None
         if pending is not None:
             pending.result()
 
@@ -134,6 +133,6 @@ class CheckpointWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._thread.shutdown()  # waits for a write that is under way
+        self._thread.shutdown()  # waits for a running write
         if error is None:
             self.finish()

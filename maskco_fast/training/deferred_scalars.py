@@ -1,30 +1,28 @@
-"""The steps' scalars, from the device to the host and from all ranks to one figure, without a wait
-a step."""
+"""Deferred scalars: losses stay on the device until those of several steps are read together."""
 
 from dataclasses import dataclass
 
 import torch
 
 from maskco_fast.training.distributed import World
-
-Line = dict[str, float | int]
+from maskco_fast.training.metrics import Line
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One step, of all ranks."""
+class StepRecord:
+    """The metrics and sample ids of one step, over all ranks."""
 
     line: Line
-    """As metrics.jsonl has it."""
+    """The step's line of metrics.jsonl."""
     sample_ids: list[int]
-    """Of the step's images, in the order of the epoch."""
+    """Ids of the step's images, in the order of the epoch."""
 
 
 class DeferredScalars:
-    """The last steps' scalars, still on the device, with what is known of those steps on the host.
+    """Collects the scalars of the last steps on the device and reads them every `every` steps.
 
-    Reading a CUDA tensor waits for the device, and other ranks' figures for the slowest of them: so
-    `every` steps are read together where there is either.
+    Reading a CUDA tensor waits for the device, and gathering over ranks waits for the slowest one.
+    On CUDA or with several ranks the trainer therefore reads many steps at a time.
     """
 
     def __init__(self, every: int, world: World) -> None:
@@ -37,36 +35,41 @@ class DeferredScalars:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to read."""
+        """Whether `every` steps have been added since the last `read`."""
         return len(self._lines) >= self.every
 
     def add(self, line: Line, scalars: dict[str, torch.Tensor], sample_id: torch.Tensor) -> None:
-        """Keep one step: `line` without the method's scalars, the scalars, the batch's sample ids."""
+        """Keep a step: the metrics known on the host, the method's scalars, the sample ids.
+
+        `line` must hold `data_wait`. `scalars`: 0-dimensional tensors, the same names every step.
+        `sample_id`: (B,) int64, this rank's share of the batch.
+        """
         self._names = list(scalars)
         self._scalars.append(torch.stack([value.detach() for value in scalars.values()]))
         self._lines.append(line)
         self._sample_ids.append(sample_id)
 
-    def read(self) -> list[Reading]:
-        """The kept steps, with the scalars in their lines; forgets them.
+    def read(self) -> list[StepRecord]:
+        """Return the kept steps in order and forget them. Waits for the device and for all ranks.
 
-        Waits for the device and for all ranks. The scalars are means over the ranks; `data_wait` is
-        that of the rank that waited longest, for which the others waited in their turn.
+        Scalars are means over the ranks. `data_wait` is that of the rank that waited longest, for
+        which the others wait in the next exchange.
         """
         if not self._lines:
             return []
-        waits = torch.tensor([line["data_wait"] for line in self._lines], dtype=torch.float64)
-        mine = torch.cat((torch.stack(self._scalars).cpu().double(), waits.unsqueeze(1)), 1)
-        all_ranks = self._world.gather(mine)
-        sample_ids = self._world.gather(torch.stack(self._sample_ids).cpu())
-        read = [
-            Reading({**line, "data_wait": waited, **dict(zip(self._names, row))}, ids)
-            for line, row, waited, ids in zip(
-                self._lines,
-                all_ranks[..., :-1].mean(0).tolist(),
-                all_ranks[..., -1].amax(0).tolist(),
-                sample_ids.transpose(0, 1).flatten(1).tolist(),
-            )
+        # S steps, K scalars, R ranks, B images of a rank; the last column is data_wait.
+        scalars_SK = torch.stack(self._scalars).cpu().double()
+        waits_S = torch.tensor([line["data_wait"] for line in self._lines], dtype=torch.float64)
+        all_RSK = self._world.gather(torch.cat((scalars_SK, waits_S.unsqueeze(1)), 1))
+        ids_RSB = self._world.gather(torch.stack(self._sample_ids).cpu())
+        means = all_RSK[..., :-1].mean(0).tolist()
+        longest_waits = all_RSK[..., -1].amax(0).tolist()
+        sample_ids = ids_RSB.transpose(0, 1).flatten(1).tolist()
+        records = [
+            StepRecord({**line, "data_wait": wait, **dict(zip(self._names, values))}, ids)
+            for line, values, wait, ids in zip(self._lines, means, longest_waits, sample_ids)
         ]
-        self._scalars, self._lines, self._sample_ids = [], [], []
-        return read
+        self._scalars = []
+        self._lines = []
+        self._sample_ids = []
+        return records

@@ -1,4 +1,4 @@
-"""Where a run computes, and in which precision."""
+"""The device and the precision of a run."""
 
 import contextlib
 import ctypes
@@ -16,13 +16,14 @@ DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-"""Of the networks' arithmetic and of the views, by `TrainConfig.precision`."""
+"""Precision to the dtype of the networks' arithmetic and of the views."""
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is CUDA where there is any, and CUDA without a number the device of that local rank.
+    """The device named auto, cpu, cuda or cuda:N.
 
-    ValueError for a device that is not here.
+    `auto` is CUDA if torch finds a CUDA device, otherwise the CPU. CUDA without a number is the
+    device of `local_rank`. Raises InvalidInput for a device that does not exist here.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,47 +32,55 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InvalidInput(f"device is {name!r}; it wants auto, cpu, cuda or cuda:N") from error
+        raise InvalidInput(f"`device` must be auto, cpu, cuda or cuda:N, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(f"device is {name!r}, but torch finds no CUDA device here")
+        raise InvalidInput(
+            f"`device` is {name!r}, but torch finds no CUDA device here. Use cpu, or run "
+            "`maskco-fast doctor`."
+        )
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise InvalidInput(
-            f"device is {name!r}, but there are {torch.cuda.device_count()} here; one process takes one"
+            f"`device` is {name!r}, but this host has {torch.cuda.device_count()} CUDA devices. "
+            "Start at most one process a device."
         )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> Precision:
-    """`auto` is bf16 wherever the hardware multiplies it. ValueError for fp16 on a CPU."""
+    """The precision named auto, fp32, bf16 or fp16.
+
+    `auto` is bf16 on CUDA and on CPUs with bf16 instructions, otherwise fp32. Raises InvalidInput
+    for fp16 on a CPU.
+    """
     if name == "auto":
         return "bf16" if device.type == "cuda" or has_bf16_instructions() else "fp32"
     if name == "fp16" and device.type != "cuda":
-        raise InvalidInput("precision fp16 wants CUDA; on a CPU take bf16 or fp32")
+        raise InvalidInput(
+            f"`precision` fp16 requires CUDA, got device {device}. Use bf16 or fp32 on a CPU."
+        )
     return name  # type: ignore[return-value]
 
 
 def has_bf16_instructions() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AMX, AVX512-BF16, Arm's BF16); False where Linux
-    does not tell.
+    """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX512-BF16 or Arm's BF16).
 
-    Without them bf16 is emulated: on a Cascade Lake a ResNet-18 step took 1.8-2.3 times as long as
-    in float32.
+    Other CPUs emulate bf16, which is slower than float32. False on systems without /proc/cpuinfo.
     """
-    facts = pathlib.Path("/proc/cpuinfo")
-    if not facts.exists():
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
         return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(facts.read_text().split())
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees: a step's tensors are as large as those of the
-    step before.
+    """Make glibc keep freed memory in this process instead of returning it to the system.
 
-    glibc hands large blocks back, and the system clears every page anew: a tenth of a ResNet-50's
-    step on a CPU. For a program to call that computes there, before it makes tensors; where there
-    is another C library, nothing happens.
+    A step's tensors are as large as those of the step before. Without this call glibc returns large
+    blocks, and the system clears every page again before the next step. Call it before the first
+    tensor is made, in a program that computes on the CPU. Does nothing with other C libraries.
     """
-    trim_threshold, mmap_max = -1, -4  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_MAX
+    trim_threshold = -1  # M_TRIM_THRESHOLD in malloc.h
+    mmap_max = -4  # M_MMAP_MAX
     with contextlib.suppress(AttributeError, OSError):
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(trim_threshold, 2**31 - 1)

@@ -1,8 +1,7 @@
-"""The processes of one run: who they are, what they tell each other, how they agree to stop.
+"""The processes of a run: joining, exchanging values, agreeing to stop.
 
-torchrun starts them and torch.distributed carries the gradients (NCCL on CUDA, gloo on the CPU).
-What the hosts have to tell each other goes through a gloo group of its own, so that no message
-waits for a device.
+torchrun starts the processes. torch.distributed averages the gradients (NCCL on CUDA, gloo on the
+CPU). Values on the hosts go through a separate gloo group, so that no message waits for a device.
 """
 
 import contextlib
@@ -22,44 +21,47 @@ from torch import nn
 from maskco_fast.kernels.errors import MaskCoError
 
 GRADIENT_TIMEOUT = datetime.timedelta(minutes=10)
-"""How long a step waits for a rank that neither answers nor closes its connection, as after a power
-cut."""
+"""Longest wait for a rank that neither answers nor closes its connection, as after a power cut."""
 CONTROL_TIMEOUT = datetime.timedelta(days=1)
-"""Of messages between hosts: ranks wait here while one of each host indexes the shards."""
+"""Longest wait in the control group, where ranks wait while one of each host indexes the shards."""
 PEER_GRACE = 2.0
-"""Seconds that a rank which lost a peer stays, so that torchrun, which looks ten times a second,
-sees the peer end first and names it as the cause."""
+"""Seconds that a rank waits after it lost a peer, before it ends. torchrun polls ten times a second
+and so sees the peer end first and names it as the cause."""
 STORE_POLL = 0.02
-"""Seconds between two looks whether all ranks have started."""
+"""Seconds between two checks whether all ranks have started."""
 
 T = TypeVar("T")
 
 
 class PeerLost(MaskCoError, RuntimeError):
-    """Another rank of the run is gone; why, that rank has told."""
+    """Another rank of the run has ended; that rank's own error gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among those of the run. The default is a run of one process, for which every
-    exchange is a no-op."""
+    """The rank of this process and its exchanges with the others.
+
+    The default is a run of one process, in which every exchange returns its argument at once.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Among the processes of this host, as `local_size` counts them."""
+    """Number of this process on its host, below `local_size`."""
     local_size: int = 1
     control: Any = None
-    """The gloo process group of the messages between hosts; None in a run of one process."""
+    """The gloo process group for values on the hosts; None in a run of one process."""
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this is rank 0, which alone writes."""
+        """Whether this is rank 0, the only one that writes files."""
         return self.rank == 0
 
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """(size, *shape): every rank's CPU tensor, of one shape on all of them. Waits for all
-        ranks."""
+        """All ranks' tensors, (size, *shape). Waits for all ranks.
+
+        `tensor`: on the CPU, of the same shape and dtype on every rank.
+        """
         if self.control is None:
             return tensor.unsqueeze(0)
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -67,7 +69,7 @@ class World:
         return torch.stack(parts)
 
     def gather_objects(self, value: T) -> list[T]:
-        """Every rank's value, by rank. Waits for all ranks."""
+        """All ranks' values, in the order of the ranks. Waits for all ranks."""
         if self.control is None:
             return [value]
         values: list[Any] = [None] * self.size
@@ -83,18 +85,20 @@ class World:
         return values[0]
 
     def agree_to_stop(self, name: str | None) -> str | None:
-        """The signal that the run stops for, the same on every rank: `name` where this rank got
-        one. Waits for all.
+        """The name of the signal that stops the run, the same on every rank; None to go on.
 
-        Before a step it waits for those that the step's first exchange would wait for, and takes
-        half a millisecond itself between two processes of a host (`benchmarks/processes.py`).
+        `name`: the signal that this rank received, if any. Waits for all ranks. Called before every
+        step, it adds little: the step's first exchange would wait for the same ranks.
         """
         number = int(self.gather(torch.tensor(signal.Signals[name] if name else 0)).max())
         return signal.Signals(number).name if number else None
 
     @contextlib.contextmanager
-    def one_of_each_host_first(self) -> Iterator[None]:
-        """Let local rank 0 do what fills a cache before the host's other ranks find it filled."""
+    def local_rank_zero_first(self) -> Iterator[None]:
+        """Run the block on each host's local rank 0, then on its other ranks.
+
+        For work that fills a cache on the host, such as indexing.
+        """
         if self.control is not None and self.local_rank != 0:
             torch.distributed.barrier(group=self.control)
         yield
@@ -104,28 +108,28 @@ class World:
 
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[World]:
-    """Join the run that torchrun's environment describes, for computing on `device`; leave it in
-    the end.
+    """Join the run that torchrun's environment variables describe; leave it at the end.
 
-    One process, with or without torchrun, needs no process group. An error inside leaves at once:
-    the other ranks' connections break, which is how they learn of it, as PeerLost.
+    `device`: where this rank computes. A run of one process has no process group, with or without
+    torchrun. An error inside the block ends this rank at once. Its connections break, and the other
+    ranks raise PeerLost.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World()
         return
     store, rank, size = next(torch.distributed.rendezvous("env://", timeout=GRADIENT_TIMEOUT))
-    place = {
-        "store": _unused(store, rank, size),
+    group = {
+        "store": _fresh_store(store, rank, size),
         "rank": rank,
         "world_size": size,
         "timeout": GRADIENT_TIMEOUT,
     }
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl", device_id=device, **place)
+        torch.distributed.init_process_group("nccl", device_id=device, **group)
     else:
-        torch.distributed.init_process_group("gloo", **place)
+        torch.distributed.init_process_group("gloo", **group)
     world = World(
         rank=rank,
         size=size,
@@ -137,55 +141,68 @@ def join(device: torch.device) -> Iterator[World]:
         yield world
         torch.distributed.barrier(group=world.control)  # rank 0 may still be writing
     except RuntimeError as error:
-        if _tells_of_a_lost_peer(error):
+        if _is_lost_peer(error):
             time.sleep(PEER_GRACE)
             raise PeerLost(
-                f"rank {world.rank} lost its connection to another rank, which tells why: {error}"
+                f"rank {world.rank} lost its connection to another rank; "
+                f"see that rank's error. ({error})"
             ) from error
         raise
     torch.distributed.destroy_process_group()
 
 
-def _unused(store: Any, rank: int, size: int) -> Any:
-    """A part of torchrun's store that no earlier start of these ranks has written to. Waits for all
-    ranks.
+def _fresh_store(store: Any, rank: int, size: int) -> Any:
+    """A part of torchrun's store that no earlier start of these ranks has used.
 
-    torchrun keeps one store through its restarts, with the addresses of processes that it has
-    killed. It numbers the restarts on each node for itself, so that the ranks cannot take that
-    number; rank 0 names the part instead. A rank shows a word of its own, new at each start, and is
-    answered under that word, so that neither takes the other for one that is gone.
+    torchrun keeps one store through its restarts, with the addresses of processes that it killed.
+    It counts the restarts on each node separately, so the ranks cannot use that number. Instead,
+    rank 0 picks the name of the part and hands it to the others:
+
+    - Every rank publishes a token, random at each start.
+    - Rank 0 answers under the other's token with its own token, the name of the part.
+    - The other rank confirms in that part.
+
+    Answers and confirmations carry tokens of this start, so those of a killed process are ignored.
+    Waits for all ranks; raises PeerLost after GRADIENT_TIMEOUT.
     """
-    word = uuid.uuid4().hex
+    token = uuid.uuid4().hex
     if rank != 0:
-        store.set(f"shown by {rank}", word)
+        store.set(f"token of {rank}", token)
         try:
-            store.wait([f"answer to {word}"], GRADIENT_TIMEOUT)
+            store.wait([f"answer to {token}"], GRADIENT_TIMEOUT)
         except torch.distributed.DistStoreError as error:
-            raise PeerLost("rank 0 has not started; see what torchrun says on its node") from error
-        part = store.get(f"answer to {word}").decode()
-        store.set(f"{part} is known to {rank}", "")
+            raise PeerLost("rank 0 has not started; see torchrun's output on its node") from error
+        part = store.get(f"answer to {token}").decode()
+        store.set(f"{part} confirmed by {rank}", "")
         return torch.distributed.PrefixStore(part, store)
-    missing, until = set(range(1, size)), time.monotonic() + GRADIENT_TIMEOUT.total_seconds()
+    missing = set(range(1, size))
+    deadline = time.monotonic() + GRADIENT_TIMEOUT.total_seconds()
     while missing:
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise PeerLost(
-                f"ranks {sorted(missing)} of {size} have not started; see what torchrun says on their nodes"
+                f"ranks {sorted(missing)} of {size} have not started; "
+                "see torchrun's output on their nodes"
             )
         for other in missing:
-            if store.check([f"shown by {other}"]):
-                store.set(f"answer to {store.get(f'shown by {other}').decode()}", word)
-        missing = {other for other in missing if not store.check([f"{word} is known to {other}"])}
+            # A token may be stale, of a killed process, until the new one replaces it: hence the
+            # answer is repeated until the rank confirms.
+            if store.check([f"token of {other}"]):
+                store.set(f"answer to {store.get(f'token of {other}').decode()}", token)
+        missing = {other for other in missing if not store.check([f"{token} confirmed by {other}"])}
         time.sleep(STORE_POLL)
-    return torch.distributed.PrefixStore(word, store)
+    return torch.distributed.PrefixStore(token, store)
 
 
 def local_rank() -> int:
-    """This process's number on its host: torchrun's LOCAL_RANK, else 0."""
+    """The number of this process on its host: torchrun's LOCAL_RANK, or 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
-    """gloo has no exception class of its own; torch's DistError is NCCL's and the store's."""
+def _is_lost_peer(error: RuntimeError) -> bool:
+    """Whether the error is a broken connection to another rank.
+
+    NCCL and the store raise torch's DistError; gloo has no exception class, only its message.
+    """
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
@@ -193,9 +210,9 @@ def _tells_of_a_lost_peer(error: RuntimeError) -> bool:
 def average_running_statistics(module: nn.Module) -> None:
     """Set BatchNorm's running statistics to their mean over the ranks.
 
-    A step moves them linearly towards the statistics of the rank's own groups, so the mean taken
-    now is what one process would hold that had seen all groups in every step: once a checkpoint is
-    enough. Normalisation in training does not read them.
+    A step moves them linearly towards the statistics of the rank's own groups. The mean is thus
+    what one process would hold that had seen all groups. Normalisation in training does not read
+    them, so averaging once a checkpoint suffices.
     """
     layers = [
         layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
@@ -205,10 +222,10 @@ def average_running_statistics(module: nn.Module) -> None:
     ]
     if not statistics:
         return
+    # One exchange for all layers.
     mean = torch.cat([statistic.flatten() for statistic in statistics])
     torch.distributed.all_reduce(mean)
     mean /= torch.distributed.get_world_size()
-    for statistic, part in zip(
-        statistics, mean.split([statistic.numel() for statistic in statistics])
-    ):
+    parts = mean.split([statistic.numel() for statistic in statistics])
+    for statistic, part in zip(statistics, parts):
         statistic.copy_(part.view_as(statistic))

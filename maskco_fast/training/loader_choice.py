@@ -1,5 +1,4 @@
-"""`--loader auto`: which loader feeds a run, by what is installed and a short measurement on the
-run's own shards."""
+"""`--loader auto`: measures the installed loaders on the run's shards and chooses the fastest."""
 
 import dataclasses
 import itertools
@@ -16,40 +15,38 @@ from maskco_fast.loaders import Loader, TooManyBadSamples
 from maskco_fast.loaders.system.files import write_json
 
 CANDIDATES = ("native", "dali", "ffcv")
-"""The first is measured in any case and needs no extra; the reference loader is never the faster
-one."""
+"""The loaders that are measured. The first one needs no optional package and is the default. The
+reference loader is left out because it is never the fastest."""
 ROUNDS = 2
-"""Turns that each candidate gets, of which the better counts: what else the machine does only slows
-it down."""
+"""Measurements of each candidate. The best one counts, since other load only slows a loader down.
+"""
 SECONDS = 1.0
-"""Of each turn, after the batches that compile and fill the pipeline."""
+"""Duration of a measurement, after the warm-up that compiles and fills the pipeline."""
 MARGIN = 1.1
-"""How many times as fast as the native loader another one has to be: the measurement is short and
-noisy."""
+"""Least speed-up over the native loader of a choice: the measurement is short and noisy."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A loader, and what spoke for it."""
+    """The chosen loader and the reason, as loader.json holds them."""
 
     loader: str
     why: str
     images_per_s: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Of each candidate that runs here."""
+    """Speed of each candidate that was measured."""
 
 
 def choose_loader(run_dir: pathlib.Path, make: Callable[[str], Loader]) -> str:
-    """The loader that `run_dir` remembers in loader.json, or the fastest one here, which it then
-    remembers.
+    """Return the loader named in the run folder's loader.json, or measure and write that file.
 
-    `make` makes a loader of the run by its name. What was chosen and why is told on stderr. Errors
-    of the native loader, such as shards that hold nothing usable, are raised; another candidate
-    that fails is left out.
+    `make` makes the run's loader from a name. Prints the choice and its reason on stderr. Errors of
+    the native loader, such as shards without a usable image, are raised. Any other candidate that
+    fails is left out.
     """
     path = run_dir / "loader.json"
     if path.exists():
         choice = Choice(**json.loads(path.read_text()))
-        say(f"loader {choice.loader}, as chosen when this run began ({path})")
+        say(f"loader {choice.loader}, chosen when this run began ({path})")
         return choice.loader
     choice = measure(make)
     say(f"loader {choice.loader}: {choice.why}")
@@ -58,21 +55,22 @@ def choose_loader(run_dir: pathlib.Path, make: Callable[[str], Loader]) -> str:
 
 
 def measure(make: Callable[[str], Loader]) -> Choice:
-    """The fastest of `CANDIDATES`, or the native loader where none is clearly faster."""
+    """Choose the fastest of `CANDIDATES`; the native loader if no other is faster by `MARGIN`."""
     native = CANDIDATES[0]
-    loaders, left_out = {native: make(native)}, {}
+    loaders = {native: make(native)}
+    left_out: dict[str, str] = {}
     if len(loaders[native]) == 0:
-        return Choice(native, "too few samples to measure with")
+        return Choice(native, "too few samples for a measurement")
     for name in CANDIDATES[1:]:
         try:
             loaders[name] = make(name)
         except ImportError:
             left_out[name] = "is not installed"
-        except ValueError as error:  # options that it does not have
-            left_out[name] = f"does not fit: {error}"
+        except ValueError as error:  # it does not support an option of this run
+            left_out[name] = f"cannot run: {error}"
     if len(loaders) == 1:
-        return Choice(native, _told({}, left_out))
-    say(f"measuring {', '.join(loaders)} on these shards; name one by --loader to leave this out")
+        return Choice(native, _summary({}, left_out))
+    say(f"measuring {', '.join(loaders)} on these shards; --loader NAME skips this")
     rates: dict[str, float] = {}
     for name in list(loaders) * ROUNDS:
         if name not in left_out:
@@ -82,22 +80,22 @@ def measure(make: Callable[[str], Loader]) -> Choice:
                 if name == native or isinstance(error, TooManyBadSamples):
                     raise
                 rates.pop(name, None)
-                left_out[name] = f"fails here: {error}"
+                left_out[name] = f"failed: {error}"
     fastest = max(rates, key=lambda name: rates[name])
     chosen = fastest if rates[fastest] >= MARGIN * rates[native] else native
-    return Choice(
-        chosen, _told(rates, left_out), {name: round(rate, 1) for name, rate in rates.items()}
-    )
+    rounded = {name: round(rate, 1) for name, rate in rates.items()}
+    return Choice(chosen, _summary(rates, left_out), rounded)
 
 
 def images_per_s(loader: Loader) -> float:
-    """Images that the loader delivers a second when nothing else is done with them, over `SECONDS`."""
+    """Measure the loader alone for `SECONDS`: images it delivers a second. Closes the loader."""
     device = torch.device(loader.config.device)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     try:
         for _ in range(loader.config.prefetch + 1):
             next(batches)
-        began, images = time.perf_counter(), 0
+        images = 0
+        began = time.perf_counter()
         while time.perf_counter() - began < SECONDS:
             images += len(next(batches))
         if device.type == "cuda":
@@ -107,10 +105,8 @@ def images_per_s(loader: Loader) -> float:
         loader.close()
 
 
-def _told(rates: dict[str, float], left_out: dict[str, str]) -> str:
-    """The measurement in a line."""
-    facts = [
-        f"{name} {rate:.0f} images/s"
-        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
-    ]
-    return ", ".join([*facts, *(f"{name} {reason}" for name, reason in left_out.items())])
+def _summary(rates: dict[str, float], left_out: dict[str, str]) -> str:
+    """One line: the measured speeds, fastest first, then the candidates left out with reasons."""
+    by_rate = sorted(rates.items(), key=lambda item: -item[1])
+    measured = [f"{name} {rate:.0f} images/s" for name, rate in by_rate]
+    return ", ".join([*measured, *(f"{name} {reason}" for name, reason in left_out.items())])

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines a step, TensorBoard, and a progress line."""
+"""Run logging: JSON lines for every step, TensorBoard, and a progress line."""
 
 import collections
 import json
@@ -10,21 +10,18 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
-Line = Mapping[str, float | int]
-"""One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the
-step's time spent waiting for data, 0..1), and what else the method names."""
+from maskco_fast.progress import LOG_SECONDS, TERMINAL_SECONDS, duration
 
-QUIET_SECONDS = 10.0
-"""A log file gets a progress line no more often than this, a terminal's line is rewritten twice a
-second."""
-TERMINAL_SECONDS = 0.5
+Line = dict[str, float | int]
+"""One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the
+step's time spent waiting for data, 0..1), and the method's other scalars."""
 
 
 class StepsFile:
-    """metrics.jsonl or samples.jsonl: one line a step, steps in order, none twice.
+    """metrics.jsonl or samples.jsonl: one line a step, in order, without duplicates.
 
-    Opening it for a run that goes on after `step` cuts every later line, so that a resumed run's
-    file is what an uninterrupted run's would have been.
+    Opening the file for a run that resumes after `step` cuts every later line. A resumed run thus
+    writes the file of an uninterrupted run.
     """
 
     def __init__(self, path: pathlib.Path, *, step: int) -> None:
@@ -33,14 +30,15 @@ class StepsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append a line and hand it to the operating system. ValueError for a value that is no JSON
-        number."""
+        """Append a line and flush it to the operating system.
+
+        Raises ValueError for a number that JSON does not have (NaN or infinity).
+        """
         self._file.write(json.dumps(dict(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Put what was written on the disk: a checkpoint that follows never knows of more steps
-        than this file."""
+        """Force the lines to the disk, so that a later checkpoint is never ahead of this file."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -49,7 +47,7 @@ class StepsFile:
 
 
 def _truncate_after(path: pathlib.Path, step: int) -> None:
-    """Cut the file behind its last whole line of a step up to `step`."""
+    """Cut the file after the last complete line of a step up to `step`."""
     if not path.exists():
         return
     kept = 0
@@ -57,7 +55,7 @@ def _truncate_after(path: pathlib.Path, step: int) -> None:
         for text in file:
             try:
                 number = json.loads(text)["step"]
-            except (ValueError, KeyError, TypeError):  # the process died in mid-line
+            except (ValueError, KeyError, TypeError):  # the process died while it wrote the line
                 break
             if number > step or not text.endswith(b"\n"):
                 break
@@ -65,29 +63,31 @@ def _truncate_after(path: pathlib.Path, step: int) -> None:
     os.truncate(path, kept)
 
 
-class Progress:
-    """The progress line: rewritten in place on a terminal, an ordinary line now and then in a log."""
+class TrainingProgress:
+    """The progress line of a run: rewritten in place on a terminal, appended to a log file."""
 
     def __init__(self, *, steps: int, window: int, stream: TextIO | None = None) -> None:
-        """For a run of `steps` steps; figures are means over the last `window` of them."""
+        """`steps`: of the whole run. `window`: steps over which the figures are averaged."""
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._steps = steps
         self._recent: collections.deque[tuple[float, Line]] = collections.deque(
             maxlen=max(window, 2)
         )
-        self._shown_at = -QUIET_SECONDS
+        self._interval = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
+        self._shown_at = -self._interval
         self._width = 0
 
     def add(self, line: Line) -> None:
-        """Take the next step's line and tell of it, unless that was done a moment ago."""
-        moment = time.monotonic()
-        self._recent.append((moment, line))
-        if moment - self._shown_at >= (TERMINAL_SECONDS if self._terminal else QUIET_SECONDS):
+        """Add a step's line; prints the progress at most once an interval."""
+        now = time.monotonic()
+        self._recent.append((now, line))
+        if now - self._shown_at >= self._interval:
             self._show()
 
     def _show(self) -> None:
-        (first_at, first), (last_at, last) = self._recent[0], self._recent[-1]
+        first_at, first = self._recent[0]
+        last_at, last = self._recent[-1]
         self._shown_at = last_at
         steps = int(last["step"]) - int(first["step"])
         left = (self._steps - int(last["step"])) * (last_at - first_at) / steps if steps else None
@@ -100,7 +100,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Tell of the last step and leave the terminal's line standing."""
+        """Print the last step and end the terminal's line."""
         if self._recent and self._recent[-1][0] != self._shown_at:
             self._show()
         if self._terminal and self._width:
@@ -109,29 +109,26 @@ class Progress:
 
 
 def describe(lines: Sequence[Line], steps: int, *, remaining: float | None) -> str:
-    """`step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 0:03:12`, means
-    over `lines`.
+    """Format the progress of a run; loss, images/s and data wait are means over `lines`.
 
-    `remaining`: seconds to the end, None where that is not known yet.
+    For example `step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 3:12
+    min`. `remaining`: seconds to the end, None while unknown.
     """
     mean = {
         name: sum(line[name] for line in lines) / len(lines)
         for name in ("images_per_s", "loss", "data_wait")
     }
     last = lines[-1]
-    eta = (
-        "?"
-        if remaining is None
-        else f"{int(remaining) // 3600}:{int(remaining) // 60 % 60:02}:{int(remaining) % 60:02}"
-    )
+    eta = "?" if remaining is None else duration(remaining)
     return (
-        f"step {last['step']}/{steps} · {mean['images_per_s']:.1f} images/s · loss {mean['loss']:.3f} · "
-        f"lr {last['learning_rate']:.3g} · data wait {100 * mean['data_wait']:.0f} % · ETA {eta}"
+        f"step {last['step']}/{steps} · {mean['images_per_s']:.1f} images/s · "
+        f"loss {mean['loss']:.3f} · lr {last['learning_rate']:.3g} · "
+        f"data wait {100 * mean['data_wait']:.0f} % · ETA {eta}"
     )
 
 
 class Metrics:
-    """All of them, for a run that goes on after `step` towards `steps`."""
+    """All logs of a run that starts or resumes after `step` and ends at `steps`."""
 
     def __init__(
         self,
@@ -145,16 +142,17 @@ class Metrics:
     ) -> None:
         self._file = StepsFile(run_dir / "metrics.jsonl", step=step)
         self._samples = StepsFile(run_dir / "samples.jsonl", step=step) if log_samples else None
-        self._progress = Progress(steps=steps, window=log_every)
+        self._progress = TrainingProgress(steps=steps, window=log_every)
         self._log_every = log_every
         self._board: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            # Imported here because the import takes a second.
+            from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def record(self, line: Line, sample_ids: Sequence[int]) -> None:
-        """Take the next step's line and the ids of its images."""
+        """Log a step: its metrics and the ids of its images."""
         self._file.write(line)
         if self._samples is not None:
             self._samples.write(
@@ -167,7 +165,7 @@ class Metrics:
                     self._board.add_scalar(name, value, int(line["step"]))
 
     def sync(self) -> None:
-        """See `StepsFile.sync`."""
+        """Force the JSON lines to the disk; see `StepsFile.sync`."""
         self._file.sync()
         if self._samples is not None:
             self._samples.sync()

@@ -1,5 +1,7 @@
-"""One run folder, one job: a lock that the operating system drops when its process ends, however it
-ends."""
+"""The lock of a run folder, which keeps two jobs from writing into it.
+
+The operating system releases the lock when its process ends, even after SIGKILL.
+"""
 
 import contextlib
 import errno
@@ -14,33 +16,33 @@ from collections.abc import Iterator
 from maskco_fast.kernels.errors import MaskCoError
 
 PATIENCE = 10.0
-"""Seconds that a job waits for one that is just ending, such as its own former start that was
-killed."""
+"""Seconds to wait for a holder that is about to end, such as a killed earlier start of this job."""
 
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Errors of file systems without locks."""
 
 
 class RunFolderInUse(MaskCoError, RuntimeError):
-    """Another job writes into the run folder."""
+    """Another job holds the run folder's lock."""
 
 
 @contextlib.contextmanager
 def lock_run_folder(folder: pathlib.Path, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold `folder`, which is made where it is absent; `lock` in it tells by whom.
+    """Hold the lock of `folder`; makes the folder if it does not exist.
 
-    RunFolderInUse names the other holder if it has not let go within `patience` seconds. A file
-    system without locks gets a warning.
+    The file `lock` in it names the holder. Raises RunFolderInUse, with the holder's name, if the
+    lock is not free within `patience` seconds. On a file system without locks, warns and continues.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
     with path.open("a+") as file:
         deadline = time.monotonic() + patience
-        while not _locked(file.fileno(), path):
+        while not _try_lock(file.fileno(), path):
             if time.monotonic() > deadline:
                 file.seek(0)
                 holder = file.read().strip() or "another job"
                 raise RunFolderInUse(
-                    f"{folder} is in use by {holder}: end that job, or name another --run-dir"
+                    f"{folder} is in use by {holder}. End that job, or name another --run-dir."
                 )
             time.sleep(0.1)
         file.truncate(0)
@@ -49,9 +51,11 @@ def lock_run_folder(folder: pathlib.Path, *, patience: float = PATIENCE) -> Iter
         yield
 
 
-def _locked(descriptor: int, path: pathlib.Path) -> bool:
-    """Whether the lock is ours now. It belongs to the open file: closing that, or dying, gives it
-    back."""
+def _try_lock(descriptor: int, path: pathlib.Path) -> bool:
+    """Take the lock if it is free; returns whether this process may go on.
+
+    The lock belongs to the open file description: closing the file or ending the process frees it.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -60,7 +64,8 @@ def _locked(descriptor: int, path: pathlib.Path) -> bool:
         if error.errno not in _UNSUPPORTED:
             raise
         warnings.warn(
-            f"{path}: no locks on this file system ({error}); take care that one job uses it",
+            f"{path}: this file system has no locks ({error}). "
+            "Make sure that only one job uses the run folder.",
             stacklevel=3,
         )
     return True

@@ -1,4 +1,4 @@
-"""Ending a run in good order when it is asked to end."""
+"""Graceful stop: SIGTERM, SIGUSR1 and Ctrl-C end a run between two steps."""
 
 import queue
 import signal
@@ -9,24 +9,25 @@ from typing import Any
 
 
 class StopSignal:
-    """While entered, SIGTERM, SIGUSR1 (what batch systems warn with) and Ctrl-C only set `name`,
-    which the loop reads between steps.
+    """Context manager that catches SIGTERM, SIGUSR1 and SIGINT and stores the signal's `name`.
 
-    `told` is then called in a thread of its own, for what may not be done in a handler: to wake
-    what the loop waits for. A second Ctrl-C interrupts at once. Outside the main thread, where
-    Python allows no handlers, it does nothing.
+    The training loop reads `name` between steps. Batch systems send SIGUSR1 as a warning. A second
+    Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python allows no signal
+    handlers, this class does nothing.
+
+    After a signal, `on_signal` is called in a separate thread. There it may take locks, which a
+    signal handler must not, for example to wake the thread that waits for a batch.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-    def __init__(self, told: Callable[[], None]) -> None:
+    def __init__(self, on_signal: Callable[[], None]) -> None:
         self.name: str | None = None
-        self._told = told
-        self._signals: queue.SimpleQueue[bool] = (
-            queue.SimpleQueue()
-        )  # its put is safe in a handler, Event.set is not
-        self._thread = threading.Thread(target=self._tell, name="stop-signal", daemon=True)
-        self._before: dict[int, Any] = {}
+        self._on_signal = on_signal
+        # SimpleQueue.put is reentrant and so safe in a signal handler; Event.set is not.
+        self._signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._notify, name="stop-signal", daemon=True)
+        self._previous_handlers: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":
@@ -34,14 +35,17 @@ class StopSignal:
         self.name = signal.Signals(number).name
         self._signals.put(True)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
+        """Wait for the first signal, or for False from `__exit__`."""
         if self._signals.get():
-            self._told()
+            self._on_signal()
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             self._thread.start()
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            self._previous_handlers = {
+                number: signal.signal(number, self._handle) for number in self.SIGNALS
+            }
         return self
 
     def __exit__(
@@ -50,10 +54,10 @@ class StopSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            # None: a handler that was not set from Python cannot be set back from it.
+        for number, handler in self._previous_handlers.items():
+            # None: the handler was installed from C, and Python cannot restore it.
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        if self._before:
+        if self._previous_handlers:
             self._signals.put(False)
             self._thread.join()
-        self._before = {}
+        self._previous_handlers = {}

@@ -1,10 +1,8 @@
-"""The training loop: steps, readings, checkpoints, signals. It knows no method and no loader by
-name."""
+"""The training loop: steps, metrics, checkpoints and signals, for any method and any loader."""
 
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
 import time
@@ -19,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from maskco_fast.kernels.errors import InvalidInput, MaskCoError
 from maskco_fast.loaders import Batch, Quarantine, ReadEnded
 from maskco_fast.loaders.quarantine import BadSample
+from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.base import Method
 from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
@@ -32,13 +31,13 @@ from maskco_fast.training.signals import StopSignal
 
 
 class BatchSource(Protocol):
-    """What the trainer asks of a loader: `maskco_fast.loaders.Loader` and anything of its kind."""
+    """The interface to a loader, such as `maskco_fast.loaders.Loader`."""
 
     quarantine: Any
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next batch comes from."""
+        """The epoch of the next batch."""
 
     def __len__(self) -> int: ...
 
@@ -49,36 +48,35 @@ class BatchSource(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     def interrupt(self) -> None:
-        """From another thread: a batch that would have to be waited for raises ReadEnded."""
+        """Make waiting for a batch raise ReadEnded; called from another thread."""
 
 
 class NonFiniteLoss(MaskCoError, RuntimeError):
-    """The loss became infinite or not a number."""
+    """The loss of a step is infinite or NaN."""
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A step's batch, its epoch, and the seconds that the step waited for it."""
+    """A step's batch and its epoch."""
 
     batch: Batch
     epoch: int
     waited: float
+    """Seconds that the step waited for the batch."""
 
 
 @dataclass(frozen=True)
 class _Output:
-    """What a run writes beside the steps; rank 0 has one."""
+    """The writers of a run's logs and checkpoints; only rank 0 has them."""
 
     metrics: Metrics
     checkpoints: CheckpointWriter
 
 
 class Trainer:
-    """One run, on this process or on all of `world`: `fit` trains from where the run folder stands
-    to the last step.
+    """Trains a run, on one process or on all ranks of `world`; `fit` resumes and runs to the end.
 
-    The loader yields this rank's share of every step's images: `config.batch_size` over the number
-    of ranks.
+    The loader yields this rank's share of every batch: `config.batch_size` / ranks images.
     """
 
     def __init__(
@@ -96,26 +94,27 @@ class Trainer:
         self._parallel = self._make_parallel() if self.world.size > 1 else None
         self._forward = self._make_forward()
         self.bad_samples = Quarantine()
-        """What all ranks had quarantined at the last checkpoint; on rank 0."""
+        """On rank 0: the samples that all ranks had quarantined at the last checkpoint."""
         self._ended = 0.0
-        waits = self.device.type == "cuda" or self.world.size > 1
-        self._readings = DeferredScalars(config.log_every if waits else 1, self.world)
+        # On one CPU process reading a loss costs nothing, so every step is logged at once.
+        read_waits = self.device.type == "cuda" or self.world.size > 1
+        self._deferred = DeferredScalars(config.log_every if read_waits else 1, self.world)
 
     def _make_forward(self) -> Callable[[Batch], dict[str, torch.Tensor]]:
+        """The method's forward pass, distributed and compiled as configured."""
         forward = self._parallel if self._parallel is not None else self.method
         if self.config.cuda_graphs:
             if self.device.type != "cuda":
                 raise InvalidInput(
-                    f"--cuda-graphs wants CUDA, and the device is {self.device}; leave it out"
+                    f"`--cuda-graphs` requires CUDA, got device {self.device}. Omit the option."
                 )
             return torch.compile(forward, mode="reduce-overhead")
         return torch.compile(forward) if self.config.compile else forward
 
     def _make_parallel(self) -> DistributedDataParallel:
-        """Gradients averaged over the ranks while the backward pass goes on. Buffers stay each
-        rank's own."""
+        """Average the gradients over the ranks during the backward pass; leave buffers alone."""
         with warnings.catch_warnings():
-            # Its new name is newer than the oldest torch that will do.
+            # The option's new name does not exist in the oldest supported torch.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
             return DistributedDataParallel(
                 self.method, broadcast_buffers=False, gradient_as_bucket_view=True
@@ -123,27 +122,29 @@ class Trainer:
 
     @property
     def checkpoint_folder(self) -> pathlib.Path:
-        """Where this run's checkpoints are."""
+        """The folder of this run's checkpoints."""
         return self.config.run_dir / "checkpoints"
 
     def fit(self) -> str | None:
-        """Train to `config.max_steps`; returns None, or the name of the signal that ended the run
-        before.
+        """Train to `config.max_steps`; returns None, or the name of the signal that ended the run.
 
-        Goes on from the run folder's newest intact checkpoint. A checkpoint stands at the end in
-        both cases. A signal ends the run after the step at hand, and the wait for a batch at once.
-        NonFiniteLoss leaves the batch's sample ids in the run folder and writes no checkpoint. All
-        ranks call this, and a signal to one of them ends all after the same step.
+        Starts from the run folder's newest intact checkpoint, and always writes one at the end. A
+        signal ends the run after the current step; waiting for a batch ends at once. All ranks call
+        this method, and a signal to one of them ends all after the same step.
+
+        Raises NonFiniteLoss after writing the batch's sample ids into the run folder. No checkpoint
+        then holds the step.
         """
         self.resume()
         with contextlib.ExitStack() as stack:
-            # Left last, when the last checkpoint is still being written.
+            # Entered first and so left last: a signal during the last checkpoint's write must not
+            # kill the process.
             stop = stack.enter_context(StopSignal(self.loader.interrupt))
             output = self._open_output(stack) if self.world.is_rank_zero else None
             try:
                 stopped_by = self._loop(output, stop)
             except BaseException:
-                if self.world.is_rank_zero:  # the other ranks may be gone
+                if self.world.is_rank_zero:  # without the other ranks, which may have ended
                     self._write_bad_samples([self.loader.quarantine.entries])
                 raise
         return stopped_by if self.step < self.config.max_steps else None
@@ -162,9 +163,9 @@ class Trainer:
         return _Output(stack.enter_context(metrics), stack.enter_context(writer))
 
     def _loop(self, output: _Output | None, stop: StopSignal) -> str | None:
-        """Step until the last, or until a signal, whose name is returned."""
+        """Run steps until the last one or a signal; returns the signal's name or None."""
         self._report_bad_samples()
-        saved = self.step
+        saved_step = self.step
         batches = self._batches()
         stopped_by = None
         self._ended = time.perf_counter()
@@ -173,41 +174,42 @@ class Trainer:
             fetched = self._fetch(batches, stop)
             stopped_by = self.world.agree_to_stop(stop.name)
             if fetched is None or stopped_by is not None:
-                self.loader.load_state_dict(
-                    position
-                )  # what was fetched is for the step that the run resumes with
+                # The fetched batch is not used: the resumed run must see it again.
+                self.loader.load_state_dict(position)
                 break
             self._one_step(fetched)
-            if self._readings.full:
-                self._read(output)
+            if self._deferred.full:
+                self._read_scalars(output)
             if self.step % self.config.checkpoint_every == 0:
                 self._save(output)
-                saved = self.step
+                saved_step = self.step
             if output is not None:
                 output.checkpoints.check()
-        if saved != self.step:
+        if saved_step != self.step:
             self._save(output)
         return stopped_by
 
     def resume(self) -> None:
-        """Take up the run folder's newest intact checkpoint, if there is one, as rank 0 finds it.
+        """Load the run folder's newest intact checkpoint, if there is one.
 
-        ValueError where it belongs to a run configured otherwise, or where `config.resume` is off.
+        Rank 0 reads it and sends it to the others, so that only rank 0 needs access to the folder.
+        Raises InvalidInput if the checkpoint has another configuration, or if `config.resume` is
+        off and the folder holds a checkpoint.
         """
         state = None
         if self.world.is_rank_zero:
             if not self.config.resume and checkpoint.checkpoints(self.checkpoint_folder):
                 raise InvalidInput(
-                    f"{self.config.run_dir} holds a run already: leave --no-resume out to go on with it, "
-                    "or name another --run-dir"
+                    f"{self.config.run_dir} already holds a run. "
+                    "Omit --no-resume to continue it, or name another --run-dir."
                 )
             state = checkpoint.load_newest(self.checkpoint_folder)
-        state = self.world.broadcast(state)  # so that a disk that only rank 0 has will do
+        state = self.world.broadcast(state)
         if state is not None:
             self.load_state_dict(state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as `checkpoint.save` takes it."""
+        """Everything that the next step depends on, in the form that `checkpoint.save` takes."""
         config = dataclasses.asdict(self.config)
         config["run_dir"] = str(config["run_dir"])
         random = {"torch": torch.get_rng_state()}
@@ -225,25 +227,28 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`. ValueError names what the run would do otherwise than
-        before."""
+        """Restore what `state_dict` returned.
+
+        Raises InvalidInput if a setting differs that would change the run. Warns if the arithmetic
+        differs, such as the number of threads.
+        """
         changed = differences(state["config"], self.config)
         if changed:
             raise InvalidInput(
-                f"{self.config.run_dir} was begun with other settings: {'; '.join(changed)}. "
-                "Give the same, or name another --run-dir"
+                f"{self.config.run_dir} was started with other settings: {'; '.join(changed)}. "
+                "Use the same settings, or name another --run-dir."
             )
         for name, now in self._arithmetic().items():
-            if self.world.is_rank_zero and state["arithmetic"].get(name, now) != now:
+            before = state["arithmetic"].get(name, now)
+            if self.world.is_rank_zero and before != now:
                 warnings.warn(
-                    f"resumed with {name} {now} after {state['arithmetic'].get(name)}: "
-                    "the losses go on, but not to the last bit as in an uninterrupted run",
+                    f"resumed with {name} {now} after {before}: "
+                    "the losses will differ from an uninterrupted run's in their last bits",
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        self.loader.load_state_dict(
-            state["loader"]
-        )  # first: it says so where the shards are others
+        # The loader first: it raises if the shards have changed.
+        self.loader.load_state_dict(state["loader"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -253,8 +258,7 @@ class Trainer:
         self.step = state["steps_done"]
 
     def _arithmetic(self) -> dict[str, str | int]:
-        """What rounding depends on; sums split over another number of threads differ in their last
-        bits."""
+        """Settings that change the rounding of a step; sums over other threads, for example."""
         return {
             "max_steps": self.config.max_steps,
             "processes": self.world.size,
@@ -267,12 +271,12 @@ class Trainer:
         }
 
     def _batches(self) -> Iterator[Batch]:
-        """Epoch after epoch, from the loader's position."""
+        """Yield batches epoch after epoch, from the loader's position."""
         while True:
             yield from self.loader
 
     def _fetch(self, batches: Iterator[Batch], stop: StopSignal) -> Fetched | None:
-        """The next batch; None where a signal came before it."""
+        """The next batch; None if a signal came first."""
         if stop.name is not None:
             return None
         asked = time.perf_counter()
@@ -286,6 +290,7 @@ class Trainer:
         return Fetched(batch, epoch, time.perf_counter() - asked)
 
     def _one_step(self, fetched: Fetched) -> None:
+        """Train on one batch and keep its scalars, without waiting for the device."""
         config = self.config
         sample_id = fetched.batch.sample_id
         batch = fetched.batch.to(self.device, non_blocking=True)
@@ -298,8 +303,9 @@ class Trainer:
         self.scaler.update()
         self.method.after_step()
         self.step += 1
-        # From the end of the step before, so that writing metrics and checkpoints counts as well.
-        began, self._ended = self._ended, time.perf_counter()
+        # Since the end of the previous step: writing metrics and checkpoints counts as well.
+        began = self._ended
+        self._ended = time.perf_counter()
         seconds = self._ended - began
         line: Line = {
             "step": self.step,
@@ -308,22 +314,21 @@ class Trainer:
             "images_per_s": len(batch) * self.world.size / seconds,
             "data_wait": fetched.waited / seconds,
         }
-        self._readings.add(line, scalars, sample_id)
+        self._deferred.add(line, scalars, sample_id)
 
     def _gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Add the gradients of the batch's mean loss, a micro-batch at a time; returns its scalars'
-        means."""
+        """Accumulate the mean loss's gradients over micro-batches; returns the mean scalars."""
         parts = batch.split(len(batch) // self.config.accumulate)
         collected: list[dict[str, torch.Tensor]] = []
         for number, part in enumerate(parts, 1):
             last = number == len(parts)
-            # The ranks exchange the sum, not every addend.
-            alone = (
+            # Ranks exchange gradients once, in the last micro-batch's backward pass.
+            exchange = (
                 self._parallel.no_sync()
                 if self._parallel is not None and not last
                 else contextlib.nullcontext()
             )
-            with alone:
+            with exchange:
                 with torch.autocast(
                     self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
                 ):
@@ -335,43 +340,46 @@ class Trainer:
             for name in collected[0]
         }
 
-    def _read(self, output: _Output | None) -> None:
-        """Hand the kept steps to the metrics; NonFiniteLoss where one of them went wrong."""
-        for reading in self._readings.read():
-            if not math.isfinite(reading.line["loss"]):
-                raise self._non_finite(reading.line, reading.sample_ids)
+    def _read_scalars(self, output: _Output | None) -> None:
+        """Log the deferred steps; raises NonFiniteLoss at the first one with such a loss."""
+        for record in self._deferred.read():
+            if not math.isfinite(record.line["loss"]):
+                raise self._non_finite(record.line, record.sample_ids)
             if output is not None:
-                output.metrics.record(reading.line, reading.sample_ids)
+                output.metrics.record(record.line, record.sample_ids)
 
     def _non_finite(self, line: Line, sample_ids: list[int]) -> NonFiniteLoss:
+        """The error for a step; rank 0 writes the step's metrics and sample ids to a file."""
         path = self.config.run_dir / f"non-finite-step-{line['step']:09d}.json"
         facts = {
             name: value if math.isfinite(value) else str(value) for name, value in line.items()
         }
         if self.world.is_rank_zero:
-            path.write_text(json.dumps({**facts, "sample_ids": sample_ids}, indent=1) + "\n")
+            write_json(path, {**facts, "sample_ids": sample_ids})
         return NonFiniteLoss(
-            f"the loss of step {line['step']} is {line['loss']}; the sample ids of its batch are in {path}. "
-            "A lower --optimizer.learning-rate is the usual cure; the checkpoints are from before"
+            f"The loss of step {line['step']} is {line['loss']}; "
+            f"the sample ids of its batch are in {path}. "
+            "Lower --optimizer.learning-rate; all checkpoints are from earlier steps."
         )
 
     def _save(self, output: _Output | None) -> None:
-        self._read(
-            output
-        )  # so that no checkpoint holds the weights of a step whose loss nobody saw
+        """Log the deferred steps, then write a checkpoint."""
+        # First, since it raises NonFiniteLoss: no checkpoint may hold a step with an unread loss.
+        self._read_scalars(output)
         if self.world.size > 1:
             average_running_statistics(self.method)
         if output is not None:
-            # Metrics first: a checkpoint never knows of more steps than metrics.jsonl does.
-            output.checkpoints.save(self.step, self.state_dict(), first=output.metrics.sync)
+            # Metrics are synced first, so that no checkpoint is ahead of metrics.jsonl.
+            output.checkpoints.save(self.step, self.state_dict(), before_write=output.metrics.sync)
         self._report_bad_samples()
 
     def _report_bad_samples(self) -> None:
-        """Write what all ranks found."""
+        """Gather the quarantined samples of all ranks and write quarantine.json."""
         found = self.world.gather_objects(list(self.loader.quarantine.entries))
         if self.world.is_rank_zero:
             self._write_bad_samples(found)
 
     def _write_bad_samples(self, found: list[list[BadSample]]) -> None:
+        """Write quarantine.json. `found`: each rank's samples, which may overlap."""
         self.bad_samples = Quarantine(dict.fromkeys(itertools.chain.from_iterable(found)))
         self.bad_samples.write(self.config.run_dir / "quarantine.json")

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, known by their checksum, the newest intact one taken."""
+"""Checkpoints: whole or absent, verified by checksum; the newest intact one is read."""
 
 import hashlib
 import pathlib
@@ -55,7 +55,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage):
         checksum.unlink()
     else:
         checksum.write_text("")
-    with pytest.warns(RuntimeWarning, match="step-000000002.pt .*trying the checkpoint before it"):
+    with pytest.warns(RuntimeWarning, match="step-000000002.pt .*trying the one before it"):
         loaded = checkpoint.load_newest(tmp_path)
     assert loaded is not None
     assert loaded["step"] == 1
@@ -66,7 +66,7 @@ def test_nothing_and_nothing_intact_are_different(tmp_path):
     checkpoint.save(tmp_path, 1, state(1), keep=3).write_bytes(b"")
     with (
         pytest.warns(RuntimeWarning),
-        pytest.raises(checkpoint.CheckpointError, match="none of the 1 checkpoints"),
+        pytest.raises(checkpoint.CheckpointError, match="None of the 1 checkpoints"),
     ):
         checkpoint.load_newest(tmp_path)
 

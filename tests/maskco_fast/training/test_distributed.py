@@ -1,5 +1,4 @@
-"""Several processes train one run: the losses of one process, a common step to stop after, errors
-that end the job."""
+"""Several processes train one run: one process's losses, a common stop, errors end the job."""
 
 import concurrent.futures
 import datetime
@@ -61,8 +60,7 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 
 def assert_same_run(run_dir: pathlib.Path, whole: pathlib.Path) -> None:
-    """The losses, the images of every step and the weights, running statistics among them, but for
-    rounding."""
+    """Losses, images of every step, weights and running statistics are equal up to rounding."""
     for mine, theirs in zip(
         lines(run_dir / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True
     ):
@@ -118,7 +116,7 @@ def test_two_launchers_meet_as_on_two_nodes(tmp_path, one_process):
 
 
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_process):
-    """torchrun's elastic restart: all ranks anew, from the newest checkpoint."""
+    """torchrun's elastic restart: it starts all ranks again, from the newest checkpoint."""
     launch = [
         "-m",
         "torch.distributed.run",
@@ -140,9 +138,9 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_proces
 def parts(
     store: torch.distributed.Store, present: list[int], size: int
 ) -> list[torch.distributed.Store]:
-    """Where each of the ranks that are there meets the others."""
+    """The store of each of the ranks that are present."""
     with concurrent.futures.ThreadPoolExecutor(len(present)) as pool:
-        return list(pool.map(lambda rank: distributed._unused(store, rank, size), present))
+        return list(pool.map(lambda rank: distributed._fresh_store(store, rank, size), present))
 
 
 def test_ranks_meet_where_none_has_met_before():
@@ -157,7 +155,7 @@ def test_ranks_meet_where_none_has_met_before():
 def test_a_rank_that_does_not_start_is_named(monkeypatch):
     monkeypatch.setattr(distributed, "GRADIENT_TIMEOUT", datetime.timedelta(seconds=0.3))
     store = torch.distributed.HashStore()
-    store.set("shown by 2", "long ago")
+    store.set("token of 2", "long ago")
     with pytest.raises(distributed.PeerLost, match=r"ranks \[2\] of 3 have not started"):
         parts(store, [0, 1], 3)
     with pytest.raises(distributed.PeerLost, match="rank 0 has not started"):

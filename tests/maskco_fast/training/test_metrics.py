@@ -1,4 +1,4 @@
-"""Metrics: no step twice, none lost, and a progress line that fits where it is read."""
+"""Metrics: no step twice, none lost; a progress line for terminals and one for logs."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from maskco_fast.training import metrics
-from maskco_fast.training.metrics import Metrics, Progress, StepsFile, describe
+from maskco_fast.training.metrics import Metrics, StepsFile, TrainingProgress, describe
 
 
 def line(step: int, **fields: float) -> dict:
@@ -68,7 +68,8 @@ def test_losses_keep_every_bit(tmp_path):
 def test_describe():
     text = describe([line(119, loss=5.0), line(120, data_wait=0.0)], 300, remaining=3723.9)
     assert (
-        text == "step 120/300 · 20.0 images/s · loss 5.500 · lr 0.03 · data wait 25 % · ETA 1:02:03"
+        text
+        == "step 120/300 · 20.0 images/s · loss 5.500 · lr 0.03 · data wait 25 % · ETA 1:02:04 h"
     )
     assert describe([line(1)], 2, remaining=None).endswith("ETA ?")
 
@@ -83,7 +84,7 @@ def test_progress_is_one_line_on_a_terminal_and_seldom_in_a_log(stream_class, mo
     clock = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
     stream = stream_class()
-    progress = Progress(steps=100, window=10, stream=stream)
+    progress = TrainingProgress(steps=100, window=10, stream=stream)
     for step in range(1, 41):
         clock[0] += 1.0
         progress.add(line(step))
@@ -98,7 +99,7 @@ def test_progress_is_one_line_on_a_terminal_and_seldom_in_a_log(stream_class, mo
     else:
         assert text.count("\n") == 5  # the first step, every tenth second, and the last
         assert "\r" not in text
-    assert "ETA 0:01:00" in text
+    assert "ETA 1:00 min" in text
 
 
 def test_tensorboard_gets_every_log_every_th_step(tmp_path):

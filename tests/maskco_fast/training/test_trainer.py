@@ -1,5 +1,4 @@
-"""The training loop: one step by hand, golden losses, kill and resume to the last bit, signals, a
-non-finite loss."""
+"""The training loop: a step by hand, golden losses, resume to the last bit, non-finite losses."""
 
 import json
 import pathlib
@@ -268,19 +267,66 @@ def test_a_non_finite_loss_stops_and_names_the_batch(tmp_path):
     ]
 
 
-def test_losses_read_together_are_all_written_and_checked(tmp_path, uninterrupted):
-    """As on CUDA, where the losses are read every `log_every` steps: no line is lost and no bad
-    checkpoint written."""
-    trainer = tiny_trainer(tiny_config(tmp_path / "good", log_every=5))
-    trainer._readings._every = 5
+@pytest.fixture
+def read_late(monkeypatch):
+    """A function that makes a trainer read its losses every `every` steps, as on CUDA.
+
+    Returns the list of the steps at which losses are then read.
+    """
+
+    def patch(trainer: Trainer, every: int) -> list[int]:
+        deferred = trainer._deferred
+        assert deferred.every == 1  # what one process on a CPU has
+        monkeypatch.setattr(deferred, "every", every)
+        read = deferred.read
+        steps = []
+
+        def recording_read():
+            records = read()
+            if records:
+                steps.append(trainer.step)
+            return records
+
+        monkeypatch.setattr(deferred, "read", recording_read)
+        return steps
+
+    return patch
+
+
+def test_losses_read_together_are_all_written(tmp_path, uninterrupted, read_late):
+    trainer = tiny_trainer(tiny_config(tmp_path, log_every=5, checkpoint_every=12))
+    steps = read_late(trainer, 5)
     trainer.fit()
-    assert losses(tmp_path / "good") == uninterrupted[0]
-    trainer = tiny_trainer(tiny_config(tmp_path / "bad", log_every=50), nan_at=2)
-    trainer._readings._every = 50
-    with pytest.raises(NonFiniteLoss, match="step 2"):
+    assert steps == [5, 10, 12]
+    assert losses(tmp_path) == uninterrupted[0]
+
+
+@pytest.mark.parametrize(
+    ("nan_at", "saved"), [(2, []), (3, []), (4, [3]), (6, [3]), (11, [3, 6, 9]), (12, [3, 6, 9])]
+)
+def test_no_checkpoint_holds_a_step_whose_loss_was_not_read(tmp_path, read_late, nan_at, saved):
+    trainer = tiny_trainer(tiny_config(tmp_path, log_every=50), nan_at=nan_at)
+    steps = read_late(trainer, 50)
+    with pytest.raises(NonFiniteLoss, match=f"loss of step {nan_at} is nan"):
         trainer.fit()
-    assert [line["step"] for line in metrics(tmp_path / "bad")] == [1]
-    assert not checkpoint.checkpoints(tmp_path / "bad" / "checkpoints")
+    read_at = -(-nan_at // 3) * 3  # the next checkpoint's step, not the step itself
+    assert steps == list(range(3, read_at + 1, 3))
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, nan_at))
+    paths = checkpoint.checkpoints(tmp_path / "checkpoints")
+    assert [checkpoint.load(path)["step"] for path in paths] == saved
+    for path in paths:
+        for name, value in checkpoint.load(path)["method"].items():
+            assert value.isfinite().all(), name
+
+
+def test_the_checkpoint_of_a_stopped_run_holds_no_unread_loss_either(tmp_path, read_late):
+    config = tiny_config(tmp_path, log_every=50, checkpoint_every=50)
+    trainer = tiny_trainer(config, nan_at=2, signal_at=5, number=signal.SIGTERM)
+    read_late(trainer, 50)
+    with pytest.raises(NonFiniteLoss, match="loss of step 2 is nan"):
+        trainer.fit()
+    assert trainer.step == 4
+    assert not checkpoint.checkpoints(tmp_path / "checkpoints")
 
 
 def test_resume_refuses_another_configuration_and_no_resume_an_old_run(tmp_path):
@@ -290,7 +336,7 @@ def test_resume_refuses_another_configuration_and_no_resume_an_old_run(tmp_path)
         ValueError, match=r"other settings: maskco.temperature: 0.2 -> 0.1; seed: 0 -> 4"
     ):
         tiny_trainer(tiny_config(tmp_path, seed=4, maskco=MaskCoConfig(temperature=0.1))).fit()
-    with pytest.raises(ValueError, match="holds a run already"):
+    with pytest.raises(ValueError, match="already holds a run"):
         tiny_trainer(tiny_config(tmp_path, resume=False)).fit()
     assert len(metrics(tmp_path)) == 3
 
@@ -336,7 +382,7 @@ def test_bf16_autocast_on_the_cpu_trains(tmp_path):
 
 
 def test_cuda_graphs_want_cuda(tmp_path):
-    with pytest.raises(ValueError, match="--cuda-graphs wants CUDA"):
+    with pytest.raises(ValueError, match="--cuda-graphs` requires CUDA"):
         tiny_trainer(tiny_config(tmp_path, cuda_graphs=True))
 
 
@@ -345,9 +391,9 @@ def test_device_and_precision():
     assert choose_device("cpu") == cpu
     assert choose_precision("auto", cpu) == ("bf16" if has_bf16_instructions() else "fp32")
     assert choose_precision("auto", torch.device("cuda")) == "bf16"
-    with pytest.raises(ValueError, match="fp16 wants CUDA"):
+    with pytest.raises(ValueError, match="fp16 requires CUDA"):
         choose_precision("fp16", cpu)
-    with pytest.raises(ValueError, match="device is 'gpu0'"):
+    with pytest.raises(ValueError, match="`device` must be auto, cpu, cuda or cuda:N, got 'gpu0'"):
         choose_device("gpu0")
 
 
