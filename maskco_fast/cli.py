@@ -48,7 +48,7 @@ COMMANDS = (
     Command(
         "bench",
         "time the loaders, ours and others', on your shards",
-        "maskco_fast.bench.harness",
+        "maskco_fast.commands.bench",
     ),
     Command(
         "doctor",

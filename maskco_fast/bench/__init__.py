@@ -1,1 +1,1 @@
-"""What `maskco-fast bench` times and how: rows, peers, harness and the native path's stages."""
+"""What `maskco-fast bench` times, and how: rows, parity gate, harness, stages and report."""

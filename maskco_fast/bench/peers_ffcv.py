@@ -3,35 +3,38 @@ original JPEGs."""
 
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
+
+from maskco_fast.bench.peers import Epochs
+from maskco_fast.bench.setting import Setting
 from maskco_fast.kernels.compiler.cache import cache_folder
-from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.kernels.errors import MissingPackage
 from maskco_fast.loaders import Dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 
-if TYPE_CHECKING:
-    from maskco_fast.bench.rows import Setting
 
-
-def ffcv_stock(dataset: Dataset, setting: "Setting") -> Any:
+def ffcv_stock(dataset: Dataset, setting: Setting) -> Epochs:
     """One view: FFCV's RandomResizedCropRGBImageDecoder and flip (its ImageNet example)."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
     decoder = RandomResizedCropRGBImageDecoder((setting.size, setting.size), scale=(0.2, 1.0))
-    return _loader(dataset, setting, {"image": [decoder, RandomHorizontalFlip(), ToTensor()]})
+    return _epochs(dataset, setting, {"image": [decoder, RandomHorizontalFlip(), ToTensor()]})
 
 
-def ffcv_ssl(dataset: Dataset, setting: "Setting") -> Any:
-    """Two views: a pipeline each over the same field, both decoding (FFCV-SSL's examples)."""
+def ffcv_ssl(dataset: Dataset, setting: Setting) -> Epochs:
+    """Two views: a pipeline each over the same field, both decoding (FFCV-SSL's
+    examples/test_ffcv_augmentations_ssl.py)."""
     if setting.ffcv_ssl is None:
-        raise InvalidInput(
-            "the ffcv_ssl row wants the path of an FFCV-SSL checkout built in place: --ffcv-ssl DIR"
+        raise MissingPackage(
+            "the row ffcv_ssl needs a checkout of FFCV-SSL that has been built in place: "
+            "pass --ffcv-ssl DIR"
         )
-    sys.path.insert(
-        0, str(setting.ffcv_ssl)
-    )  # of this row's own process: the fork's package is called ffcv too
+    # Both packages are called ffcv; in this row's process the fork's hides the other.
+    sys.path.insert(0, str(setting.ffcv_ssl))
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.transforms import RandomColorJitter, RandomGrayscale, RandomHorizontalFlip, ToTensor
 
@@ -46,16 +49,18 @@ def ffcv_ssl(dataset: Dataset, setting: "Setting") -> Any:
             ToTensor(),
         ]
 
-    return _loader(
-        dataset, setting, {"image": view(), "key": view()}, custom_field_mapper={"key": "image"}
-    )
+    pipelines = {"image": view(), "key": view()}
+    return _epochs(dataset, setting, pipelines, custom_field_mapper={"key": "image"})
 
 
-def _loader(dataset: Dataset, setting: "Setting", pipelines: dict[str, Any], **options: Any) -> Any:
+def _epochs(
+    dataset: Dataset, setting: Setting, pipelines: dict[str, Any], **options: Any
+) -> Epochs:
+    """Passes of an FFCV loader over the .beton of these images."""
     from ffcv.loader import Loader, OrderOption
 
-    return Loader(
-        str(_beton(dataset)),
+    loader = Loader(
+        str(beton_of(dataset)),
         batch_size=setting.batch_size,
         num_workers=setting.workers,
         order=OrderOption.RANDOM,
@@ -63,10 +68,19 @@ def _loader(dataset: Dataset, setting: "Setting", pipelines: dict[str, Any], **o
         pipelines={**pipelines, "label": None, "sample_id": None},
         **options,
     )
+    everything = loader.indices
+
+    def epoch(count: int) -> Iterable[Any]:
+        # Leaving an epoch early would leak its thread and buffers, so the epoch itself is shorter.
+        chosen = np.random.default_rng(loader.next_epoch).permutation(everything)[:count]
+        loader.traversal_order.indices = chosen
+        return loader
+
+    return epoch
 
 
-def _beton(dataset: Dataset) -> pathlib.Path:
-    """The images as a .beton in the cache folder, written once."""
+def beton_of(dataset: Dataset) -> pathlib.Path:
+    """The images as a .beton in the cache folder, written at the first call."""
     path = cache_folder("bench") / f"{dataset.fingerprint}.beton"
     if not path.exists():
         write_beton(dataset, path, check=False)

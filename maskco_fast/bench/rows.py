@@ -1,93 +1,60 @@
-"""What `bench` times: our loaders, others' pipelines as their own users would write them, and the
-bounds.
+"""The rows of the bench: our loaders, other libraries' pipelines as their users would write them,
+and bounds.
 
-Every pipeline makes two views of every image by MoCo v2's recipe (SPEC 1) unless its row says
-otherwise, from the same encoded bytes. Peers' packages are imported only by their own rows.
+A row makes two views of every image by MoCo v2's recipe (docs/method.md) unless it says otherwise,
+from the same encoded bytes. A peer's package is imported in its own row's process only.
 """
 
-import pathlib
+import dataclasses
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from maskco_fast.bench.peers import (
-    dali_stock,
-    kornia_batched,
-    lightly_moco,
-    spdl_threads,
-    torchvision_pil,
-    torchvision_v2,
-)
-from maskco_fast.bench.peers_ffcv import ffcv_ssl, ffcv_stock
-from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import LOADERS, Batch, Dataset, ViewConfig, make_loader, open_dataset
+from maskco_fast.bench import parity, peers, peers_dali, peers_ffcv
+from maskco_fast.bench.setting import Running, Setting
+from maskco_fast.kernels.errors import InvalidInput, MissingPackage
+from maskco_fast.loaders import LOADERS, Dataset, Loader, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
 
-MEAN_LEVELS, FAR_SHARE = 0.5, 1 / 200
-"""The gate of our rows: mean difference from the reference in levels, and the share of values off
-by more than 3."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What every row is given; `BenchConfig` documents the fields."""
-
-    shards: tuple[str, ...]
-    batch_size: int
-    size: int
-    workers: int
-    dtype: str
-    decode: str
-    images: int | None
-    ffcv_ssl: pathlib.Path | None
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch's."""
-        return getattr(torch, self.dtype)
-
-
-class Running(ABC):
-    """A row at work in its process."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.dataset = open_dataset(setting.shards)
-        self.images = min(setting.images or len(self.dataset), len(self.dataset))
-
-    @abstractmethod
-    def epoch(self) -> Iterator[int]:
-        """One pass over the images; yields the size of each batch as it is delivered."""
-
-    def check_parity(self) -> str:
-        """What stands in the row's parity column, where it is measured; RuntimeError closes the
-        gate."""
-        return ""
-
-    def close(self) -> None:
-        """Release what the row holds."""
-        self.dataset.reader.close()
+PARITY_IMAGES = 32
+"""Images that the parity gate compares."""
 
 
 class Ours(Running):
-    """A loader of ours, through the public interface with its whole contract on."""
+    """One of our loaders, through `make_loader`.
 
-    def __init__(self, setting: Setting, backend: str) -> None:
-        super().__init__(setting)
-        self.loader = self._make(backend, setting.batch_size, setting.torch_dtype)
+    `stage`: "finished" views; "seam", the uint8 crops before colours change; or "without_blur".
+    The ffcv loader reads the .beton that FFCV's own rows read.
+    """
 
-    def _make(self, backend: str, batch_size: int, dtype: torch.dtype):
+    def __init__(self, setting: Setting, backend: str, stage: str = "finished") -> None:
+        dataset = open_dataset(setting.shards)
+        if backend == "ffcv":
+            beton = peers_ffcv.beton_of(dataset)
+            dataset.reader.close()
+            dataset = open_dataset([str(beton)])
+        super().__init__(setting, dataset)
+        self._backend = backend
+        self._seam = stage == "seam"
+        self._views = _views(stage, setting.size)
+        dtype = torch.uint8 if self._seam else setting.torch_dtype
+        self.loader = self._make(backend, setting.batch_size, dtype)
+        if len(self.loader) == 0:
+            raise InvalidInput(
+                f"{len(self.dataset)} usable samples make no batch of {setting.batch_size}; "
+                "pass more shards or a smaller --batch-size"
+            )
+
+    def _make(self, backend: str, batch_size: int, dtype: torch.dtype) -> Loader:
         return make_loader(
             self.dataset,
             batch_size,
-            views=ViewConfig.maskco(self.setting.size),
+            views=self._views,
             backend=backend,
             dtype=dtype,
             threads=self.setting.workers,
@@ -96,54 +63,51 @@ class Ours(Running):
             world_size=1,
         )
 
-    def epoch(self) -> Iterator[int]:
+    def epoch(self, images: int) -> Iterator[int]:
         seen = 0
         for batch in self.loader:
             seen += len(batch)
             yield len(batch)
-            if seen >= self.images:
+            if seen >= images:
                 break
 
     def check_parity(self) -> str:
-        count = min(32, self.images)
-        name = self.loader.__class__.__module__.rpartition(".")[2]
+        count = min(PARITY_IMAGES, self.images)
+        dtype = torch.uint8 if self._seam else torch.float32
         with (
-            self._make(name, count, torch.float32) as mine,
-            self._make("reference", count, torch.float32) as truth,
+            self._make(self._backend, count, dtype) as mine,
+            self._make("reference", count, dtype) as reference,
         ):
-            return _parity(next(iter(mine)), next(iter(truth)), gate=mine.config.decode == "exact")
+            batch, truth = next(iter(mine)), next(iter(reference))
+            fast = mine.config.decode == "fast"
+        if fast:  # differs by design: the difference is reported, not limited
+            apart = parity.compare([batch], [truth])
+            return f"fast decoding: {apart.mean:.2f} levels mean, {apart.worst:.0f} worst"
+        limit = parity.SEAM_LIMIT if self._seam else parity.FINISHED_LIMIT
+        apart = parity.check(batch, truth, limit)
+        return f"green: {apart.mean:.2f} levels mean, {apart.worst:.0f} worst, boxes equal"
 
     def close(self) -> None:
-        """End the loader, which closes the reader too."""
-        self.loader.close()
+        self.loader.close()  # closes the reader too
 
 
-def _parity(mine: Batch, truth: Batch, *, gate: bool) -> str:
-    for name in ("sample_id", "masked_box", "key_boxes"):
-        if not torch.equal(getattr(mine, name), getattr(truth, name)):
-            raise RuntimeError(
-                f"parity is red: {name} differs from the reference loader's; its speed is not timed"
-            )
-    scale = 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1)
-    apart = torch.cat(
-        [((one - other).abs() * scale).flatten() for one, other in zip(mine.views, truth.views)]
-    )
-    mean, far, worst = apart.mean().item(), (apart > 3).float().mean().item(), apart.max().item()
-    if not gate:
-        return f"fast decoding: {mean:.2f} levels mean, {worst:.0f} worst, boxes equal"
-    if mean > MEAN_LEVELS or far > FAR_SHARE:
-        raise RuntimeError(
-            f"parity is red: {mean:.2f} levels from the reference in the mean, {far:.2%} by more than 3"
-        )
-    return f"green: {mean:.2f} levels mean, {worst:.0f} worst, boxes equal"
+def _views(stage: str, size: int) -> ViewConfig:
+    """MaskCo's views, cut back to the stage that a row compares."""
+    views = ViewConfig.maskco(size)
+    if stage == "seam":
+        return parity.seam_views(views)
+    if stage == "without_blur":
+        sharp = tuple(dataclasses.replace(view, blur_probability=0.0) for view in views.views)
+        return dataclasses.replace(views, views=sharp)
+    return views
 
 
 class DecodeOnly(Running):
-    """Every image decoded in full by libjpeg-turbo in threads, into a buffer each: the wall that
-    all loaders face."""
+    """Full decoding by libjpeg-turbo in threads, each image into a new buffer: what any loader that
+    decodes whole images must spend."""
 
-    def epoch(self) -> Iterator[int]:
-        positions = iter(range(self.images))
+    def epoch(self, images: int) -> Iterator[int]:
+        positions = iter(range(images))
         lock = threading.Lock()
 
         def work() -> None:
@@ -160,101 +124,153 @@ class DecodeOnly(Running):
             thread.start()
         for thread in threads:
             thread.join()
-        yield self.images
+        yield images
 
 
 class CachedBatch(Running):
-    """One batch, copied into a fresh buffer each time: what a loader that cost nothing would hand
-    over."""
+    """One batch, copied into a fresh buffer each time: the speed of a loader that costs nothing."""
 
-    def epoch(self) -> Iterator[int]:
+    def epoch(self, images: int) -> Iterator[int]:
         setting = self.setting
-        pool = BufferPool(
-            (2, setting.batch_size, setting.size, setting.size, 3), setting.torch_dtype
-        )
+        shape = (2, setting.batch_size, setting.size, setting.size, 3)
+        pool = BufferPool(shape, setting.torch_dtype)
         cached = np.zeros_like(pool.take())
-        for _ in range(max(self.images // setting.batch_size, 1)):
+        for _ in range(max(images // setting.batch_size, 1)):
             array = pool.take()
             np.copyto(array, cached)
             yield len(pool.tensor(array)[0])
 
 
 class Peer(Running):
-    """Another library's pipeline, made by a function of (dataset, setting) that returns an iterable
-    of batches."""
+    """Another library's pipeline: `make(dataset, setting)` returns a function of the images wanted,
+    which yields batches, a list of views each."""
 
-    def __init__(self, setting: Setting, make: Callable[[Dataset, Setting], Any]) -> None:
+    def __init__(
+        self, setting: Setting, make: Callable[[Dataset, Setting], peers.Epochs], install: str
+    ) -> None:
         super().__init__(setting)
-        self._loader = make(self.dataset, setting)
+        try:
+            self._epochs = make(self.dataset, setting)
+        except MissingPackage:  # names its remedy
+            raise
+        except ImportError as error:
+            raise MissingPackage(f"{error}; {install}") from error
 
-    def epoch(self) -> Iterator[int]:
-        seen = 0
-        for batch in self._loader:
-            views = batch[0] if isinstance(batch, list | tuple) else batch
-            views = views[0] if isinstance(views, list | tuple) else views
-            seen += len(views)
-            yield len(views)
-            if seen >= self.images and not isinstance(self._loader, DataLoader):
-                break
+    def epoch(self, images: int) -> Iterator[int]:
+        for views in self._epochs(images):
+            yield len(views[0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """How to open a row, and what to say of it."""
+    """How to open a row, and what the report says of it."""
 
     kind: str
+    """ours, peer or bound."""
     what: str
     open: Callable[[Setting], Running]
+    views: int = 2
+    """Views made of each image."""
     parity: str = ""
+    """How a peer's recipe differs from ours."""
+    beside: str = ""
+    """The row of ours that does the same work as this peer, for their ratio."""
 
 
-def _ours(backend: str) -> Row:
+def _ours(
+    backend: str, what: str = "MaskCo's two views and 17 boxes", stage: str = "finished"
+) -> Row:
     return Row(
         kind="ours",
-        what=f"our {backend} loader, MaskCo's two views and 17 boxes",
-        open=lambda setting: Ours(setting, backend),
+        what=f"our {backend} loader, {what}",
+        open=lambda setting: Ours(setting, backend, stage),
     )
 
 
-def _peer(what: str, parity: str, make: Callable[[Dataset, Setting], Any]) -> Row:
-    return Row(kind="peer", what=what, parity=parity, open=lambda setting: Peer(setting, make))
+def _peer(
+    what: str,
+    parity: str,
+    make: Callable[[Dataset, Setting], peers.Epochs],
+    install: str = "pip install 'maskco-fast[bench]'",
+    **fields: Any,
+) -> Row:
+    return Row(
+        kind="peer",
+        what=what,
+        parity=parity,
+        open=lambda setting: Peer(setting, make, install),
+        **fields,
+    )
 
 
 FREE = "own random crops, no boxes"
+DALI = "pip install 'maskco-fast[dali]'"
+FFCV = (
+    "apt-get install g++ pkg-config python3-dev libopencv-dev libturbojpeg0-dev, "
+    "then pip install 'maskco-fast[ffcv]'"
+)
+SEAM = "two uint8 crops, before colours change"
+
 ROWS: dict[str, Row] = {
     **{name: _ours(name) for name in LOADERS},
-    "torchvision_pil": _peer("torchvision on Pillow, DataLoader workers", FREE, torchvision_pil),
+    "torchvision_pil": _peer(
+        "torchvision on Pillow, DataLoader workers", FREE, peers.torchvision_pil
+    ),
     "torchvision_v2": _peer(
         "torchvision v2 on tensors, decode_jpeg, DataLoader workers",
         f"{FREE}; blur 23 taps",
-        torchvision_v2,
+        peers.torchvision_v2,
     ),
-    "lightly": _peer("lightly's MoCoV2Transform, DataLoader workers", FREE, lightly_moco),
+    "lightly": _peer("lightly's MoCoV2Transform, DataLoader workers", FREE, peers.lightly_moco),
     "kornia": _peer(
         "torchvision crops in DataLoader workers, kornia on the batch",
         f"{FREE}; colours in float",
-        kornia_batched,
+        peers.kornia_batched,
     ),
-    "spdl": _peer("SPDL threads, torchvision v2 on tensors", f"{FREE}; blur 23 taps", spdl_threads),
+    "spdl": _peer(
+        "SPDL threads, torchvision v2 on tensors", f"{FREE}; blur 23 taps", peers.spdl_threads
+    ),
     "dali_stock": _peer(
         "DALI on the CPU with its own operators",
         f"{FREE}; jitter in a fixed order, hue in YIQ",
-        dali_stock,
+        peers_dali.dali_stock,
+        DALI,
+        beside="dali",
     ),
+    "dali_seam": _ours("dali", SEAM, "seam"),
+    "dali_roi_resize": _peer(
+        "DALI decoding once, its own ROI resize and flip",
+        "our crops; uint8 out, edges differ",
+        peers_dali.dali_roi_resize,
+        DALI,
+        beside="dali_seam",
+    ),
+    "ffcv_without_blur": _ours("ffcv", "two views without blur", "without_blur"),
+    "ffcv_ssl": _peer(
+        "FFCV-SSL's two views, from a .beton",
+        f"{FREE}; INTER_AREA, no blur, uint8 out",
+        peers_ffcv.ffcv_ssl,
+        FFCV,
+        beside="ffcv_without_blur",
+    ),
+    "ffcv_seam": _ours("ffcv", SEAM, "seam"),
     "ffcv_stock": _peer(
-        "FFCV's own crop and flip", "one view, INTER_AREA, no colour, uint8 out", ffcv_stock
+        "FFCV's own crop and flip, from a .beton",
+        "one view, INTER_AREA, no colour, uint8 out",
+        peers_ffcv.ffcv_stock,
+        FFCV,
+        views=1,
+        beside="ffcv_seam",
     ),
-    "ffcv_ssl": _peer("FFCV-SSL's two views", f"{FREE}; INTER_AREA, no blur, uint8 out", ffcv_ssl),
     "decode_only": Row(
         kind="bound",
         what="full decode, libjpeg-turbo, threads",
         parity="decodes only",
         open=DecodeOnly,
+        views=0,
     ),
     "cached_batch": Row(
         kind="bound", what="the same batch again", parity="no work", open=CachedBatch
     ),
 }
 """By the name that `bench --rows` takes."""
-
-__all__ = ["ROWS", "Row", "Running", "Setting"]

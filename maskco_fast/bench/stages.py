@@ -1,4 +1,4 @@
-"""Where the native path's time goes: milliseconds an image for each stage, on one thread."""
+"""Time by stage of the native path: milliseconds an image, on one thread."""
 
 import io
 import pathlib
@@ -7,11 +7,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from maskco_fast.bench.setting import Setting
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
@@ -20,35 +20,37 @@ from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import Decoder
 
-if TYPE_CHECKING:
-    from maskco_fast.bench.rows import Setting
+IMAGES = 200
+"""Images a pass."""
+REPEATS = 5
+"""Passes that are counted, after one that warms up."""
 
-IMAGES, REPEATS = 200, 5
 
+def stages(setting: Setting) -> dict[str, float]:
+    """Milliseconds an image by stage, both views: medians of `REPEATS` passes over `IMAGES` images.
 
-def stages(setting: "Setting") -> dict[str, float]:
-    """Milliseconds an image by stage, both views, medians of `REPEATS` passes over `IMAGES` images
-    of the shards.
-
-    Rendering is timed on images that have just been decoded, as in the loader: caches hold what
-    they hold there. Colour, blur and store are told apart by differences: rendered with the plan as
-    drawn, without its blur, without its colour too, and up to the seam alone. Hand-over is what
-    Python does for a sample, see `hand_over`.
+    Each image is rendered right after it is decoded, as in the loader, so that the caches hold the
+    same data. Colour, blur and store are differences between renderings: with the plan as drawn,
+    without its blur, without its colour changes too, and up to the seam alone. "hand-over" is
+    Python's share, see `hand_over`.
     """
     views = ViewConfig.maskco(setting.size)
     dataset = open_dataset(setting.shards)
     positions = np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(np.int64)
     samples = dataset.samples[positions]
-    library, renderer = Decoder(), JpegRenderer(views, setting.dtype)
+    library = Decoder()
+    renderer = JpegRenderer(views, setting.dtype)
     jpeg = (samples["format"] == headers.JPEG).tolist()
     shape = (2, setting.batch_size, views.size, views.size, 3)
-    seam, out = np.zeros(shape, np.uint8), BufferPool(shape, setting.torch_dtype).take()
+    seam = np.zeros(shape, np.uint8)
+    out = BufferPool(shape, setting.torch_dtype).take()
 
     def draw() -> np.ndarray:
         return plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
 
     rows = draw()
-    sharp, plain = _without(rows, 2, BLUR_SIGMA), _without(rows, 2, BLUR_SIGMA, JITTER, GRAY)
+    sharp = _without(rows, 2, BLUR_SIGMA)
+    plain = _without(rows, 2, BLUR_SIGMA, JITTER, GRAY)
     rendered: dict[str, Callable[[int, tuple[np.ndarray, int, int]], None]] = {
         "resize": lambda i, region: renderer.resize(*region, rows[i], seam, i % setting.batch_size),
         "all": lambda i, region: renderer.render(*region, rows[i], out, i % setting.batch_size),
@@ -62,7 +64,7 @@ def stages(setting: "Setting") -> dict[str, float]:
         passes["index"].append(_milliseconds(lambda: index_shard(dataset.shards[0].path)))
         passes["plan"].append(_milliseconds(draw))
         for name, render in rendered.items():
-            reading, decoding, rendering = 0.0, 0.0, 0.0
+            reading = decoding = rendering = 0.0
             for i, position in enumerate(positions.tolist()):
                 began = time.perf_counter()
                 encoded = dataset.read(position)
@@ -73,10 +75,11 @@ def stages(setting: "Setting") -> dict[str, float]:
                 decoded = time.perf_counter()
                 render(i, region)
                 rendering += time.perf_counter() - decoded
-                decoding, reading = decoding + decoded - was_read, reading + was_read - began
+                decoding += decoded - was_read
+                reading += was_read - began
             for stage, seconds in (("read", reading), ("decode", decoding), (name, rendering)):
                 passes[stage].append(1000 * seconds)
-    # The first pass of each is warming up: kernels are compiled, pages of buffers are mapped.
+    # The first pass warms up: it compiles kernels and maps the pages of the buffers.
     took = {name: statistics.median(times[1:]) / len(positions) for name, times in passes.items()}
     return {
         "index": took["index"] * len(positions) / len(dataset.shards[0].samples),
@@ -104,16 +107,17 @@ def _without(rows: np.ndarray, views: int, *columns: int) -> np.ndarray:
 
 
 def hand_over() -> float:
-    """Milliseconds of Python an image: an epoch of one-block images into small views, less what the
-    kernels take of it.
+    """Milliseconds of Python an image: an epoch of tiny images, less the kernels' time for them.
 
-    Of the process's time on all its threads. It holds the GIL for nearly all of it.
+    CPU time of the process on all its threads, so that other processes do not disturb it. Nearly
+    all of it holds the GIL.
     """
-    count, batch, views = 4000, 100, ViewConfig.maskco(16)
+    count = 4000
+    batch = 100
+    views = ViewConfig.maskco(16)
     encoded = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(
-        encoded, "JPEG", subsampling=0
-    )  # one that goes the way of a photograph
+    # Without subsampling a tiny JPEG takes the same decoder as a photograph.
+    Image.new("RGB", (8, 8)).save(encoded, "JPEG", subsampling=0)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "tiny.tar")
         with tarfile.open(path, "w") as archive:
@@ -130,15 +134,21 @@ def hand_over() -> float:
                 for _ in loader:
                     continue
                 epochs.append(time.process_time() - began)
-    renderer, out = JpegRenderer(views), np.empty((2, batch, views.size, views.size, 3), np.float32)
+    renderer = JpegRenderer(views)
+    out = np.empty((2, batch, views.size, views.size, 3), np.float32)
     rows = plan(views, 0, 0, np.arange(batch), np.full(batch, 8), np.full(batch, 8))
     arguments = [encoded.getvalue()] * batch, np.full((batch, 2), 8), rows, np.arange(batch), out
-    kernels = [_milliseconds(lambda: renderer.render_jpegs(*arguments)) for _ in range(REPEATS + 1)]
-    return 1000 * statistics.median(epochs[1:]) / count - statistics.median(kernels[1:]) / batch
+    kernels = []
+    for _ in range(REPEATS + 1):
+        began = time.process_time()
+        for _ in range(count // batch):
+            renderer.render_jpegs(*arguments)
+        kernels.append(time.process_time() - began)
+    return 1000 * (statistics.median(epochs[1:]) - statistics.median(kernels[1:])) / count
 
 
-def print_stages(setting: "Setting") -> None:
-    """The stages as a table, with each one's share of an image's time in the loop."""
+def print_stages(setting: Setting) -> None:
+    """Print the stages as a table, with each one's share of an image's time."""
     took = stages(setting)
     total = sum(value for name, value in took.items() if name != "index")
     print(f"\n{'stage':12}{'ms/image':>10}{'share':>8}   one thread, both views, {setting.dtype}")

@@ -1,36 +1,46 @@
-"""The bench: rows that are timed have passed their gate, figures add up, failures are shown and not
-counted."""
+"""The bench: rows that are timed have passed their gate, figures add up, failures are one line and
+not counted."""
 
+import dataclasses
 import json
 import pathlib
-import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from maskco_fast.bench import harness as bench_module
-from maskco_fast.bench.harness import BenchConfig, Result, _Runner, bench
-from maskco_fast.bench.rows import ROWS, Ours, Setting, _parity
+from maskco_fast.bench import parity, peers, timing
+from maskco_fast.bench.harness import RowProcess
+from maskco_fast.bench.rows import ROWS, Ours, Peer, Row
+from maskco_fast.bench.setting import Running, Setting
 from maskco_fast.bench.stages import stages
-from maskco_fast.loaders import ViewConfig, make_loader
+from maskco_fast.bench.timing import Result, TimedRow, time_rows
+from maskco_fast.commands.bench import BenchConfig, bench, parse_rows
+from maskco_fast.kernels.errors import MissingPackage
+from maskco_fast.loaders import Batch, Dataset, ViewConfig, make_loader
 from maskco_fast.pictures.bars import bench_picture
+from tests.support.images import skip_without_packages
+
+MakeShards = Callable[..., list[str]]
 
 
-def setting(shards, **changes):
-    options = {
-        "batch_size": 4,
-        "size": 64,
-        "workers": 2,
-        "dtype": "float32",
-        "images": None,
-        "ffcv_ssl": None,
-    }
-    options["decode"] = "exact"
+def setting(shards: list[str], **changes: Any) -> Setting:
+    options: dict[str, Any] = {"batch_size": 4, "size": 64, "workers": 2, "dtype": "float32"}
     return Setting(shards=tuple(shards), **{**options, **changes})
 
 
-def test_rows_run_side_by_side(make_shards, tmp_path, capsys):
+def result(name: str, **fields: Any) -> dict[str, Any]:
+    """A row of the bench's JSON."""
+    row = ROWS[name]
+    empty = Result(name=name, kind=row.kind, what=row.what, parity="", views=row.views)
+    return vars(dataclasses.replace(empty, **fields))
+
+
+def test_rows_run_side_by_side(
+    make_shards: MakeShards, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, chart = tmp_path / "bench.json", tmp_path / "bench.png"
     config = BenchConfig(
         shards=tuple(make_shards(1, 12)),
@@ -55,89 +65,264 @@ def test_rows_run_side_by_side(make_shards, tmp_path, capsys):
     assert rows["native"]["of_decoding"] > 0
     shown = capsys.readouterr().out
     assert "is bound by" in shown
-    assert "wants" in shown
+    assert "a GPU that trains 2500 images/s" in shown
     with Image.open(chart) as image:
         assert image.width > 300
 
 
-def test_a_red_gate_is_never_timed(make_shards):
-    shards = make_shards(1, 8)
-    batches = []
-    for seed in (0, 1):
-        with make_loader(shards, 8, views=ViewConfig.maskco(64), seed=seed) as loader:
-            batches += list(loader)
-    with pytest.raises(RuntimeError, match="parity is red: sample_id differs"):
-        _parity(*batches, gate=True)
-    wrong = batches[0].to("cpu")
-    wrong.views[0][:] += torch.rand_like(wrong.views[0])
-    with pytest.raises(RuntimeError, match=r"parity is red: .* levels"):
-        _parity(
-            wrong,
-            batches[0].__class__(**{**vars(wrong), "views": (wrong.views[0] - 1, wrong.views[1])}),
-            gate=True,
+def test_a_time_limit_shortens_the_rounds(make_shards: MakeShards) -> None:
+    (timed,) = time_rows(
+        ["cached_batch"], setting(make_shards(1, 12), batch_size=2), rounds=1, seconds=0.0
+    )
+    assert timed.rounds
+    with RowProcess("row", Counting) as row:
+        assert timing._prepare(row, timed, setting(["x"], batch_size=2), 0.1) == 10
+
+
+class Counting:
+    """Stands for a `TimedRow` of 100 images that makes 100 images/s."""
+
+    def check_parity(self) -> str:
+        return ""
+
+    def images(self) -> int:
+        return 100
+
+    def timed(self, images: int) -> timing.Pass:
+        return timing.Pass(
+            images=images, seconds=images / 100, first_batch_s=0.5, cpu_s=1.0, peak_mb=1.0
         )
 
 
-def test_a_row_is_stopped_while_it_is_not_its_turn(make_shards):
-    runner = _Runner("decode_only", setting(make_shards(1, 8)))
-    stat = pathlib.Path(f"/proc/{runner._process.pid}/stat")
-    try:
-        if not stat.exists():
-            pytest.skip("no /proc to read a process's state from")
-        runner.prepare()
-        for _ in range(100):  # the signal is on its way
-            if (state := stat.read_text().rpartition(")")[2].split()[0]) == "T":
-                break
-            time.sleep(0.05)
-        assert state == "T"
-        runner.round()
-        assert len(runner.result.rounds) == 1
-    finally:
-        runner.close()
-    assert runner._process.exitcode == 0
+def batch_pair(make_shards: MakeShards) -> tuple[Batch, Batch]:
+    """Twice the same batch, with float32 views of their own."""
+    with make_loader(make_shards(1, 8), 8, views=ViewConfig.maskco(64)) as loader:
+        batch = next(iter(loader))
+        return batch.to("cpu"), batch._map(torch.clone)
 
 
-def test_a_row_that_fails_is_shown_with_its_reason(make_shards, monkeypatch, capsys):
-    monkeypatch.setattr(bench_module, "DEFAULT_ROWS", "")
+@pytest.mark.parametrize("name", ["index", "sample_id", "target", "masked_box", "key_boxes"])
+def test_the_gate_holds_samples_and_boxes_to_the_bit(make_shards: MakeShards, name: str) -> None:
+    mine, truth = batch_pair(make_shards)
+    assert parity.check(mine, truth, parity.FINISHED_LIMIT) == parity.Difference(0, 0, 0)
+    getattr(mine, name).flatten()[-1] += 1
+    with pytest.raises(RuntimeError, match=f"parity is red: {name} differs"):
+        parity.check(mine, truth, parity.FINISHED_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("share", "levels"), [(1.0, 0.6), (0.01, 3.5), (0.0001, 17)], ids=["mean", "far", "worst"]
+)
+@pytest.mark.parametrize("view", [0, 1])
+def test_the_gate_limits_each_figure_alone(
+    make_shards: MakeShards, share: float, levels: float, view: int
+) -> None:
+    """Both views count; each changed batch exceeds one limit and keeps the other two."""
+    mine, truth = batch_pair(make_shards)
+    red_std = parity.IMAGENET_STD[0]
+    plane = mine.views[view][:, 0]  # (N, 64, 64), strided: index it by position
+    count = max(round(share * mine.views[view].numel() * 2), 1)
+    if share == 1.0:
+        for changed in mine.views:
+            changed += (levels / 255 / torch.tensor(parity.IMAGENET_STD)).view(3, 1, 1)
+    else:
+        for position in range(count):
+            n, rest = divmod(position, 64 * 64)
+            plane[n, rest // 64, rest % 64] += levels / 255 / red_std
+    apart = parity.compare([mine], [truth])
+    limit = parity.FINISHED_LIMIT
+    exceeded = [apart.mean > limit.mean, apart.far > limit.far, apart.worst > limit.worst]
+    assert sum(exceeded) == 1
+    with pytest.raises(RuntimeError, match=r"parity is red: .* levels"):
+        parity.check(mine, truth, limit)
+
+
+class Failing(Running):
+    """A row that fails while it opens."""
+
+    def __init__(self, setting: Setting) -> None:
+        raise MissingPackage("libmagic is missing: apt-get install libmagic1")
+
+    def epoch(self, images: int) -> Iterator[int]:
+        raise NotImplementedError
+
+
+class Empty(Running):
+    """A row that delivers nothing."""
+
+    def epoch(self, images: int) -> Iterator[int]:
+        yield from ()
+
+
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answer rows here: rows that a test adds to `ROWS` are unknown to a spawned process."""
+
+    class Here(RowProcess):
+        def __init__(self, name: str, open_row: Callable[[], Any]) -> None:
+            self.name, self.error = name, None
+            self._open, self._row = open_row, None
+
+        def ask(self, method: str, *arguments: Any) -> Any:
+            from maskco_fast.bench.harness import _row_error
+
+            try:
+                self._row = self._open() if self._row is None else self._row
+                return getattr(self._row, method)(*arguments)
+            except Exception as error:
+                self.error = _row_error(error)
+                raise self.error from None
+
+        def close(self) -> None:
+            if self._row is not None:
+                self._row.close()
+
+    monkeypatch.setattr(timing, "RowProcess", Here)
+
+
+def test_rows_that_cannot_run_are_a_line_each(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_this_process(monkeypatch)
+    monkeypatch.setitem(ROWS, "failing", Row(kind="peer", what="", open=Failing))
+    monkeypatch.setitem(ROWS, "empty", Row(kind="peer", what="", open=Empty))
+    config = BenchConfig(
+        shards=tuple(make_shards(1, 8)),
+        rows="failing,empty,cached_batch",
+        rounds=1,
+        batch_size=4,
+        size=64,
+    )
+    assert bench(config) == 0
+    shown, told = capsys.readouterr()
+    lines = {line.split()[0]: line for line in shown.splitlines() if line}
+    assert "libmagic is missing: apt-get install libmagic1" in lines["failing"]
+    assert "it delivered no images" in lines["empty"]
+    assert "green" not in lines["cached_batch"]
+    assert float(lines["cached_batch"].split()[1]) > 0
+    assert "Traceback" not in shown + told
+
+
+def test_without_ffmpeg_spdl_is_one_line(
+    make_shards: MakeShards, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("spdl.io", reason="pip install 'maskco-fast[bench]' brings SPDL")
+    config = BenchConfig(
+        shards=tuple(make_shards(1, 8)),
+        rows="spdl,cached_batch",
+        rounds=1,
+        batch_size=4,
+        size=64,
+        workers=1,
+    )
+    assert bench(config) == 0
+    shown, told = capfd.readouterr()
+    line = next(line for line in shown.splitlines() if line.startswith("spdl"))
+    if "apt-get install ffmpeg" not in line:
+        assert float(line.split()[1]) > 0  # FFmpeg's libraries are here
+    assert "Traceback" not in shown + told
+
+
+def test_a_red_row_of_ours_fails_the_command(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_this_process(monkeypatch)
+    monkeypatch.setattr(parity, "FINISHED_LIMIT", parity.Difference(0, 0, 0))
+    config = BenchConfig(
+        shards=tuple(make_shards(1, 8)),
+        rows="native,cached_batch",
+        rounds=1,
+        batch_size=4,
+        size=64,
+    )
+    assert bench(config) == 1
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("native "))
+    assert "parity is red" in line
+    assert line.split()[1] == "-"
+
+
+def test_too_few_images_for_a_batch_fail_the_command(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = BenchConfig(
         shards=tuple(make_shards(1, 2)), rows="native", rounds=1, batch_size=4, size=64
     )
     assert bench(config) == 1
-    assert "usable samples make no batch" in capsys.readouterr().out
+    assert "2 usable samples make no batch of 4" in capsys.readouterr().out
 
 
-def test_unknown_rows_are_refused(make_shards, capsys):
-    with pytest.raises(ValueError, match="there are no rows fast"):
-        bench(BenchConfig(shards=("x",), rows="native,fast"))
+def test_unknown_rows_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="`rows` must be names of rows, got 'native,fast'"):
+        parse_rows("native,fast")
+    assert parse_rows("native, native") == ["native"]
+    assert parse_rows("all") == list(ROWS)
     assert bench(BenchConfig(shards=("x",), rows="help")) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ROWS)
 
 
+def test_a_peer_stands_beside_the_row_that_does_the_same_work() -> None:
+    beside = {name: row.beside for name, row in ROWS.items() if row.beside}
+    assert beside == {
+        "dali_stock": "dali",
+        "dali_roi_resize": "dali_seam",
+        "ffcv_ssl": "ffcv_without_blur",
+        "ffcv_stock": "ffcv_seam",
+    }
+    assert all(ROWS[name].kind == "ours" for name in beside.values())
+
+
 @pytest.mark.parametrize("name", ["torchvision_v2", "cached_batch"])
-def test_other_rows_yield_their_images(make_shards, name):
+def test_other_rows_yield_their_images(make_shards: MakeShards, name: str) -> None:
     running = ROWS[name].open(setting(make_shards(1, 8)))
-    assert sum(running.epoch()) == 8
+    assert [sum(running.epoch(images)) for images in (8, 4, 8)] == [8, 4, 8]
     running.close()
 
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("lightly", "lightly"), ("kornia", "kornia"), ("dali_stock", "nvidia.dali")],
+    [
+        ("lightly", "lightly"),
+        ("kornia", "kornia"),
+        ("dali_stock", "nvidia.dali"),
+        ("dali_roi_resize", "nvidia.dali"),
+        ("ffcv_stock", "ffcv"),
+    ],
 )
-def test_peers_that_are_installed_yield_their_images(make_shards, name, package):
-    pytest.importorskip(package, reason=f"the {name} row needs {package}")
+def test_peers_that_are_installed_yield_their_images(
+    make_shards: MakeShards, name: str, package: str
+) -> None:
+    pytest.importorskip(package, reason=f"the {name} row needs {package}", exc_type=ImportError)
     running = ROWS[name].open(setting(make_shards(1, 8)))
-    assert sum(running.epoch()) == 8
+    views = next(iter(running._epochs(4)))  # type: ignore[attr-defined]
+    assert len(views) == ROWS[name].views
+    assert [sum(running.epoch(images)) for images in (8, 4, 8)] == [8, 4, 8]
 
 
-def test_our_rows_stop_at_the_images_asked_for(make_shards):
+@pytest.mark.parametrize("name", ["dali_seam", "ffcv_seam", "ffcv_without_blur"])
+def test_our_rows_beside_peers_pass_their_gate(make_shards: MakeShards, name: str) -> None:
+    skip_without_packages(name.partition("_")[0])
+    row = TimedRow(name, setting(make_shards(1, 8)))
+    assert row.check_parity().startswith("green")
+    assert row.timed(8).images == 8
+    row.close()
+
+
+def test_a_peer_without_its_package_names_the_remedy(make_shards: MakeShards) -> None:
+    def make(dataset: Dataset, setting: Setting) -> peers.Epochs:
+        raise ModuleNotFoundError("No module named 'fastloader'")
+
+    with pytest.raises(MissingPackage, match="'fastloader'; pip install fastloader"):
+        Peer(setting(make_shards(1, 8)), make, "pip install fastloader")
+
+
+def test_our_rows_stop_at_the_images_asked_for(make_shards: MakeShards) -> None:
     running = Ours(setting(make_shards(1, 12), images=8), "native")
-    assert sum(running.epoch()) == 8
+    assert running.images == 8
+    assert sum(running.epoch(8)) == 8
     running.close()
 
 
-def test_stages_cover_the_path(make_shards):
+def test_stages_cover_the_path(make_shards: MakeShards) -> None:
     took = stages(setting(make_shards(1, 6)))
     assert list(took) == [
         "index",
@@ -154,6 +339,23 @@ def test_stages_cover_the_path(make_shards):
     assert took["hand-over"] > 0
 
 
-def test_a_chart_needs_a_speed(tmp_path):
-    with pytest.raises(ValueError, match="at least one row must have a speed"):
-        bench_picture([vars(Result(name="a", kind="ours", what="", parity=""))], tmp_path / "x.png")
+def test_the_picture_shows_two_view_rows_only(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    drawn = []
+    barh = Axes.barh
+    monkeypatch.setattr(
+        Axes, "barh", lambda axes, y, *rest, **more: drawn.extend(y) or barh(axes, y, *rest, **more)
+    )
+    speed = {"images_per_s": 10.0, "spread": [9.0, 11.0]}
+    rows = [
+        result(name, **speed) for name in ("native", "ffcv_stock", "decode_only", "cached_batch")
+    ]
+    bench_picture(rows, tmp_path / "x.png")
+    assert drawn == ["native"]
+    with pytest.raises(ValueError, match="at least one row of two views"):
+        bench_picture(rows[1:], tmp_path / "x.png")
+    with pytest.raises(ValueError, match="at least one row of two views"):
+        bench_picture([result("native")], tmp_path / "x.png")
