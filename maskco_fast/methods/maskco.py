@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import nn
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Batch, ViewConfig
@@ -88,14 +89,14 @@ class MaskCo(Method):
         self.config = config
         self.group_size = model.group_size
         self.views = config.views(model.view_size)
-        self.query = RegionEncoder(
+        self.query: nn.Module = RegionEncoder(
             model,
             mph_blocks=config.mph_blocks,
             roi_sampling_ratio=config.roi_sampling_ratio,
             roi_aligned=config.roi_aligned,
         )
         initialise(self.query, torch.Generator().manual_seed(seed))
-        self.key = momentum_copy(self.query)
+        self.key: nn.Module = momentum_copy(self.query)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return `loss` and `accuracy`: the share of images whose positive beats all negatives."""

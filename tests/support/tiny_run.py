@@ -11,6 +11,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,10 +135,10 @@ class NoiseLoader:
         """Nothing: it waits for nothing."""
 
 
-def tiny_config(run_dir: pathlib.Path, **fields: object) -> TrainConfig:
+def tiny_config(run_dir: pathlib.Path, **fields: Any) -> TrainConfig:
     """12 steps with a checkpoint every 3, on the CPU in float32, with BatchNorm and contrast in two
     groups."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "run_dir": run_dir,
         "batch_size": BATCH,
         "max_steps": 12,
@@ -150,7 +151,7 @@ def tiny_config(run_dir: pathlib.Path, **fields: object) -> TrainConfig:
     return TrainConfig(**{**settings, **fields})
 
 
-def tiny_trainer(config: TrainConfig, world: World | None = None, **loader: int) -> Trainer:
+def tiny_trainer(config: TrainConfig, world: World | None = None, **loader: Any) -> Trainer:
     """A trainer of `TinyMaskCo` on `NoiseLoader(**loader)`."""
     return Trainer(config, TinyMaskCo(config).train(), NoiseLoader(world=world, **loader), world)
 

@@ -71,7 +71,7 @@ def test_momentum_update_moves_parameters_alone():
     before = {name: value.clone() for name, value in key.state_dict().items()}
     with torch.no_grad():
         for parameter in query.parameters():
-            parameter += 1
+            parameter.add_(1)
         query.state_dict()["trunk.bn1.running_mean"] += 5
     momentum_update(key, query, 0.9)
     parameters = dict(key.named_parameters())

@@ -4,21 +4,11 @@ import dataclasses
 import json
 
 from maskco_fast.methods.maskco import MaskCoConfig
+from maskco_fast.methods.registry import METHODS
 from maskco_fast.training.config import MAY_CHANGE, TrainConfig, differences
 
-FIXED = {
-    "batch_size",
-    "decode",
-    "maskco",
-    "method",
-    "moco_v2",
-    "model",
-    "npid",
-    "optimizer",
-    "seed",
-    "simclr",
-}
-"""What decides on the numbers that a run computes, apart from their rounding."""
+FIXED = {"batch_size", "decode", "method", "model", "optimizer", "seed", *METHODS}
+"""The fields that determine a run's numbers, apart from their rounding."""
 
 
 def test_fields_that_a_resumed_run_may_change():
