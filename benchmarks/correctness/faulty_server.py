@@ -1,8 +1,7 @@
-"""An HTTP server on the loopback that fails on demand: of a folder of shards, or in front of
-another server (an S3's).
+"""An HTTP server on the loopback that fails on demand: it serves a folder of shards, or forwards to
+another server (S3).
 
-Shards, tests and benchmarks see real sockets: a reset is a TCP reset, a stall is a connection on
-which nothing comes.
+Faults happen on real sockets: a reset is a TCP reset, a stall is a connection without traffic.
 """
 
 import collections
@@ -23,56 +22,60 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BODY_FAULTS = ("reset", "503", "stall", "truncated", "short", "long")
-"""What can go wrong with a body: a TCP reset half-way; status 503 in its place; half of it and then
-nothing; half of it and then an orderly end; half of it, announced as the whole; seven bytes too
-many, announced."""
+"""Faults of a response with a body.
+
+reset: a TCP reset after half of the body. 503: that status and no body. stall: half of the body,
+then silence. truncated: half of the body, then an orderly close. short: half of the body, with a
+matching Content-Length. long: seven extra bytes, with a matching Content-Length.
+"""
 HEAD_FAULTS = ("reset", "503", "stall", "short", "long")
-"""What can go wrong with a HEAD; short and long: the length that it tells."""
+"""Faults of a HEAD response; short and long falsify its Content-Length."""
 REFUSALS = {"503": 503, "missing": 404, "refused": 403}
+"""Statuses of the faults that replace the whole answer."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A request, as a fault plan sees it."""
+    """A request, as passed to a fault plan."""
 
     method: str
     path: str
     number: int
-    """Requests before it, on this server."""
+    """Requests to this server before this one."""
 
 
 FaultPlan = Callable[[Exchange], str | None]
-"""Which fault a request meets: one of the names above, "garbled" (a byte of the body is another),
-"missing" (404), "refused" (403), or none."""
+"""The fault of a request: a name above, "garbled" (one byte of the body is inverted), "missing"
+(404), "refused" (403), or None."""
 
 
 def no_faults(exchange: Exchange) -> str | None:
-    """Every request is answered."""
+    """Answer every request."""
     return None
 
 
 def always(fault: str, name: str = "", *, method: str | None = None) -> FaultPlan:
-    """Every request whose path holds `name` fails."""
+    """Fail every request whose path contains `name`."""
     return lambda exchange: (
         fault if name in exchange.path and method in (None, exchange.method) else None
     )
 
 
 def every(number: int, method: str, fault: str) -> FaultPlan:
-    """Every so many-th request of a method for a shard fails, the first one included."""
-    asked: collections.Counter[str] = collections.Counter()
+    """Fail each shard's first request of a method, and every `number`-th after it."""
+    requests: collections.Counter[str] = collections.Counter()
 
     def plan(exchange: Exchange) -> str | None:
         if exchange.method != method:
             return None
-        asked[exchange.path] += 1
-        return fault if asked[exchange.path] % number == 1 % number else None
+        requests[exchange.path] += 1
+        return fault if requests[exchange.path] % number == 1 % number else None
 
     return plan
 
 
 def at_random(share: float, seed: int = 0) -> FaultPlan:
-    """A share of the requests fails, each in one of the ways that its method can."""
+    """Fail a random share of the requests, each with a random fault of its method."""
     draws = random.Random(seed)
 
     def plan(exchange: Exchange) -> str | None:
@@ -85,33 +88,33 @@ def at_random(share: float, seed: int = 0) -> FaultPlan:
 
 @dataclass
 class Answer:
-    """What a server without faults would say."""
+    """The response of a server without faults."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes = b""
     length: int | None = None
-    """Content-Length where it is not that of the body (HEAD)."""
+    """Content-Length, where it differs from the body's (HEAD)."""
 
 
 @dataclass
 class FaultyServer:
-    """Serves `source`, a folder or the URL of a server behind it. Use as a context manager."""
+    """Serves `source`: a folder, or the URL of a server to forward to. Use as a context manager."""
 
     source: pathlib.Path | str
     plan: FaultPlan = no_faults
     stall: float = 30.0
-    """Seconds after which a stalled connection is given up by the server."""
+    """Seconds after which the server closes a stalled connection."""
     injected: collections.Counter[str] = field(default_factory=collections.Counter)
-    """Faults so far."""
-    remembered: int | None = None
-    """Requests that `requests` keeps, the newest; None for all."""
+    """Faults so far, by name."""
+    history: int | None = None
+    """Length of `requests`, which keeps the newest; None for all."""
 
     def __post_init__(self) -> None:
         self.requests: collections.deque[tuple[str, str, str]] = collections.deque(
-            maxlen=self.remembered
+            maxlen=self.history
         )
-        """(method, path, Range) of the requests."""
+        """(method, path, Range header) of each request."""
         self._count = 0
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -135,18 +138,18 @@ class FaultyServer:
         """http://127.0.0.1:port"""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def fault(self, method: str, path: str, asked: str) -> str | None:
-        """Record a request and decide its fate."""
+    def fault(self, method: str, path: str, byte_range: str) -> str | None:
+        """Record a request and choose its fault."""
         with self.lock:
             fault = self.plan(Exchange(method, path, self._count))
             self._count += 1
-            self.requests.append((method, path, asked))
+            self.requests.append((method, path, byte_range))
             if fault is not None:
                 self.injected[fault] += 1
             return fault
 
     def answer(self, handler: BaseHTTPRequestHandler) -> Answer:
-        """The answer without faults."""
+        """The response without faults."""
         return (
             _forward(str(self.source), handler)
             if isinstance(self.source, str)
@@ -162,7 +165,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hung up is no news here."""
+        """Ignore clients that hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -170,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing: the server keeps its own record."""
+        """Log nothing: `FaultyServer.requests` is the record."""
 
     def _serve(self) -> None:
         faulty = self.server.faulty
@@ -203,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if fault == "stall":
             faulty.closing.wait(faulty.stall)
-        if fault == "reset":  # discard what is unsent and answer with RST
+        if fault == "reset":  # closing then discards unsent bytes and sends RST
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         if broken:
             self.close_connection = True
@@ -234,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
-    """A file of the folder, or the part of it that is asked for."""
+    """A file of the folder, or the requested range of it."""
     path = folder / urllib.parse.unquote(handler.path.partition("?")[0]).lstrip("/")
     if not path.is_file():
         return Answer(404, [("Content-Type", "text/plain")], b"missing")
@@ -250,11 +253,12 @@ def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
     ]
     if handler.command == "HEAD":
         return Answer(200, headers, length=facts.st_size)
-    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+    requested = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
     with path.open("rb") as file:
-        if asked is None:
+        if requested is None:
             return Answer(200, headers, file.read())
-        start, last = int(asked[1]), min(int(asked[2] or facts.st_size), facts.st_size - 1)
+        start = int(requested[1])
+        last = min(int(requested[2] or facts.st_size), facts.st_size - 1)
         if start > last:
             return Answer(416, [*headers, ("Content-Range", f"bytes */{facts.st_size}")])
         file.seek(start)
@@ -263,7 +267,7 @@ def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
 
 
 def _forward(upstream: str, handler: BaseHTTPRequestHandler) -> Answer:
-    """What the server behind this one says."""
+    """The response of the server at `upstream`."""
     target = urllib.parse.urlsplit(upstream)
     body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
     connection = http.client.HTTPConnection(target.hostname or "127.0.0.1", target.port, timeout=60)
@@ -275,19 +279,18 @@ def _forward(upstream: str, handler: BaseHTTPRequestHandler) -> Answer:
         response = connection.getresponse()
         data = response.read()
         length = response.getheader("Content-Length")
-        told = int(length) if handler.command == "HEAD" and length is not None else None
-        return Answer(response.status, response.getheaders(), data, told)
+        reported = int(length) if handler.command == "HEAD" and length is not None else None
+        return Answer(response.status, response.getheaders(), data, reported)
     finally:
         connection.close()
 
 
 def put_into_s3(paths: list[str], endpoint: str, bucket: str) -> list[str]:
-    """Upload shards to an S3 API on this machine, with credentials made up; returns their s3://
-    URLs."""
+    """Upload shards to an S3 API on this machine and return their s3:// URLs."""
     import s3fs
 
     system = s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True)
-    system.mkdir(bucket)
+    system.makedirs(bucket, exist_ok=True)
     urls = [f"s3://{bucket}/{os.path.basename(path)}" for path in paths]
     for path, url in zip(paths, urls):
         system.put_file(path, url)

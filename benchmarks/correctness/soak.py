@@ -1,18 +1,19 @@
-"""Many epochs of remote shards from servers that fail, in two processes that share a cache: what
-grows?
+"""Soak test: many epochs of remote shards from failing servers, in two ranks that share a cache.
 
-    python benchmarks/soak.py --shards 'in1k-sample-{0000..0003}.tar' [--minutes 20] [--faults 0.05] [--json soak.json]
+    python -m benchmarks.correctness.soak --shards 'in1k-sample-{0000..0003}.tar' [--minutes 20]
+        [--faults 0.05] [--json soak.json]
 
-The shards are cut into smaller ones, served by an HTTP server and by an S3 API (moto's) behind
-another, and read by two ranks through one cache that holds about half of them, so that every epoch
-downloads and evicts. A share of all requests fails, in every way that `faulty_server` knows. Each
-epoch's ids are held against those of the local shards. A line is printed for each interval: memory
-and what the process has open, the larger of both ranks; images/s of both together.
+The shards are split into small ones. Half of them are served over HTTP, half over S3 (moto). Two
+ranks read them through one cache that holds half of the bytes, so every epoch downloads and evicts.
+A random share of the requests fails, with every fault of `faulty_server`. Each epoch's ids must
+equal those of the local shards. One line is printed in each interval: memory, threads and open
+files of the larger rank; images/s and faults of both.
 """
 
+import collections
+import contextlib
 import ctypes
 import gc
-import json
 import logging
 import math
 import multiprocessing
@@ -28,69 +29,101 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
-import psutil
+import psutil  # declared in the dev extra
 import tyro
 
 from benchmarks.correctness.faulty_server import FaultyServer, at_random, put_into_s3
 from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Dataset, RemoteConfig, make_loader, open_dataset
+from maskco_fast.loaders import Dataset, Loader, RemoteConfig, make_loader, open_dataset
 from maskco_fast.loaders.remote.dataset import RemoteDataset
+from maskco_fast.loaders.system.files import write_json
 
 RANKS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Read epoch after epoch while the servers fail."""
+    """Read epochs for a set time while the servers fail."""
 
     shards: tuple[str, ...]
     """Tar shards of JPEGs on this machine."""
     minutes: float = 20.0
+    """Duration of the test; each rank reads at least one whole epoch."""
     interval: float = 60.0
-    """Seconds a line."""
+    """Seconds between printed lines."""
     faults: float = 0.05
-    """Share of the requests that fail."""
+    """Share of the requests that fail, 0 to 1."""
+    timeout: float = 5.0
+    """Seconds that a reader waits for an answer."""
     samples: int = 5
-    """Samples a shard, after cutting: few, so that the 16 shards that are shuffled together are few
-    of all."""
+    """Samples in each small shard; the cache must hold the 16 shards of a shuffle block."""
     size: int = 224
     """Side of the views, pixels."""
     batch_size: int = 16
-    """Of each rank."""
+    """Images in a batch of each rank."""
     json: pathlib.Path | None = None
-    """Write the lines here."""
+    """Also write the lines to this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One rank at one time."""
+    """Counters of one rank at one moment."""
 
     images: int
     epochs: int
     resident_mb: float
     allocated_mb: float
-    """What the program holds of it by malloc; the rest is libraries, mapped shards and what malloc
-    keeps free."""
+    """The part that the program holds through malloc; the rest is libraries, memory-mapped shards
+    and free memory that malloc keeps."""
     threads: int
     files: int
     """Open descriptors: files, sockets, pipes."""
     faults: int
-    """Requests that failed here so far."""
+    """Failed requests so far."""
+
+
+class Totals:
+    """What one rank has read so far, shared by its reading and its answering thread."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.epochs: list[np.ndarray] = []
+        """Sample indices of each whole epoch, in the order read."""
+        self.faults: collections.Counter[str] = collections.Counter()
+        self.ended = threading.Event()
+
+    def reading(self) -> Reading:
+        """The present counters, after a garbage collection."""
+        gc.collect()
+        process = psutil.Process()
+        return Reading(
+            images=self.images,
+            epochs=len(self.epochs),
+            resident_mb=process.memory_info().rss / 1e6,
+            allocated_mb=allocated() / 1e6,
+            threads=process.num_threads(),
+            files=process.num_fds(),
+            faults=sum(self.faults.values()),
+        )
+
+    def answer(self, line: Connection) -> None:
+        """Send a reading for each "read" received; any other word ends the rank."""
+        while line.recv() == "read":
+            line.send(self.reading())
+        self.ended.set()
 
 
 def cut(dataset: Dataset, folder: pathlib.Path, samples: int) -> list[str]:
-    """The dataset's members in shards of `samples` each."""
+    """Write the dataset's images to shards of `samples` images each; returns their paths."""
     paths = []
     for first in range(0, len(dataset), samples):
         path = folder / f"part-{first // samples:04d}.tar"
         with tarfile.open(path, "w") as archive:
             for index in range(first, min(first + samples, len(dataset))):
                 shard, number = dataset.locate(index)
-                start, size = (
-                    int(dataset.samples["offset"][index]),
-                    int(dataset.samples["size"][index]),
-                )
+                start = int(dataset.samples["offset"][index])
+                size = int(dataset.samples["size"][index])
                 member = tarfile.TarInfo(f"{shard.key(number)}.jpg")
                 member.size = size
                 with open(shard.file(number), "rb") as file:
@@ -101,8 +134,11 @@ def cut(dataset: Dataset, folder: pathlib.Path, samples: int) -> list[str]:
 
 
 def serve(folder: str, share: float, connection: Connection) -> None:
-    """The servers, in a process of their own: half of the shards by HTTP, half by S3, until the
-    parent hangs up."""
+    """Serve half of the shards over HTTP and half over S3 until the parent sends a word.
+
+    The work of the server process. Sends (names, S3 URL) at the start and the injected faults at
+    the end.
+    """
     from moto.server import ThreadedMotoServer
 
     os.environ.update(
@@ -113,11 +149,11 @@ def serve(folder: str, share: float, connection: Connection) -> None:
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()
-    behind = f"http://{host}:{port}"
-    names = put_into_s3(paths[1::2], behind, "soak")
+    upstream = f"http://{host}:{port}"
+    names = put_into_s3(paths[1::2], upstream, "soak")
     with (
-        FaultyServer(pathlib.Path(folder), at_random(share, 1), remembered=1000) as web,
-        FaultyServer(behind, at_random(share, 2), remembered=1000) as s3,
+        FaultyServer(pathlib.Path(folder), at_random(share, 1), history=1000) as web,
+        FaultyServer(upstream, at_random(share, 2), history=1000) as s3,
     ):
         web_names = [f"{web.url}/{os.path.basename(path)}" for path in paths[::2]]
         both = [name for pair in zip(web_names, names) for name in pair] + web_names[len(names) :]
@@ -128,8 +164,7 @@ def serve(folder: str, share: float, connection: Connection) -> None:
 
 
 def allocated() -> int:
-    """Bytes that malloc has given out and not got back; 0 where the C library is not glibc (2.33 or
-    newer)."""
+    """Bytes allocated through malloc; 0 where the C library is not glibc 2.33 or newer."""
     names = (
         "arena",
         "ordblks",
@@ -152,7 +187,7 @@ def allocated() -> int:
         return 0
     mallinfo2.restype = Mallinfo2
     found = mallinfo2()
-    return found.uordblks + found.hblkhd  # of the arenas, and mapped one by one
+    return found.uordblks + found.hblkhd  # in the arenas, and in separate mappings
 
 
 def read(
@@ -163,9 +198,12 @@ def read(
     cache_gb: float,
     options: Options,
     line: Connection,
-):
-    """One rank: epochs until the parent says so, a `Reading` whenever it asks; then what it read of
-    each epoch."""
+) -> None:
+    """Read epochs until the parent ends the rank; the work of one rank's process.
+
+    Sends "ready" once all shards are indexed, a `Reading` whenever the parent asks, and at the end
+    (epochs, warnings, faults by reason).
+    """
     os.environ.update(
         AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_DEFAULT_REGION="us-east-1"
     )
@@ -174,68 +212,47 @@ def read(
         cache_gb=cache_gb,
         s3_endpoint=endpoint,
         request_mb=0.5,
-        timeout=5,
+        timeout=options.timeout,
         backoff=0.1,
     )
-    process, images, epochs, ended = psutil.Process(), 0, [], threading.Event()
-    store = None
-
-    def answer() -> None:
-        while line.recv() == "read":
-            gc.collect()
-            line.send(
-                Reading(
-                    images=images,
-                    epochs=len(epochs),
-                    resident_mb=process.memory_info().rss / 1e6,
-                    allocated_mb=allocated() / 1e6,
-                    threads=process.num_threads(),
-                    files=process.num_fds(),
-                    faults=0 if store is None else sum(store.faults.values()),
-                )
-            )
-        ended.set()
-
-    threading.Thread(target=answer, daemon=True).start()
-    options_of_loader = {
-        "views": ViewConfig.maskco(options.size),
-        "rank": rank,
-        "world_size": RANKS,
-        "threads": 1,
-    }
-    with warnings.catch_warnings(record=True) as told:
+    totals = Totals()
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", UserWarning)
         with make_loader(
             names,
             options.batch_size,
+            views=ViewConfig.maskco(options.size),
             remote=config,
             index_folder=f"{folder}/index",
-            **options_of_loader,
+            rank=rank,
+            world_size=RANKS,
+            threads=1,
         ) as loader:
-            if isinstance(loader.dataset, RemoteDataset):
-                store = loader.dataset.cache.store
-            while not ended.is_set():
-                ids = []
-                for batch in loader:
-                    ids.append(batch.index.numpy().copy())
-                    images += len(batch)
-                    if ended.is_set():
-                        break
-                else:
-                    epochs.append(np.concatenate(ids))
-    line.send(
-        (
-            epochs,
-            [str(warning.message) for warning in told][:5],
-            dict(store.faults) if store else {},
-        )
-    )
+            assert isinstance(loader.dataset, RemoteDataset)
+            totals.faults = loader.dataset.cache.store.faults
+            line.send("ready")
+            threading.Thread(target=totals.answer, args=(line,), daemon=True).start()
+            read_epochs(loader, totals)
+    warned = [str(warning.message) for warning in caught][:5]
+    line.send((totals.epochs, warned, dict(totals.faults)))
+
+
+def read_epochs(loader: Loader, totals: Totals) -> None:
+    """Read epochs into `totals` until it is ended, and at least one."""
+    while not (totals.ended.is_set() and totals.epochs):
+        indices = []
+        for batch in loader:
+            indices.append(batch.index.numpy().copy())
+            totals.images += len(batch)
+            if totals.ended.is_set() and totals.epochs:
+                break
+        else:
+            totals.epochs.append(np.concatenate(indices))
 
 
 def check(dataset: Dataset, epochs: list[list[np.ndarray]], options: Options) -> int:
-    """Whole epochs that were read, every one in the order of the local shards; AssertionError where
-    one was not."""
+    """The number of whole epochs; AssertionError where one differs from the local shards' order."""
     whole = min(map(len, epochs))
     with make_loader(
         dataset, options.batch_size * RANKS, views=ViewConfig.maskco(options.size)
@@ -245,15 +262,14 @@ def check(dataset: Dataset, epochs: list[list[np.ndarray]], options: Options) ->
             truth = np.concatenate(
                 [request.indices for request in loader._requests(0, 1, len(loader))]
             )
-            parts = [ids[epoch].reshape(-1, options.batch_size) for ids in epochs]
-            assert (np.stack(parts, 1).ravel() == truth).all(), (
-                f"epoch {epoch} is not the local one"
-            )
+            parts = [indices[epoch].reshape(-1, options.batch_size) for indices in epochs]
+            same = np.array_equal(np.stack(parts, 1).ravel(), truth)
+            assert same, f"epoch {epoch} differs from the local shards"
     return whole
 
 
 def main(options: Options) -> None:
-    """Print the table and what it comes to."""
+    """Print the table and the summary."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         paths = cut(open_dataset(options.shards), pathlib.Path(folder), options.samples)
@@ -266,17 +282,21 @@ def main(options: Options) -> None:
         )
         serving.start()
         names, endpoint = servers.recv()
-        lines, ranks = [], []
+        lines = []
+        ranks = []
         for rank in range(RANKS):
             mine, theirs = context.Pipe()
             arguments = (rank, names, folder, endpoint, cache_gb, options, theirs)
             ranks.append(context.Process(target=read, args=arguments, daemon=True))
             ranks[-1].start()
             lines.append(mine)
+        for line in lines:
+            assert line.recv() == "ready"
         print(machine())
         print(
-            f"{len(local)} images in {len(paths)} shards, {size / 1e6:.0f} MB; a cache of {1e3 * cache_gb:.0f} MB; "
-            f"{options.faults:.0%} of the requests fail; {RANKS} ranks of one thread, views of {options.size} pixels\n"
+            f"{len(local)} images in {len(paths)} shards, {size / 1e6:.0f} MB; a cache of "
+            f"{1e3 * cache_gb:.0f} MB; {options.faults:.0%} of the requests fail; {RANKS} ranks of "
+            f"one thread, views of {options.size} pixels\n"
         )
         table = watch(lines, pathlib.Path(folder, "cache"), options)
         for line in lines:
@@ -287,21 +307,19 @@ def main(options: Options) -> None:
         for process in ranks:
             process.join()
         whole = check(local, [epochs for epochs, _, _ in ends], options)
-    print(f"\n{whole} whole epochs, each in the order of the local shards, every sample once")
+    print(f"\n{whole} whole epochs, each in the order of the local shards, each sample once")
     print("injected: " + ", ".join(f"{count} {name}" for name, count in sorted(injected.items())))
-    for _, told, faults in ends:
-        print(
-            "met by a rank: "
-            + ", ".join(f"{count} {name}" for name, count in sorted(faults.items()))
-        )
-        print("".join(f"  warned: {text}\n" for text in told), end="")
+    for _, warned, faults in ends:
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(faults.items()))
+        print(f"counted by a rank: {counts}")
+        print("".join(f"  warned: {text}\n" for text in warned), end="")
     print(growth(table))
     if options.json is not None:
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        write_json(options.json, table)
 
 
 def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> list[dict[str, float]]:
-    """Print a line for each interval; returns them."""
+    """Print a line of readings in each interval; returns the lines as columns by title."""
     titles = (
         "minute",
         "images/s",
@@ -322,7 +340,8 @@ def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> lis
         for line in lines:
             line.send("read")
         readings = [line.recv() for line in lines]
-        now, images = time.monotonic(), sum(reading.images for reading in readings)
+        now = time.monotonic()
+        images = sum(reading.images for reading in readings)
         values = (
             (now - began) / 60,
             (images - before) / (now - last),
@@ -331,10 +350,11 @@ def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> lis
             max(reading.allocated_mb for reading in readings),
             max(reading.threads for reading in readings),
             max(reading.files for reading in readings),
-            sum(file.stat().st_size for file in cache.iterdir()) / 1e6,
+            bytes_in(cache) / 1e6,
             sum(reading.faults for reading in readings),
         )
-        last, before = now, images
+        last = now
+        before = images
         table.append(dict(zip(titles, values)))
         print(
             "".join(
@@ -345,8 +365,17 @@ def watch(lines: list[Connection], cache: pathlib.Path, options: Options) -> lis
     return table
 
 
+def bytes_in(folder: pathlib.Path) -> int:
+    """Bytes of the folder's files; a file removed meanwhile counts as empty."""
+    total = 0
+    for file in folder.iterdir() if folder.exists() else ():
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size
+    return total
+
+
 def growth(table: list[dict[str, float]]) -> str:
-    """The medians of the second and the last quarter of the lines, side by side."""
+    """Medians of the second and of the last quarter of the lines, which show what grows."""
     quarter = max(len(table) // 4, 1)
     names = ("resident MB", "allocated MB", "threads", "open files", "images/s")
     parts = []
