@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# MaskCo on several nodes of a SLURM cluster, saved and queued again before the time limit:
+# Train MaskCo on several nodes of a SLURM cluster; save and requeue before the time limit:
 #
 #     sbatch --nodes 2 docs/slurm.sh --shards '/data/cc3m/{0000..0331}.tar' --recipe paper --run-dir runs/cc3m
 #
-# All arguments go to `maskco-fast train`. The run folder lies on a file system that every node sees; the same command
-# goes on from its newest checkpoint, on any number of nodes whose processes divide the groups of a step.
+# All arguments go to `maskco-fast train`. The run folder must be on a file system shared by all nodes. The same command
+# resumes from its newest checkpoint, on any number of nodes whose process count divides the groups of a step.
 #SBATCH --job-name=maskco
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -20,7 +20,7 @@ set -uo pipefail
 
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
-# torchrun passes on the signals that it is told of, and USR1 is not among those it knows by itself.
+# torchrun forwards only the signals listed here; its default list lacks USR1.
 srun --kill-on-bad-exit=1 python -m torch.distributed.run \
     --nnodes "$SLURM_JOB_NUM_NODES" \
     --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
@@ -31,13 +31,13 @@ srun --kill-on-bad-exit=1 python -m torch.distributed.run \
     -m maskco_fast train "$@" &
 job=$!
 
-# SLURM warns the batch script alone (B:), which passes the warning on to every task, three minutes ahead.
+# SLURM sends USR1 to the batch script alone (B:), three minutes early; the script forwards it to every task.
 warned=
 trap 'warned=yes; scancel --signal=USR1 "$SLURM_JOB_ID.0"' USR1
 
 wait "$job"
 code=$?
-while [ -n "$warned" ] && kill -0 "$job" 2>/dev/null; do # a trap ends `wait` before the job has saved
+while [ -n "$warned" ] && kill -0 "$job" 2>/dev/null; do # a trapped signal ends `wait` before the job has saved
     wait "$job"
     code=$?
 done
