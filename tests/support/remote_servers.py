@@ -1,5 +1,4 @@
-"""What the tests of remote shards share: a server that fails on demand, an S3 API, and
-configurations in a hurry."""
+"""Shared helpers of the remote tests: impatient settings, whole epochs, and an S3 API."""
 
 import os
 import pathlib
@@ -15,8 +14,7 @@ VIEWS = ViewConfig.maskco(48)
 
 
 def hurried(folder: pathlib.Path, **changes: Any) -> RemoteConfig:
-    """Small requests and short waits, so that one shard takes several requests and a fault costs
-    little."""
+    """A config with small requests and short waits, so that faults cost little time."""
     options = {
         "cache_gb": 1e-3,
         "request_mb": 0.02,
@@ -31,14 +29,14 @@ def hurried(folder: pathlib.Path, **changes: Any) -> RemoteConfig:
 def batches(
     shards: Any, folder: pathlib.Path, config: RemoteConfig | None = None, **options: Any
 ) -> list[Batch]:
-    """An epoch, with an index folder of its own."""
+    """The batches of one epoch, with an index folder inside `folder`."""
     options = {"views": VIEWS, "index_folder": folder / "index", **options}
     with make_loader(shards, 8, remote=config or hurried(folder), **options) as loader:
         return list(loader)
 
 
 def assert_same(mine: list[Batch], theirs: list[Batch]) -> None:
-    """Equal samples in equal order, to the last bit."""
+    """Assert equal samples in equal order, bit for bit."""
     for one, other in zip(mine, theirs, strict=True):
         for name in ("sample_id", "target", "index", "masked_box", "key_boxes", "query", "key"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
@@ -46,7 +44,7 @@ def assert_same(mine: list[Batch], theirs: list[Batch]) -> None:
 
 @pytest.fixture
 def s3_api(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of moto's S3 server, with credentials that it takes."""
+    """The URL of moto's S3 server, with valid credentials in the environment."""
     server_module = pytest.importorskip(
         "moto.server", reason="pip install 'moto[server,s3]' brings an S3 API"
     )

@@ -1,5 +1,4 @@
-"""The shard cache between threads and processes: one download each, none removed in use, what is
-whole stays whole."""
+"""The shard cache between threads and processes: one download a shard, none removed in use."""
 
 import multiprocessing
 import os
@@ -48,7 +47,7 @@ def cached(folder: pathlib.Path) -> list[int]:
 
 
 def downloads(server, name: str) -> int:
-    """How often a file's first bytes were asked for."""
+    """How often a file's first bytes were requested."""
     return sum(
         method == "GET" and name in path and asked.startswith("bytes=0-")
         for method, path, asked in server.requests
@@ -64,7 +63,7 @@ def test_least_recently_used_goes_first_and_what_is_in_use_stays(objects, tmp_pa
         cache = ShardCache(hurried(tmp_path, cache_gb=3.5 * SIZE / 1e9))
         shards = [look_up(cache, server, number) for number in range(5)]
         pins = [cache.acquire(shard) for shard in shards[:3]]
-        for pin in (pins[1], pins[0]):  # 1 is now the one used longest ago; 2 is in use
+        for pin in (pins[1], pins[0]):  # 1 is now the least recently used; 2 is in use
             pin.release()
         assert cache.acquire_if_room(shards[3]) is not None
         assert downloads(server, "/3.tar") == 1
@@ -142,7 +141,7 @@ def test_one_download_for_many_threads(objects, tmp_path):
 
 
 def test_a_download_goes_on_where_a_killed_process_left_it(objects, tmp_path):
-    """The server stalls in the middle; the process is killed; the next asks for the rest alone."""
+    """A stalled process is killed midway; the next process requests only the rest."""
     with faulty.FaultyServer(objects) as server:
         server.plan = lambda exchange: (
             "stall" if exchange.number == 4 else None
@@ -252,7 +251,7 @@ def test_shards_come_ahead_of_their_turn_and_in_order(objects, tmp_path):
                         ahead.read(number, index, index, 4)
                         == (objects / f"{number}.tar").read_bytes()[index : index + 4]
                     )
-                assert ahead.read(number, 3 * number, 0, 4) is None  # let go with its last sample
+                assert ahead.read(number, 3 * number, 0, 4) is None  # released with its last sample
                 ahead.advance(3 * number + 3)
         finally:
             ahead.close()
@@ -260,15 +259,14 @@ def test_shards_come_ahead_of_their_turn_and_in_order(objects, tmp_path):
 
 
 def _rank(rank: int, names: str, folder: pathlib.Path) -> list[list[int]]:
-    """One of two processes that read with one cache: its batches' sample ids in two epochs."""
+    """The sample ids of one of two processes that share a cache, in two epochs."""
     options = {"views": VIEWS, "rank": rank, "world_size": 2, "index_folder": folder / "index"}
     with make_loader(names, 4, remote=hurried(folder), threads=1, **options) as loader:
         return [batch.sample_id.tolist() for epoch in range(2) for batch in loader]
 
 
 def test_two_processes_share_a_cache(make_shards, tmp_path):
-    """Under faults, from nothing: each shard is downloaded once for both, and together they read
-    every sample once."""
+    """With faults and an empty cache: one download of each shard, and each sample read once."""
     shards = make_shards(4, 16)
     with (
         faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=2)) as server,

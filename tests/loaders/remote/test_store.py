@@ -1,5 +1,4 @@
-"""Shards behind real servers that fail: nothing is lost or repeated, and the order is the local
-run's."""
+"""Shards on real servers that fail: nothing is lost or repeated, in the order of a local run."""
 
 import contextlib
 import gc
@@ -57,12 +56,13 @@ def test_a_look_up_that_fails_is_repeated(fault, make_shards, tmp_path):
     assert_same(mine, batches(shards, tmp_path))
 
 
-def test_a_length_told_too_short_again_and_again_is_not_believed(make_shards, tmp_path):
-    shards, told = make_shards(1, 16), []
+def test_a_length_reported_too_short_repeatedly_is_noticed(make_shards, tmp_path):
+    shards = make_shards(1, 16)
+    methods = []
 
     def plan(exchange):
-        told.append(exchange.method)
-        return "short" if exchange.method == "HEAD" and told.count("HEAD") <= 3 else None
+        methods.append(exchange.method)
+        return "short" if exchange.method == "HEAD" and methods.count("HEAD") <= 3 else None
 
     with faulty.FaultyServer(tmp_path, plan) as server:
         mine = batches(pattern(server, "shard-0000.tar"), tmp_path)
@@ -115,7 +115,7 @@ def test_a_repeated_request_releases_its_frames(tmp_path):
     assert store.faults == {"status 503": 1}
 
 
-def test_a_garbled_download_is_told_from_the_shard_that_was_indexed(make_shards, tmp_path):
+def test_a_garbled_download_is_repeated(make_shards, tmp_path):
     shards = make_shards(2, 16)
     truth = batches(shards, tmp_path)
     with faulty.FaultyServer(tmp_path) as server:
@@ -189,7 +189,7 @@ def test_a_refusal_is_not_repeated(make_shards, tmp_path):
             batches(pattern(server), tmp_path)
         assert (
             len([request for request in server.requests if "0000" in request[1]]) <= 2
-        )  # HEAD, then GET instead of it
+        )  # HEAD, and the GET that fsspec sends in its place
 
 
 def test_a_server_without_ranges(make_shards, tmp_path, monkeypatch):
@@ -300,7 +300,7 @@ def test_leaving_early_does_not_wait_for_a_server_that_is_down(make_shards, tmp_
         ]
 
 
-def test_long_trouble_is_told_of(make_shards, tmp_path, monkeypatch):
+def test_a_long_outage_warns(make_shards, tmp_path, monkeypatch):
     monkeypatch.setattr("maskco_fast.loaders.remote.store.WARN_AFTER", 0.0)
     make_shards(1, 8)
     fails = iter([True] * 3)
@@ -347,7 +347,7 @@ def test_s3_by_the_environment_and_what_is_missing_there(
 
 
 def test_a_pipe_that_breaks_off_is_begun_again(make_shards, tmp_path):
-    """The command sends half of the shard and fails, in turn with what it should do."""
+    """The first run of the command sends half of the shard and fails; the second succeeds."""
     shards = make_shards(3, 16)
     script = tmp_path / "unsteady.sh"
     script.write_text(
@@ -374,7 +374,7 @@ def test_a_pipe_that_cannot_work_ends_the_run(command, says, make_shards, tmp_pa
         batches(name, tmp_path, hurried(tmp_path, patience=0.5, timeout=0.3))
 
 
-def test_a_pipe_that_says_something_else_the_next_time(make_shards, tmp_path):
+def test_a_pipe_with_other_bytes_is_refused(make_shards, tmp_path):
     (shard,) = make_shards(1, 8)
     config, name = hurried(tmp_path, patience=0.5), f"pipe:cat {shard}"
     dataset = open_dataset(name, index_folder=tmp_path / "index", remote=config)

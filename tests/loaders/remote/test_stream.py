@@ -1,5 +1,4 @@
-"""The streaming mode: what it does promise. A fault neither loses nor repeats a sample, and a seed
-fixes the order."""
+"""The streaming mode: a fault neither loses nor repeats a sample, and a seed fixes the order."""
 
 import collections
 import itertools
@@ -20,7 +19,7 @@ pytest.importorskip(
 
 
 def stream(shards, folder, *, count=None, samples=48, **options):
-    """The first `count` batches of the stream, all of an epoch's without it."""
+    """The first `count` batches of the stream (default: the whole epoch), and the quarantine."""
     config = hurried(folder, mode="stream", epoch_samples=samples, shuffle_buffer=20)
     with make_loader(shards, 8, views=VIEWS, remote=config, **options) as loader:
         return list(itertools.islice(loader, count)), loader.quarantine
@@ -121,7 +120,7 @@ def test_pipes_stream_too(make_shards, tmp_path):
 
 
 def test_a_stream_resumes_near_where_it_was(make_shards, tmp_path):
-    """Exactly in the count of batches, with another shuffle from there."""
+    """The number of batches is exact; the shuffle differs from there on."""
     shards = make_shards(3, 16)
     config = hurried(tmp_path, mode="stream", epoch_samples=48, shuffle_buffer=20)
     with make_loader(shards, 8, views=VIEWS, remote=config) as loader:
@@ -146,5 +145,5 @@ def test_a_stream_is_left_at_any_time(make_shards, tmp_path):
 
 
 def test_ffcv_is_no_loader_for_streams(make_shards, tmp_path):
-    with pytest.raises(ValueError, match=r"ffcv loader wants to know all samples|ffcv"):
+    with pytest.raises(ValueError, match="ffcv"):
         stream(make_shards(1, 8), tmp_path, backend="ffcv")

@@ -1,5 +1,5 @@
-"""Training from servers that fail, by the command line: the losses of the local run, or a line and
-exit code 1."""
+"""Training from failing servers, by the command line: the local run's losses, or one line and exit
+code 1."""
 
 import json
 import pathlib
@@ -31,7 +31,7 @@ COMMANDS = {
 
 
 def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
-    """Three steps of the demo recipe on few images."""
+    """Run three steps of the demo recipe on few images; returns the exit code."""
     steps = (
         "--max-steps",
         "3",
@@ -63,14 +63,14 @@ def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
 
 
 def losses(run_dir: pathlib.Path) -> list[float]:
-    """Of each step."""
+    """The loss of each step."""
     return [
         json.loads(line)["loss"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()
     ]
 
 
 def wait_for(true: Callable[[], object]) -> None:
-    """Return once it is; AssertionError after a minute."""
+    """Return once the condition holds; AssertionError after a minute."""
     for _ in range(600):
         if true():
             return
@@ -110,10 +110,10 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
     with faulty.FaultyServer(tmp_path, faulty.always(fault, "shard-0001")) as server:
         names = f"{server.url}/shard-{{0000..0001}}.tar"
         assert train(names, tmp_path / "run", "--remote.patience", "0.5") == 1
-    told = capsys.readouterr().err
-    assert says in told
-    assert "shard-0001.tar" in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert says in printed
+    assert "shard-0001.tar" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.parametrize("mode", [(), ("--remote.mode", "stream", "--remote.epoch-samples", "32")])
@@ -121,8 +121,7 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
 def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
     mode, processes, make_shards, tmp_path
 ):
-    """The server stalls for good once it has sent a few batches; requests and patience would last
-    for minutes."""
+    """The server stalls after a few batches; time limit and patience are minutes long."""
     make_shards(4, 16)
     out = threading.Event()
     with faulty.FaultyServer(
@@ -162,12 +161,11 @@ def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
                 path.unlink()
             wait_for(lambda: server.injected["stall"])
             steps = -1
-            while steps != (
-                steps := len(losses(tmp_path / "run"))
-            ):  # until no batch is left that had come before
+            # until the batches that arrived before the stall are used up
+            while steps != (steps := len(losses(tmp_path / "run"))):
                 time.sleep(1)
             process.send_signal(signal.SIGTERM)
-            _, told = process.communicate(timeout=30)
-    assert process.returncode == 0 or processes > 1, told  # torchrun ends with 1 after a signal
-    assert f"SIGTERM: saved at step {steps} of 100000" in told
+            _, printed = process.communicate(timeout=30)
+    assert process.returncode == 0 or processes > 1, printed  # torchrun ends with 1 after a signal
+    assert f"SIGTERM: saved at step {steps} of 100000" in printed
     assert (tmp_path / "run" / "checkpoints" / f"step-{steps:09d}.pt").exists()
