@@ -128,7 +128,7 @@ class ShardCache:
             pin = self._open_whole(whole, shard)
             if pin is not None:
                 return pin
-            # One thread at a time waits for room with a part of its own. Several would wait for
+            # One thread at a time waits for room with a claimed part. Several would wait for
             # the space that their parts reserve from each other.
             with self._turn() if required else contextlib.nullcontext(True) as mine:
                 part = self._claim(part_path, whole) if mine else None
