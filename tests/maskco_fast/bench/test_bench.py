@@ -2,9 +2,11 @@
 not counted."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -278,24 +280,30 @@ def test_other_rows_yield_their_images(make_shards: MakeShards, name: str) -> No
     running.close()
 
 
-@pytest.mark.parametrize(
-    ("name", "package"),
-    [
-        ("lightly", "lightly"),
-        ("kornia", "kornia"),
-        ("dali_stock", "nvidia.dali"),
-        ("dali_roi_resize", "nvidia.dali"),
-        ("ffcv_stock", "ffcv"),
-    ],
-)
-def test_peers_that_are_installed_yield_their_images(
-    make_shards: MakeShards, name: str, package: str
-) -> None:
-    pytest.importorskip(package, reason=f"the {name} row needs {package}", exc_type=ImportError)
-    running = ROWS[name].open(setting(make_shards(1, 8)))
-    views = next(iter(running._epochs(4)))  # type: ignore[attr-defined]
-    assert len(views) == ROWS[name].views
-    assert [sum(running.epoch(images)) for images in (8, 4, 8)] == [8, 4, 8]
+PACKAGES = {
+    "lightly": "lightly",
+    "kornia": "kornia",
+    "dali_stock": "nvidia.dali",
+    "dali_roi_resize": "nvidia.dali",
+    "ffcv_stock": "ffcv",
+}
+
+
+class FirstBatch(TimedRow):
+    """A timed row that also counts the views of a batch."""
+
+    def views(self) -> int:
+        return len(next(iter(self._running._epochs(4))))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", list(PACKAGES))
+def test_peers_that_are_installed_yield_their_images(make_shards: MakeShards, name: str) -> None:
+    """In processes of their own: FFCV's loader changes Numba's uint8 arrays for all its process."""
+    if importlib.util.find_spec(PACKAGES[name]) is None:
+        pytest.skip(f"the row {name} needs {PACKAGES[name]}")
+    with RowProcess(name, partial(FirstBatch, name, setting(make_shards(1, 8)))) as row:
+        assert [row.ask("timed", images).images for images in (8, 4, 8)] == [8, 4, 8]
+        assert row.ask("views") == ROWS[name].views
 
 
 @pytest.mark.parametrize("name", ["dali_seam", "ffcv_seam", "ffcv_without_blur"])
