@@ -1,107 +1,182 @@
-"""How many cores one process of the native loader can use: simulated from times measured here.
+"""Images/s of one native loader over cores: measured on this machine's, simulated beyond.
 
-    python benchmarks/scaling.py --shards 'in1k-sample-{0000..0003}.tar' [--images 300]
+    python -m benchmarks.speed.scaling --shards 'in1k-sample-{0000..0003}.tar' [--images 300]
 
-Measured, on one thread: each image's time in decoding and rendering, for which the GIL is released,
-and what an image costs besides, all of which is taken to hold the GIL (an upper bound: the read and
-libjpeg's set-up release it too). Simulated: threads that take a few images in turn, hold the GIL to
-read each and once more to hand them over, and queue for it in order. The simulation knows nothing
-of memory bandwidth, clock speeds or hyper-threads.
+Measured: epochs of the loader with 1, 2, … threads, up to the CPUs that this process may use, in
+interleaved rounds. For the simulation, on one thread: each image's time in decoding and rendering,
+which releases the GIL, and Python's time an image, all of which counts as holding the GIL (an upper
+bound: reading and libjpeg's set-up release it too). Simulated threads take a few images in turn,
+hold the GIL to read each and once more to hand them over, and queue for it in order. The simulation
+leaves out memory bandwidth, clock speeds and hyper-threads.
 """
 
 import dataclasses
 import heapq
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import tyro
 
-from maskco_fast.bench.harness import machine
+from maskco_fast.bench.harness import Spread, machine
 from maskco_fast.bench.stages import hand_over
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render_jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import open_dataset
+from maskco_fast.loaders import Loader, make_loader, open_dataset
 from maskco_fast.loaders.backends.sample_renderer import SAMPLES_PER_CALL
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
+from maskco_fast.loaders.system.cpus import usable_cpus
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Simulate the native loader on many cores."""
+    """Measure and simulate the native loader on many cores."""
 
     shards: tuple[str, ...]
     """Tar shards or folders of photographs."""
     images: int = 300
-    """Images whose times are measured."""
+    """Images whose times are measured for the simulation."""
     cores: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 96)
+    """Cores to simulate."""
+    rounds: int = 3
+    """Epochs that are counted for each number of threads, after one that is not."""
+    batch_size: int = 50
+    """Images a batch of the measured epochs."""
 
 
-def free_times(options: Options) -> np.ndarray:
-    """(n,) seconds of each image in decoding and rendering two 224-pixel views; the median of
-    three."""
-    dataset, views = open_dataset(options.shards), ViewConfig.maskco(224)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Images/s of one process, by cores."""
+
+    measured: dict[int, Spread]
+    """Of whole epochs, by threads."""
+    simulated: dict[int, float]
+    free_ms: float
+    """Mean time of an image without the GIL."""
+    held_us: float
+    """Python's time an image, at most this much with the GIL."""
+
+    def share(self, cores: int) -> float:
+        """Simulated images/s over those of as many cores that never wait."""
+        ideal = 1000 * cores / (self.free_ms + self.held_us / 1000)
+        return self.simulated[cores] / ideal
+
+
+def times_without_gil(options: Options) -> np.ndarray:
+    """(n,) seconds of decoding and rendering two 224-pixel views of each image; medians of three
+    passes."""
+    dataset = open_dataset(options.shards)
+    views = ViewConfig.maskco()
     positions = np.linspace(0, len(dataset) - 1, min(options.images, len(dataset))).astype(int)
     samples = dataset.samples[positions]
     sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
     rows = plan(views, 0, 0, samples["sample_id"], samples["height"], samples["width"])
-    decoder, renderer = Decoder(), JpegRenderer(views)
-    out, first = BufferPool((2, 1, 224, 224, 3), torch.float32).take(), np.zeros(1, np.int64)
+    decoder = Decoder()
+    renderer = JpegRenderer(views)
+    out = BufferPool((2, 1, views.size, views.size, 3), torch.float32).take()
+    slot = np.zeros(1, np.int64)
     times = np.empty((4, len(positions)))
-    for took in times:
+    for seconds in times:
         for n, position in enumerate(positions.tolist()):
             data = dataset.read(position)
             began = time.perf_counter()
-            if not renderer.render_jpegs(
-                [data], sides[n : n + 1], rows[n : n + 1], first, out
-            ).all():
+            one = slice(n, n + 1)
+            if not renderer.render_jpegs([data], sides[one], rows[one], slot, out).all():
                 renderer.render(decoder.decode(data, samples[n]), 0, 0, rows[n], out, 0)
-            took[n] = time.perf_counter() - began
-    return np.median(times[1:], 0)
+            seconds[n] = time.perf_counter() - began
+    return np.median(times[1:], 0)  # the first pass warms up
 
 
 def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) -> float:
-    """Images/s of `cores` threads, a core each, that take `SAMPLES_PER_CALL` images at a time.
+    """Images/s of `cores` threads, a core each.
 
-    For each of them a thread holds the GIL to read it, and once more for all; then follows what is
-    free of it.
+    `free`: seconds without the GIL of sample images; `held`: seconds with it, an image. A thread
+    takes `SAMPLES_PER_CALL` images at a time. It holds the GIL to read each of them, once more to
+    hand them over, and then works without it.
     """
     random = np.random.default_rng(0)
-    tasks = random.choice(free, (images // SAMPLES_PER_CALL, SAMPLES_PER_CALL)).sum(1)
-    holds = SAMPLES_PER_CALL + 1
+    shape = (images // SAMPLES_PER_CALL, SAMPLES_PER_CALL)
+    tasks = random.choice(free, shape).sum(1)  # seconds without the GIL
+    holds = SAMPLES_PER_CALL + 1  # times that a task takes the GIL
     hold = held * SAMPLES_PER_CALL / holds
-    threads = [(0.0, thread) for thread in range(cores)]  # when each thread next wants the GIL
-    left = [0] * cores  # holds until its task is free of the GIL
-    at = [0.0] * cores
-    begun, gil_free, last = 0, 0.0, 0.0
-    while threads:
-        now, thread = heapq.heappop(threads)
+    waiting = [(0.0, thread) for thread in range(cores)]  # when each thread next asks for the GIL
+    left = [0] * cores  # holds left of the thread's task
+    work = [0.0] * cores  # seconds without the GIL of the thread's task
+    begun = 0
+    gil_free = 0.0  # when the GIL is next free
+    last = 0.0
+    while waiting:
+        now, thread = heapq.heappop(waiting)
         if not left[thread]:
             if begun == len(tasks):
                 continue
-            left[thread], at[thread], begun = holds, tasks[begun], begun + 1
+            left[thread] = holds
+            work[thread] = tasks[begun]
+            begun += 1
         gil_free = max(now, gil_free) + hold
         left[thread] -= 1
-        until = gil_free + (0.0 if left[thread] else at[thread])
+        until = gil_free + (0.0 if left[thread] else work[thread])
         last = max(last, until)
-        heapq.heappush(threads, (until, thread))
+        heapq.heappush(waiting, (until, thread))
     return len(tasks) * SAMPLES_PER_CALL / last
 
 
+def measure_threads(options: Options, threads: Sequence[int]) -> dict[int, Spread]:
+    """Images/s of the native loader's epochs by number of threads, in interleaved rounds."""
+    dataset = open_dataset(options.shards)
+    batch = min(options.batch_size, len(dataset))
+    loaders = {
+        count: make_loader(dataset, batch, backend="native", threads=count, rank=0, world_size=1)
+        for count in threads
+    }
+    speeds: dict[int, list[float]] = {count: [] for count in threads}
+    for _ in range(options.rounds + 1):
+        for count, loader in loaders.items():
+            speeds[count].append(_epoch(loader))
+    dataset.reader.close()
+    return {count: Spread.of(found[1:]) for count, found in speeds.items()}
+
+
+def _epoch(loader: Loader) -> float:
+    """Images/s of one epoch."""
+    began = time.perf_counter()
+    images = sum(len(batch) for batch in loader)
+    return images / (time.perf_counter() - began)
+
+
+def measure(options: Options) -> Scaling:
+    """Measure this machine's cores and simulate `options.cores`."""
+    cpus = usable_cpus()
+    threads = sorted({*(count for count in options.cores if count <= cpus), 1, cpus})
+    free = times_without_gil(options)
+    held = max(hand_over() / 1000, 1e-7)
+    return Scaling(
+        measured=measure_threads(options, threads),
+        simulated={cores: simulate(free, held, cores) for cores in options.cores},
+        free_ms=1000 * float(free.mean()),
+        held_us=1e6 * held,
+    )
+
+
 def main(options: Options) -> None:
-    """Print what was measured and the table."""
-    free, held = free_times(options), hand_over() / 1000
+    """Print the measured times and the table."""
+    found = measure(options)
     print(machine())
     print(
-        f"an image: {1e3 * free.mean():.2f} ms without the GIL (measured), at most {1e6 * held:.0f} us with it"
+        f"an image: {found.free_ms:.2f} ms without the GIL, at most {found.held_us:.0f} us with it,"
+        f" which bounds one process at {1e6 / found.held_us:.0f} images/s\n"
     )
-    print(f"the GIL alone would end one process's growth at {1 / held:.0f} images/s\n")
-    print(f"{'cores':>6}{'images/s':>10}{'of ideal':>10}   simulated")
-    for cores in options.cores:
-        speed = simulate(free, held, cores)
-        print(f"{cores:6}{speed:10.0f}{speed * (free.mean() + held) / cores:10.0%}")
+    print(f"{'cores':>6}{'measured':>20}{'simulated':>11}{'of ideal':>10}")
+    for cores in sorted({*found.measured, *found.simulated}):
+        measured = found.measured[cores].text() if cores in found.measured else "-"
+        simulated, share = "-", "-"
+        if cores in found.simulated:
+            simulated = f"{found.simulated[cores]:.0f}"
+            share = f"{found.share(cores):.0%}"
+        print(f"{cores:6}{measured:>20}{simulated:>11}{share:>10}")
 
 
 if __name__ == "__main__":
