@@ -1,16 +1,14 @@
-"""What the CPU kernels cost: milliseconds a view by stage and by dtype, beside PIL and torchvision
-on the same inputs.
+"""Time of the CPU kernels: milliseconds a view by stage and dtype, beside Pillow and torchvision.
 
-    python benchmarks/kernels.py [--views 40] [--rounds 15] [--size 224] [--height 375] [--width 500]
+    python -m benchmarks.speed.kernels [--views 40] [--rounds 15] [--size 224] [--height 375]
 
 On one thread, on a picture with photographic statistics and MaskCo's own plans. Rounds are
-interleaved: in each, every view is made once by either side. A time is the median over the views of
-each view's fastest round, which another process on the machine disturbs least; the spread is the
-quartiles over the views. Stages other than the first are differences to a view without that stage.
+interleaved: each makes every view once on either side. A time is the median over the views of each
+view's fastest round, which other processes disturb least; the spread is the quartiles over the
+views. Stages after the first are differences from a view without that stage.
 """
 
 import dataclasses
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,9 +21,11 @@ import torchvision
 import tyro
 from PIL import Image
 
+from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
+from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render import FORMATS, Renderer
+from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.resize import resize_reference
 from maskco_fast.kernels.views import ViewConfig
 
@@ -38,7 +38,7 @@ STAGES: dict[str, dict[str, float]] = {
     "blur, sigma 2": {**OFF, "blur_sigma": 2.0},
     "solarize": {**OFF, "solarize": 1},
 }
-"""What each stage sets in a view's plan that has everything else off."""
+"""The fields of a view's plan that turn one stage on and all others off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Options:
     views: int = 40
     """Views timed, two a plan."""
     rounds: int = 15
-    """Times that each is made by either side."""
+    """Times that each view is made on either side."""
     size: int = 224
     """Side of a view, pixels."""
     height: int = 375
@@ -57,8 +57,7 @@ class Options:
 
 
 def photograph(height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 noise whose amplitude falls with the frequency, as a photograph's
-    does."""
+    """(height, width, 3) uint8 noise whose amplitude falls with the frequency."""
     random = np.random.default_rng(0)
     image = np.full((height, width, 3), 110.0)
     for octave in range(7):
@@ -74,8 +73,10 @@ def photograph(height: int, width: int) -> np.ndarray:
 
 
 def fastest(makers: dict[str, list[Callable[[], object]]], rounds: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each call's fastest round, the sides taking turns call by call; one round
-    ahead is not timed."""
+    """Milliseconds of each call's fastest round, by side.
+
+    The sides alternate call by call. The first round is not timed.
+    """
     best = {name: np.full(len(calls), np.inf) for name, calls in makers.items()}
     for number in range(rounds + 1):
         for i in range(len(next(iter(makers.values())))):
@@ -88,8 +89,8 @@ def fastest(makers: dict[str, list[Callable[[], object]]], rounds: int) -> dict[
     return best
 
 
-class Bench:
-    """A picture with its plans, and what either side makes of it."""
+class Sides:
+    """A picture with its plans, and the calls of either side."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -115,7 +116,7 @@ class Bench:
         ]
 
     def ours_resized(self) -> list[Callable[[], object]]:
-        """Calls that go up to the seam."""
+        """Calls that resize and flip both views of a plan, up to the seam."""
         renderer = Renderer(self.config, "uint8")
         out = np.empty((2, self.count, *(self.config.size,) * 2, 3), np.uint8)
         return [
@@ -124,7 +125,7 @@ class Bench:
         ]
 
     def theirs(self, rows: np.ndarray, *, resized_only: bool = False) -> list[Callable[[], object]]:
-        """Calls that do the same by PIL and torchvision, to float32."""
+        """Calls that render both views of a plan by Pillow and torchvision, to float32."""
         named = rows.view(self.config.plan_dtype)[:, 0]
 
         def make(n: int) -> None:
@@ -151,27 +152,29 @@ def line(name: str, ours: np.ndarray, theirs: np.ndarray | None = None) -> None:
 def main(options: Options) -> None:
     """Print the table."""
     torch.set_num_threads(1)
-    bench = Bench(options)
+    sides = Sides(options)
     print(
-        f"{options.height} by {options.width} to {options.size}, {2 * bench.count} views, {options.rounds} rounds, "
-        f"1 thread of {platform.processor() or platform.machine()}; numba {numba.__version__}, "
-        f"pillow {PIL.__version__}, torchvision {torchvision.__version__}"
+        f"{machine()}; numba {numba.__version__}, pillow {PIL.__version__}, "
+        f"torchvision {torchvision.__version__}\n"
+        f"{options.height} by {options.width} to {options.size} pixels, {2 * sides.count} views, "
+        f"{options.rounds} rounds, 1 thread"
     )
     print(f"{'':18}{'ms/view':>9}  {'quartiles':18}{'PIL + torchvision':>17}{'ratio':>7}")
     resized = fastest(
-        {"ours": bench.ours_resized(), "theirs": bench.theirs(bench.rows, resized_only=True)},
+        {"ours": sides.ours_resized(), "theirs": sides.theirs(sides.rows, resized_only=True)},
         options.rounds,
     )
     line("resize, flip", resized["ours"], resized["theirs"])
     for name, fields in STAGES.items():
-        rows, plain = bench.rows_with(**fields), bench.rows_with(**OFF)
-        makers = {"ours": bench.ours("float16", rows), "without": bench.ours("float16", plain)}
-        makers |= {"theirs": bench.theirs(rows), "theirs without": bench.theirs(plain)}
+        rows = sides.rows_with(**fields)
+        plain = sides.rows_with(**OFF)
+        makers = {"ours": sides.ours("float16", rows), "without": sides.ours("float16", plain)}
+        makers |= {"theirs": sides.theirs(rows), "theirs without": sides.theirs(plain)}
         took = fastest(makers, options.rounds)
         line(name, took["ours"] - took["without"], took["theirs"] - took["theirs without"])
-    for dtype in FORMATS:
+    for dtype in FORMAT_NAMES:
         took = fastest(
-            {"ours": bench.ours(dtype, bench.rows), "theirs": bench.theirs(bench.rows)},
+            {"ours": sides.ours(dtype, sides.rows), "theirs": sides.theirs(sides.rows)},
             max(options.rounds // 3, 3),
         )
         line(f"all, {dtype}", took["ours"], took["theirs"])

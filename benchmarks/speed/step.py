@@ -1,29 +1,27 @@
-"""What a MaskCo training step costs on this CPU, ours beside the same model written plainly, and
-where the time goes.
+"""Time of a MaskCo training step on a CPU by stage: ours beside the same model written plainly.
 
-    python benchmarks/step.py [--trunk resnet50] [--size 224] [--batch-size 32] [--rounds 5] [--compiled]
+    python -m benchmarks.speed.step [--trunk resnet50] [--size 224] [--batch-size 32] [--compiled]
 
 Plain: float32, NCHW, torchvision's RoIAlign over lists of boxes, an optimiser and a moving average
-that loop over the parameters in Python. Ours: `Trainer`'s own step in a process set up as `train`
-does: channels-last, autocast, fused BatchNorm, RoIAlign as a product, fused updates, freed memory
-kept. Both start from the same weights and see the same batches; before anything is timed, the plain
-model's loss has to equal ours in float32, and ours in the timed precision to be near it. Each side
-has a process of its own; in each round, one after the other makes one step. One step of each ahead
-is not timed. Stages are medians over the rounds, taken at module boundaries.
+that loop over the parameters. Ours: `Trainer`'s step in a process set up as `train` does:
+channels-last, autocast, fused BatchNorm, RoIAlign as a matrix product, fused updates, freed memory
+kept. Both start from the same weights and see the same batch. Nothing is timed unless the plain
+model's loss equals ours in float32, and ours in the timed precision is near it. Each side has a
+process of its own; a round is a step of each, after one that is not counted. Stages are medians
+over the rounds, taken at module boundaries.
 
-The floor: the step's multiplications at the speed of a large matrix product in the step's precision
-on these threads.
+The floor is the step's multiplications at the speed of a large matrix product in the step's
+precision on these threads.
 """
 
+import contextlib
 import dataclasses
-import multiprocessing
 import pathlib
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
 
 import torch
 import torchvision
@@ -32,7 +30,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskco_fast.bench.harness import machine
+from maskco_fast.bench.harness import RowProcess, Spread, machine, ratio_by_round, run_rounds
+from maskco_fast.errors import say
 from maskco_fast.loaders import Batch, Quarantine
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.maskco import MaskCo
@@ -63,46 +62,45 @@ class Options:
     size: int = 224
     """Side of a view, pixels."""
     batch_size: int = 32
-    """Images a step, in one group; the paper's, of each GPU."""
+    """Images a step, in one group: the paper's batch a GPU."""
     rounds: int = 5
-    """Steps timed of either side."""
+    """Steps timed of each side."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of our side; as in training."""
+    """Of our side, as `train --precision`."""
     plain_keeps_memory: bool = False
-    """Let the plain side's process keep freed memory too, which a program that is written plainly
-    would not."""
+    """Let the plain side's process keep freed memory too, which a plain program does not."""
     compiled: bool = False
-    """A third side: ours through torch.compile (minutes to compile)."""
+    """Add a third side, ours through torch.compile (minutes to compile)."""
 
 
 class Clock:
-    """Adds up the seconds since the last mark under the name of what they were spent on."""
+    """Seconds by stage: each mark adds the time since the last one to a stage."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """Forget the past."""
+        """Set every stage to zero."""
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self._last = time.perf_counter()
 
     def mark(self, stage: str) -> None:
-        """What happened since the last mark was `stage`."""
+        """Add the time since the last mark to `stage`."""
         now = time.perf_counter()
         self.seconds[stage] += now - self._last
         self._last = now
 
     def watch(self, network: nn.Module, forward: str) -> None:
-        """Mark the stages of a region encoder's forward pass: `forward` up to its map, RoIAlign,
-        the head."""
+        """Mark the stages of a region encoder's forward pass: `forward` up to the feature map,
+        RoIAlign, the head."""
         network.register_forward_pre_hook(lambda *_: self.mark("other"))
         network.mph.register_forward_hook(lambda *_: self.mark(forward))
         network.projection.register_forward_pre_hook(lambda *_: self.mark("RoIAlign"))
         network.projection.register_forward_hook(lambda *_: self.mark("heads"))
 
 
-class Same:
-    """A loader that yields one batch for ever."""
+class OneBatch:
+    """A loader whose epochs are one batch, always the same."""
 
     epoch = 0
 
@@ -113,29 +111,32 @@ class Same:
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Batch]:
         yield self.batch
 
     def state_dict(self) -> dict:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """There is none."""
+        """Nothing to load: every epoch is the same."""
+
+    def interrupt(self) -> None:
+        """Nothing to interrupt: it never waits."""
 
 
 class Ours:
-    """`Trainer`'s own step, with marks where it passes from one stage to the next."""
+    """`Trainer`'s own step, with marks at the boundaries of its stages."""
 
     def __init__(self, config: TrainConfig, batch: Batch) -> None:
         self.clock = Clock()
         self.trainer = Trainer(
             config,
-            make_method(config.method, config.method_config, config.model, seed=config.seed),
-            Same(batch),
+            initial_method(config),
+            OneBatch(batch),
         )
         self.method = self.trainer.method
         assert isinstance(self.method, MaskCo)
-        if not config.compile:  # compiled code has no boundaries
+        if not config.compile:  # compiled code has no module boundaries
             self.clock.watch(self.method.query, "query forward")
             self.clock.watch(self.method.key, "key forward")
         self.method.register_forward_hook(lambda *_: self.clock.mark("loss"))
@@ -146,7 +147,7 @@ class Ours:
         self._batches = self.trainer._batches()
 
     def loss(self) -> float:
-        """Of the batch, as it stands."""
+        """The batch's loss with the current weights."""
         with (
             torch.no_grad(),
             torch.autocast("cpu", DTYPES[self.trainer.precision], self.trainer.precision != "fp32"),
@@ -154,7 +155,7 @@ class Ours:
             return self.method(self.trainer.loader.batch)["loss"].item()
 
     def step(self) -> dict[str, float]:
-        """One step; the seconds of its stages."""
+        """Make one step and return the seconds of its stages."""
         self.clock.start()
         self.trainer._one_step(Fetched(next(self._batches), epoch=0, waited=0.0))
         self.clock.mark("other")
@@ -184,7 +185,7 @@ class PlainEncoder(nn.Module):
 
 
 class Plain:
-    """MaskCo's step (paper, Algorithm 1) as one would first write it."""
+    """MaskCo's step (paper, Algorithm 1) in plain PyTorch."""
 
     def __init__(self, config: TrainConfig, ours: Method, batch: Batch) -> None:
         assert isinstance(ours, MaskCo)
@@ -231,12 +232,12 @@ class Plain:
         return functional.cross_entropy(torch.stack(logits), torch.zeros(count, dtype=torch.int64))
 
     def loss(self) -> float:
-        """Of the batch, as it stands."""
+        """The batch's loss with the current weights."""
         with torch.no_grad():
             return self._loss().item()
 
     def step(self) -> dict[str, float]:
-        """One step; the seconds of its stages."""
+        """Make one step and return the seconds of its stages."""
         self.clock.start()
         loss = self._loss()
         self.clock.mark("loss")
@@ -255,8 +256,13 @@ class Plain:
         return self.clock.seconds
 
 
+def initial_method(config: TrainConfig) -> Method:
+    """The method of the configuration with its initial weights, the same for every side."""
+    return make_method(config.method, config.method_config, config.model, seed=config.seed)
+
+
 def random_batch(options: Options, dtype: torch.dtype) -> Batch:
-    """Noise, channels-last as the loaders give it, with boxes of MaskCo's sizes."""
+    """A batch of noise, channels-last as the loaders yield it, with boxes of MaskCo's sizes."""
     generator = torch.Generator().manual_seed(0)
     count, size = options.batch_size, options.size
     views = [torch.randn(count, 3, size, size, generator=generator) for _ in range(2)]
@@ -273,19 +279,21 @@ def random_batch(options: Options, dtype: torch.dtype) -> Batch:
     )
 
 
-def check(name: str, loss: float, wanted: float, tolerance: float) -> None:
-    """SystemExit where a side computes something else: its speed would mean nothing."""
-    if abs(loss - wanted) > tolerance * wanted:
+def check(name: str, loss: float, expected: float, tolerance: float) -> None:
+    """Raise SystemExit where a side computes another loss: its speed would mean nothing."""
+    if abs(loss - expected) > tolerance * expected:
         raise SystemExit(
-            f"{name}: the loss is {loss:.6f} where the plain model's is {wanted:.6f}; nothing is timed"
+            f"{name}: the loss is {loss:.6f}, the plain model's is {expected:.6f}; "
+            "they must agree before anything is timed"
         )
-    print(
-        f"loss of {name}: {loss:.5f}, of the plain model {wanted:.5f}; at most {tolerance:.2%} apart"
+    say(
+        f"loss of {name}: {loss:.5f}, of the plain model: {expected:.5f}; "
+        f"at most {tolerance:.2%} apart"
     )
 
 
 def floor(step: Callable[[], object], dtype: torch.dtype) -> tuple[float, float]:
-    """The step's floating-point operations, and those a second of a large matrix product."""
+    """The step's floating-point operations, and a large matrix product's operations a second."""
     with FlopCounterMode(display=False) as counter:
         step()
     side = 3072
@@ -298,13 +306,15 @@ def floor(step: Callable[[], object], dtype: torch.dtype) -> tuple[float, float]
     return counter.get_total_flops(), 2 * side**3 / min(times)
 
 
-def serve(name: str, options: Options, precision: str, connection: Connection) -> None:
-    """One side in this process: `loss`, `step` and `floor`, as the parent asks for them."""
-    if name != "plain" or options.plain_keeps_memory:
-        keep_freed_memory()
-    with tempfile.TemporaryDirectory() as folder:
+class Side:
+    """One side of the comparison, in its own process."""
+
+    def __init__(self, name: str, options: Options, precision: str) -> None:
+        if name != "plain" or options.plain_keeps_memory:
+            keep_freed_memory()
+        self._folder = tempfile.TemporaryDirectory()
         config = TrainConfig(
-            run_dir=pathlib.Path(folder),
+            run_dir=pathlib.Path(self._folder.name),
             batch_size=options.batch_size,
             device="cpu",
             precision=precision,
@@ -314,97 +324,125 @@ def serve(name: str, options: Options, precision: str, connection: Connection) -
                 trunk=options.trunk, view_size=options.size, group_size=options.batch_size
             ),
         )
-        batch = random_batch(options, DTYPES[precision])
-        side: Ours | Plain = (
-            Plain(
-                config,
-                make_method(config.method, config.method_config, config.model, seed=config.seed),
-                batch,
-            )
-            if name == "plain"
-            else Ours(config, batch)
+        self._dtype = DTYPES[precision]
+        batch = random_batch(options, self._dtype)
+        self._step: Ours | Plain = (
+            Plain(config, initial_method(config), batch) if name == "plain" else Ours(config, batch)
         )
-        answers: dict[str, Callable[[], Any]] = {
-            "loss": side.loss,
-            "step": side.step,
-            "floor": lambda: floor(side.step, DTYPES[precision]),
-        }
-        while (asked := connection.recv()) in answers:
-            connection.send(answers[asked]())
+
+    def loss(self) -> float:
+        """The batch's loss with the current weights."""
+        return self._step.loss()
+
+    def step(self) -> dict[str, float]:
+        """Seconds of a step's stages."""
+        return self._step.step()
+
+    def floor(self) -> tuple[float, float]:
+        """See `floor`."""
+        return floor(self._step.step, self._dtype)
+
+    def close(self) -> None:
+        """Remove the run folder."""
+        self._folder.cleanup()
 
 
-class Side:
-    """A process that serves one side of the comparison."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was measured."""
 
-    def __init__(self, name: str, options: Options, precision: str) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        context.Process(target=serve, args=(name, options, precision, theirs), daemon=True).start()
+    precision: str
+    threads: int
+    rounds: dict[str, list[dict[str, float]]]
+    """Seconds by stage of each round, by side."""
+    operations: float
+    """Floating-point operations of our step."""
+    product_per_s: float
+    """Operations a second of a large matrix product."""
 
-    def ask(self, what: str) -> Any:
-        """Its answer; EOFError where the process has failed, which has said why."""
-        self._connection.send(what)
-        return self._connection.recv()
+    def totals(self, side: str) -> list[float]:
+        """Seconds of the whole step, by round."""
+        return [sum(stages.values()) for stages in self.rounds[side]]
 
-    def end(self) -> None:
-        """Let the process end."""
-        self._connection.send("end")
+    def stage(self, side: str, stage: str) -> float:
+        """Median seconds of a stage."""
+        return Spread.of(stages[stage] for stages in self.rounds[side]).median
+
+
+def measure(options: Options) -> Figures:
+    """Check that the sides compute one loss, and time them."""
+    precision = choose_precision(options.precision, torch.device("cpu"))
+
+    def open_side(name: str, precision: str) -> RowProcess:
+        return RowProcess(name, partial(Side, name, options, precision))
+
+    with contextlib.ExitStack() as stack:
+        plain = stack.enter_context(open_side("plain", "fp32"))
+        expected = plain.ask("loss")
+        with open_side("ours", "fp32") as exact:
+            check("ours in fp32", exact.ask("loss"), expected, 1e-4)
+        ours = stack.enter_context(open_side("ours", precision))
+        check(f"ours in {precision}", ours.ask("loss"), expected, 0.01)
+        sides = [plain, ours]
+        if options.compiled:
+            sides.append(stack.enter_context(open_side("compiled", precision)))
+        operations, product_per_s = ours.ask("floor")
+        rounds = run_rounds(
+            sides,
+            options.rounds + 1,
+            lambda side: side.ask("step"),
+            lambda number, _: say(f"step {number} of {options.rounds + 1}"),
+        )
+        for side in sides:
+            if side.error is not None:
+                raise side.error
+    return Figures(
+        precision=precision,
+        threads=torch.get_num_threads(),
+        rounds={name: steps[1:] for name, steps in rounds.items()},  # the first warms up
+        operations=operations,
+        product_per_s=product_per_s,
+    )
 
 
 def main(options: Options) -> None:
     """Check, time, print."""
-    precision = choose_precision(options.precision, torch.device("cpu"))
-    plain, exact = Side("plain", options, "fp32"), Side("ours", options, "fp32")
-    wanted = plain.ask("loss")
-    check("ours in fp32", exact.ask("loss"), wanted, 1e-4)
-    exact.end()
-    sides = {"plain": plain, "ours": Side("ours", options, precision)}
-    check(f"ours in {precision}", sides["ours"].ask("loss"), wanted, 0.01)
-    if options.compiled:
-        sides["compiled"] = Side("compiled", options, precision)
-    operations, speed = sides["ours"].ask("floor")
-    rounds = [
-        {name: side.ask("step") for name, side in sides.items()} for _ in range(options.rounds + 1)
-    ][1:]
-    for side in sides.values():
-        side.end()
-    report(options, precision, rounds)
-    ours = statistics.median(sum(one["ours"].values()) for one in rounds)
-    least = operations / speed
+    figures = measure(options)
+    report(options, figures)
+    ours = Spread.of(figures.totals("ours")).median
+    least = figures.operations / figures.product_per_s
     print(
-        f"\nours: {operations / 1e9:.0f} GFLOP a step at {operations / ours / 1e12:.2f} TFLOP/s; a product of matrices "
-        f"makes {speed / 1e12:.2f}, so the floor is {least:.2f} s, {least / ours:.0%} of the step"
+        f"\nours: {figures.operations / 1e9:.0f} GFLOP a step at "
+        f"{figures.operations / ours / 1e12:.2f} TFLOP/s; a matrix product reaches "
+        f"{figures.product_per_s / 1e12:.2f}, so the floor is {least:.2f} s, {least / ours:.0%} "
+        "of the step"
     )
 
 
-def report(options: Options, precision: str, rounds: list[dict[str, dict[str, float]]]) -> None:
-    """The table of stages, and each side against the plain one."""
+def report(options: Options, figures: Figures) -> None:
+    """Print the table of stages, and each side against the plain one."""
+    names = list(figures.rounds)
+    totals = {name: figures.totals(name) for name in names}
+    steps = {name: Spread.of(seconds).median for name, seconds in totals.items()}
     print(
-        f"\n{machine()}\nMaskCo, {options.trunk} at {options.size} pixels, {options.batch_size} images a step, "
-        f"{torch.get_num_threads()} threads, {len(rounds)} interleaved rounds; ours in {precision}\n"
+        f"\n{machine()}\nMaskCo, {options.trunk} at {options.size} pixels, {options.batch_size} "
+        f"images a step, {figures.threads} threads, {options.rounds} interleaved rounds; "
+        f"ours in {figures.precision}\n"
     )
-    names = list(rounds[0])
     print(
         f"{'seconds':16}" + "".join(f"{name:>10}{'share':>8}" for name in names) + f"{'ratio':>9}"
     )
-    totals = {name: [sum(one[name].values()) for one in rounds] for name in names}
     for stage in STAGES:
-        middle = {name: statistics.median(one[name][stage] for one in rounds) for name in names}
+        seconds = {name: figures.stage(name, stage) for name in names}
         shares = "".join(
-            f"{value:10.3f}{value / statistics.median(totals[name]):8.1%}"
-            for name, value in middle.items()
+            f"{seconds[name]:10.3f}{seconds[name] / steps[name]:8.1%}" for name in names
         )
-        print(f"{stage:16}{shares}{middle['plain'] / max(middle['ours'], 1e-9):9.1f}")
-    print(
-        f"{'step':16}" + "".join(f"{statistics.median(totals[name]):10.3f}{'':8}" for name in names)
-    )
+        print(f"{stage:16}{shares}{seconds['plain'] / max(seconds['ours'], 1e-9):9.1f}")
+    print(f"{'step':16}" + "".join(f"{steps[name]:10.3f}{'':8}" for name in names))
     for name in names:
-        ratios = [a / b for a, b in zip(totals["plain"], totals[name])]
-        print(
-            f"{name}: {options.batch_size / statistics.median(totals[name]):.2f} images/s "
-            f"({options.batch_size / max(totals[name]):.2f} to {options.batch_size / min(totals[name]):.2f}), "
-            f"{statistics.median(ratios):.1f} times the plain model ({min(ratios):.1f} to {max(ratios):.1f})"
-        )
+        speed = Spread.of(options.batch_size / seconds for seconds in totals[name])
+        ratio = ratio_by_round(totals["plain"], totals[name])
+        print(f"{name}: {speed.text(2)} images/s, {ratio.text(1)} times the plain model's")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""The commands that time decoding, kernels and cores, at small size."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from benchmarks.speed import decode, kernels, scaling
+
+MakeShards = Callable[..., list[str]]
+
+
+def test_decode_prints_every_kind_of_image(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "SIZES", ((96, 64), (512, 512)))
+    decode.main(decode.Options(shards=tuple(make_shards(1, 4)), images=3, rounds=1))
+    lines = capsys.readouterr().out.splitlines()[3:]
+    assert [line[:24].strip() for line in lines] == [
+        "as they are",
+        "96 x 64",
+        "512 x 512",
+        "96 x 64, progressive",
+        "512 x 512, progressive",
+    ]
+    assert all(line.count("x ") >= 2 for line in lines)
+
+
+def test_kernels_prints_every_stage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "FORMAT_NAMES", ["float16"])
+    kernels.main(kernels.Options(views=2, rounds=1, size=64, height=80, width=96))
+    shown = capsys.readouterr().out
+    assert all(stage in shown for stage in [*kernels.STAGES, "resize, flip", "all, float16"])
+
+
+def test_scaling_measures_and_simulates(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tuple(make_shards(1, 8))
+    scaling.main(scaling.Options(shards=shards, images=4, rounds=1, cores=(1, 64), batch_size=4))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[4:]]
+    assert rows[0][0] == "1"
+    assert rows[-1][:2] == ["64", "-"]
+
+
+def test_simulated_cores_scale_until_the_gil_is_full() -> None:
+    """1 ms an image without the GIL and 10 us with it: 100 000 images/s at most."""
+    free = np.full(10, 1e-3)
+    one, eight = (scaling.simulate(free, 1e-5, cores) for cores in (1, 8))
+    assert one == pytest.approx(1 / 1.01e-3, rel=0.01)
+    assert eight == pytest.approx(8 * one, rel=0.03)
+    assert scaling.simulate(free, 1e-5, 1000) == pytest.approx(1e5, rel=0.1)
+    found = scaling.Scaling(measured={}, simulated={8: eight}, free_ms=1.0, held_us=10.0)
+    assert found.share(8) == pytest.approx(1, abs=0.03)
+    assert dataclasses.asdict(found)["held_us"] == 10.0
