@@ -1,5 +1,9 @@
-"""What views to make of an image (`ViewConfig`), and the layout of the plan row that says it for
-one sample."""
+"""View settings (`View`, `ViewConfig`) and the array layouts derived from them.
+
+`VIEW_PARAMETERS` and `BOX_PARAMETERS` lay out the settings for the plan kernel. `plan_dtype` lays
+out a sample's plan row, of which `VIEW_ROW` is one view's part. Code addresses columns by
+`column(dtype, field)`: a new augmentation adds a field to `View` and one to `VIEW_ROW`.
+"""
 
 import dataclasses
 import functools
@@ -10,124 +14,157 @@ import numpy as np
 from .errors import InvalidInput
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""Numbers of the four colour-jitter operations, as they stand in a plan's `order`."""
+"""Codes of the four colour-jitter operations in a plan's `order`; indices into its `factors`."""
 SOLARIZE_THRESHOLD = 128
-"""Levels from here on are inverted (BYOL; torchvision's and timm's default)."""
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Per channel, of levels in 0..1 (torchvision's pretrained models; SPEC 1)."""
+"""Solarisation inverts levels from here up (BYOL; the default of torchvision and timm)."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+"""Mean of each channel, for levels scaled to 0..1 (torchvision; docs/method.md)."""
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Standard deviation of each channel, for levels scaled to 0..1 (torchvision; docs/method.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How one view is drawn. The defaults are MoCo v2's "aug plus" (SPEC 1; moco/main_moco.py)."""
+    """Augmentation settings of one view. The defaults are MoCo v2's "aug plus" (moco/main_moco.py;
+    docs/method.md)."""
 
     area: tuple[float, float] = (0.2, 1.0)
-    """Range of the crop's share of the image's area."""
+    """Range of the crop's area as a fraction of the image's, drawn uniformly."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's width over height, drawn log-uniformly."""
+    """Range of the crop's aspect ratio, width over height, drawn log-uniformly."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    """Strength of brightness, contrast, saturation (factor in 1 ± strength), hue (turns in ±
-    strength, at most .5)."""
+    """Strengths of brightness, contrast and saturation (a factor in 1 ± strength, at least 0) and
+    of hue (a shift in ± strength of a turn, at most 0.5)."""
     jitter_probability: float = 0.8
+    """Probability of colour jitter."""
     gray_probability: float = 0.2
+    """Probability of conversion to grayscale, after the jitter."""
     blur_probability: float = 0.5
+    """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the Gaussian's standard deviation, in pixels of the view."""
+    """Range of the Gaussian's standard deviation, pixels of the view."""
     solarize_probability: float = 0.0
-    """Inverts the levels of at least 128, after the blur (BYOL)."""
+    """Probability of solarisation, after the blur (BYOL)."""
     flip_probability: float = 0.5
+    """Probability of a horizontal flip."""
 
     def __post_init__(self) -> None:
         for name in ("jitter", "gray", "blur", "solarize", "flip"):
             value = getattr(self, f"{name}_probability")
             if not 0 <= value <= 1:
-                raise InvalidInput(
-                    f"View.{name}_probability is {value}; a probability lies in 0..1"
-                )
+                raise InvalidInput(f"`View.{name}_probability` must be in [0, 1], got {value}.")
         if not 0 < self.area[0] <= self.area[1] <= 1:
-            raise InvalidInput(f"View.area is {self.area}; it wants 0 < low <= high <= 1")
+            raise InvalidInput(f"`View.area` must satisfy 0 < low <= high <= 1, got {self.area}.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise InvalidInput(f"View.ratio is {self.ratio}; it wants 0 < low <= high")
+            raise InvalidInput(f"`View.ratio` must satisfy 0 < low <= high, got {self.ratio}.")
         if min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise InvalidInput(
-                f"View.jitter is {self.jitter}; strengths are at least 0, and hue at most .5"
+                "`View.jitter` must have strengths of at least 0 and a hue of at most 0.5, "
+                f"got {self.jitter}."
             )
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1] <= 5:
             raise InvalidInput(
-                f"View.blur_sigma is {self.blur_sigma}; it wants 0 < low <= high <= 5 pixels"
+                "`View.blur_sigma` must satisfy 0 < low <= high <= 5 pixels, "
+                f"got {self.blur_sigma}."
             )
 
-    def parameters(self) -> list[float]:
-        """The numbers that `plan.plan_rows` takes for this view, in the order it reads them."""
-        return [
-            *self.area,
-            *self.ratio,
-            *self.jitter,
-            self.jitter_probability,
-            self.gray_probability,
-            self.blur_probability,
-            *self.blur_sigma,
-            self.solarize_probability,
-            self.flip_probability,
-        ]
+
+VIEW_PARAMETERS = np.dtype(
+    [
+        (field.name, np.float64, np.shape(getattr(View(), field.name)))
+        for field in dataclasses.fields(View)
+    ]
+)
+"""One view's settings as the plan kernel reads them: the fields of `View`, in their order."""
+
+BOX_PARAMETERS = np.dtype(
+    [
+        ("size", np.float64),
+        ("min_overlap", np.float64),
+        ("box_side", np.float64, (2,)),
+        ("max_negative_iou", np.float64),
+        ("max_mask_share", np.float64),
+    ]
+)
+"""What the plan kernel reads of a `ViewConfig` besides its views: fields of that name."""
+
+VIEW_ROW = np.dtype(
+    [
+        ("crop", np.float32, (4,)),
+        ("flip", np.float32),
+        ("jitter", np.float32),
+        ("order", np.float32, (4,)),
+        ("factors", np.float32, (4,)),
+        ("gray", np.float32),
+        ("blur_sigma", np.float32),
+        ("solarize", np.float32),
+    ]
+)
+"""One view's part of a plan row; `plan_dtype` describes the fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """Which views an image yields and how they depend on each other. View 0 is the query, view 1
-    the key."""
+    """The views of an image and their relations. View 0 is the query, view 1 the key."""
 
     views: tuple[View, ...] = (View(), View())
+    """Settings of each view, at least one."""
     size: int = 224
-    """Side of every view, pixels."""
+    """Side of every view, pixels, in [8, 1024]."""
     min_overlap: float = 0.0
-    """Span of the first two crops' intersection on both axes of the key view, pixels; 0 leaves the
-    crops free."""
+    """Least side of the intersection of crops 0 and 1, on both axes, in pixels of the key view; 0
+    draws the crops independently."""
     boxes: int = 0
-    """Boxes in the key view, the positive first; 0 for none (SPEC 1: 17)."""
+    """Boxes in the key view, the positive first; 0 for none, 17 for MaskCo (docs/method.md)."""
     box_side: tuple[float, float] = (32.0, 128.0)
     """Range of a box's width and height, drawn independently, pixels."""
     max_negative_iou: float = 0.2
-    """A negative box overlaps the positive by less than this."""
+    """Upper bound (exclusive) on the IoU of a negative box with the positive."""
     max_mask_share: float = 0.5
-    """The masked box covers at most this share of the query view."""
+    """Upper bound on the masked box's area as a fraction of the query view."""
     mask: bool = False
-    """Zero the masked box in the query view (after normalisation)."""
+    """Zero the masked box in the query view, after normalisation."""
 
     def __post_init__(self) -> None:
         if not self.views:
-            raise InvalidInput("ViewConfig.views is empty; give at least one View")
+            raise InvalidInput("`ViewConfig.views` must hold at least one `View`, got none.")
         if not 8 <= self.size <= 1024:
-            raise InvalidInput(f"ViewConfig.size is {self.size}; it wants 8..1024 pixels")
+            raise InvalidInput(f"`ViewConfig.size` must be in [8, 1024] pixels, got {self.size}.")
         if (self.boxes or self.min_overlap) and len(self.views) < 2:
             raise InvalidInput(
-                "ViewConfig: boxes and min_overlap relate a query to a key; give at least two views"
+                "`ViewConfig.boxes` and `ViewConfig.min_overlap` relate a query to a key and need "
+                f"at least two views, got {len(self.views)}. Add a view, or set both to 0."
             )
         if self.mask and not self.boxes:
-            raise InvalidInput("ViewConfig.mask needs boxes: the positive box is what is masked")
+            raise InvalidInput(
+                "`ViewConfig.mask` masks the positive box and needs `boxes` >= 1, "
+                f"got boxes={self.boxes}."
+            )
         if self.boxes and not 0 < self.box_side[0] <= self.box_side[1] <= self.size:
             raise InvalidInput(
-                f"ViewConfig.box_side is {self.box_side}; it wants 0 < low <= high <= size = {self.size}"
+                f"`ViewConfig.box_side` must satisfy 0 < low <= high <= size = {self.size}, "
+                f"got {self.box_side}."
             )
         if not 0 <= self.min_overlap <= self.size:
             raise InvalidInput(
-                f"ViewConfig.min_overlap is {self.min_overlap}; it wants 0..size = {self.size}"
+                f"`ViewConfig.min_overlap` must be in [0, size = {self.size}] pixels, "
+                f"got {self.min_overlap}."
             )
         if self.boxes and self.min_overlap < self.box_side[1]:
             raise InvalidInput(
-                f"ViewConfig.min_overlap is {self.min_overlap}: box 0 lies inside the overlap, "
-                f"so it wants at least the longest side, {self.box_side[1]}"
+                "`ViewConfig.min_overlap` must be at least the longest box side, "
+                f"{self.box_side[1]}, because the positive box lies inside the overlap; "
+                f"got {self.min_overlap}."
             )
         if self.boxes and 2 * self.box_side[0] + self.box_side[1] > self.size:
             raise InvalidInput(
-                f"ViewConfig.box_side is {self.box_side}: a smallest box must always fit beside a largest one, "
-                f"so twice the low plus the high may not exceed size = {self.size}"
+                f"`ViewConfig.box_side` must satisfy 2 * low + high <= size = {self.size}, so that "
+                f"a smallest box always fits beside a largest one; got {self.box_side}."
             )
 
     @classmethod
     def maskco(cls, size: int = 224, *, mask: bool = True) -> "ViewConfig":
-        """MaskCo's query and key with 17 boxes (SPEC 1). At other sizes than 224 the pixel lengths
-        scale along."""
+        """MaskCo: query, key and 17 boxes (docs/method.md). Pixel lengths scale with `size`/224."""
         scale = size / 224
         return cls(
             size=size,
@@ -139,84 +176,68 @@ class ViewConfig:
 
     @classmethod
     def moco_v2(cls, size: int = 224, views: int = 2) -> "ViewConfig":
-        """Free views with MoCo v2's augmentation."""
+        """MoCo v2: independent views with its "aug plus" augmentation."""
         return cls(views=(View(),) * views, size=size)
 
     @classmethod
     def simclr(cls, size: int = 224, views: int = 2) -> "ViewConfig":
-        """Free views with SimCLR's augmentation (SPEC 2)."""
+        """SimCLR: independent views with its augmentation (docs/method.md)."""
         return cls(views=(View(area=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2)),) * views, size=size)
 
     @classmethod
     def byol(cls, size: int = 224) -> "ViewConfig":
-        """BYOL's two unlike views: the first always blurred, the second seldom blurred and at times
-        solarised."""
+        """BYOL: view 0 is always blurred; view 1 is blurred with 0.1 and solarised with 0.2."""
         view = View(area=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur_probability=1.0)
         second = dataclasses.replace(view, blur_probability=0.1, solarize_probability=0.2)
         return cls(views=(view, second), size=size)
 
     @classmethod
     def npid(cls, size: int = 224) -> "ViewConfig":
-        """NPID's single view (SPEC 2)."""
+        """NPID: a single view (docs/method.md)."""
         view = View(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, blur_probability=0.0)
         return cls(views=(view,), size=size)
 
     def view_parameters(self) -> np.ndarray:
-        """(V, 15) float64: what `plan.plan_rows` needs of each view."""
-        return np.array([view.parameters() for view in self.views], np.float64)
+        """(V, columns) float64: each view's settings, laid out as `VIEW_PARAMETERS`."""
+        views = [dataclasses.astuple(view) for view in self.views]
+        return np.array(views, VIEW_PARAMETERS).view(np.float64).reshape(len(views), -1)
 
     def box_parameters(self) -> np.ndarray:
-        """(6,) float64: size, min_overlap, box side low and high, max_negative_iou, max_mask_share."""
-        return np.array(
-            [
-                self.size,
-                self.min_overlap,
-                *self.box_side,
-                self.max_negative_iou,
-                self.max_mask_share,
-            ],
-            np.float64,
-        )
+        """(columns,) float64: the overlap and box settings, laid out as `BOX_PARAMETERS`."""
+        settings = tuple(getattr(self, name) for name in BOX_PARAMETERS.names or ())
+        return np.array([settings], BOX_PARAMETERS).view(np.float64)
 
     @property
     def max_blur_sigma(self) -> float:
-        """The widest blur that any view can have, pixels."""
+        """The largest blur that any view can draw, as a standard deviation in pixels."""
         return max(view.blur_sigma[1] for view in self.views)
 
     @functools.cached_property
     def plan_dtype(self) -> np.dtype:
-        """The named view of this configuration's plan row."""
+        """The structured dtype of this configuration's plan rows; see `plan_dtype`."""
         return plan_dtype(len(self.views), self.boxes)
 
 
 @functools.cache
 def plan_dtype(views: int, boxes: int) -> np.dtype:
-    """One sample's plan: float32 throughout, so that `rows.view(dtype)[:, 0]` names the columns of
-    a flat row.
+    """The structured dtype of a plan row: `rows.view(dtype)[:, 0]` names the columns of flat rows.
 
-    Per view: `crop` (y, x, height, width) in whole image pixels; `flip`, `jitter`, `gray`,
-    `solarize` 0 or 1; `order`, the four operation numbers as they follow each other; `factors` of
-    brightness, contrast, saturation (1 changes nothing) and hue (turns, 0 changes nothing), indexed
-    by operation; `blur_sigma` in view pixels, 0 for none. `masked_box` (x1, y1, x2, y2) in
-    query-view pixels; `key_boxes` likewise in key-view pixels, the positive first; both as the
-    flipped views show them. `draws`: how many pairs of crops were drawn, 65 where 64 of them
-    failed.
+    Every field is float32. Each of `views` has:
+      `crop`: (y, x, height, width), whole pixels of the image.
+      `flip`, `jitter`, `gray`, `solarize`: 0 or 1.
+      `order`: the four jitter operations' codes, in the order of application.
+      `factors`: by code; brightness, contrast and saturation as factors (1 is the identity), hue
+        in turns (0 is the identity).
+      `blur_sigma`: standard deviation in pixels of the view; 0 for no blur.
+    The sample has:
+      `masked_box`: (x1, y1, x2, y2) in pixels of the query view, after its flip.
+      `draws`: pairs of crops drawn; 65 where all 64 failed and the key took the query's crop.
+      `key_boxes`: (boxes, 4), likewise in pixels of the key view, the positive first. The last
+        field, since the number of boxes varies.
     """
-    view = np.dtype(
-        [
-            ("crop", np.float32, (4,)),
-            ("flip", np.float32),
-            ("jitter", np.float32),
-            ("order", np.float32, (4,)),
-            ("factors", np.float32, (4,)),
-            ("gray", np.float32),
-            ("blur_sigma", np.float32),
-            ("solarize", np.float32),
-        ]
-    )
     return np.dtype(
         [
-            ("views", view, (views,)),
+            ("views", VIEW_ROW, (views,)),
             ("masked_box", np.float32, (4,)),
             ("draws", np.float32),
             ("key_boxes", np.float32, (boxes, 4)),
@@ -224,6 +245,13 @@ def plan_dtype(views: int, boxes: int) -> np.dtype:
     )
 
 
+def column(dtype: np.dtype, field: str) -> int:
+    """The first column of `field` in a flat row of `dtype`, whose numbers are all of one width."""
+    assert dtype.fields is not None
+    kind, offset = dtype.fields[field][:2]
+    return offset // kind.base.itemsize
+
+
 def plan_columns(dtype: np.dtype) -> int:
-    """How many float32 a plan row of this dtype has."""
-    return dtype.itemsize // 4
+    """The number of float32 columns in a plan row of `dtype`."""
+    return dtype.itemsize // np.dtype(np.float32).itemsize

@@ -1,5 +1,6 @@
-"""The plan's properties on any image size, its determinism, and its distributions against
-torchvision's."""
+"""Plan rows: their constraints on any image size, determinism, and distributions against
+torchvision's.
+"""
 
 import hashlib
 import math
@@ -15,8 +16,17 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 
-from maskco_fast.kernels.plan import PAIR_TRIES, plan
-from maskco_fast.kernels.views import View, ViewConfig
+from maskco_fast.kernels import plan as plan_module
+from maskco_fast.kernels.plan import PAIR_TRIES, VIEW_FLOATS, plan
+from maskco_fast.kernels.views import (
+    BOX_PARAMETERS,
+    VIEW_PARAMETERS,
+    VIEW_ROW,
+    View,
+    ViewConfig,
+    column,
+    plan_dtype,
+)
 
 sides = st.one_of(st.integers(1, 40), st.integers(1, 20000))
 settings.register_profile("plan", max_examples=300, deadline=None)
@@ -33,14 +43,15 @@ def draw(
     epoch: int = 0,
     first: int = 0,
 ):
-    """The named plans of n samples of one size."""
+    """Named plans of n samples of one image size."""
     ids = np.arange(first, first + n)
     rows = plan(config, seed, epoch, ids, np.full(n, height), np.full(n, width))
     return rows.view(config.plan_dtype)[:, 0]
 
 
 def project(box, key, key_flip, query, query_flip, size):
-    """SPEC 1, masked box, in exact steps: undo the key's flip, to the image, to the query, flip."""
+    """A key box in the query view, step by step (docs/method.md, masked box): undo the key's flip,
+    map to the image, map to the query, flip."""
     x1, y1, x2, y2 = map(float, box)
     if key_flip:
         x1, x2 = size - x2, size - x1
@@ -117,8 +128,7 @@ def test_every_plan_keeps_the_rules(height, width, seed, epoch, size):
 
 
 def test_the_fallbacks_are_reached_and_keep_the_rules():
-    """Small crops seldom cover each other, and boxes that fill the view seldom leave room for a
-    negative."""
+    """Small crops that rarely overlap, and large boxes that rarely leave room for a negative."""
     small = draw(ViewConfig(views=(View(area=(0.2, 0.25)),) * 2, min_overlap=223.0), 200, 400, 400)
     assert (small["draws"] == PAIR_TRIES + 1).any()
     fallback = small[small["draws"] == PAIR_TRIES + 1]
@@ -150,7 +160,7 @@ def test_free_views_of_any_number():
 
 
 def test_streams_of_crops_colour_and_boxes_are_apart():
-    """What one configures leaves the others as they were."""
+    """Changing the settings of one leaves the others unchanged."""
     masked, plain = (
         draw(ViewConfig.maskco(), 50, 300, 400),
         draw(ViewConfig(min_overlap=128.0), 50, 300, 400),
@@ -189,15 +199,69 @@ def test_a_plan_does_not_depend_on_batch_thread_or_process():
             [slice(i, i + 10) for i in range(0, 1000, 10)],
         )
     assert whole.tobytes() == np.concatenate(list(parts)).tobytes()
-    script = (
-        "import numpy as np; from hashlib import sha256; from maskco_fast.kernels.plan import plan; "
-        "from maskco_fast.kernels.views import ViewConfig; s = np.arange(1000) % 700 + 1; "
-        "print(sha256(plan(ViewConfig.maskco(), 3, 5, np.arange(1000) * 7919, s, s[::-1]).tobytes()).hexdigest())"
-    )
+    script = """if True:
+        import numpy as np
+        from hashlib import sha256
+        from maskco_fast.kernels.plan import plan
+        from maskco_fast.kernels.views import ViewConfig
+        ids, sides = np.arange(1000) * 7919, np.arange(1000) % 700 + 1
+        rows = plan(ViewConfig.maskco(), 3, 5, ids, sides, sides[::-1])
+        print(sha256(rows.tobytes()).hexdigest())
+    """
     printed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     ).stdout.strip()
     assert printed == hashlib.sha256(whole.tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("config", "digest"),
+    [
+        (ViewConfig.maskco(), "4d73b947794c2aab55c3d37e340a7f112ec22db1212086b67dfeb738f342e5d7"),
+        (ViewConfig.byol(), "ed3dfaf12295ec724f9f5dcfba08a39649fb043445e46e5875c4f1e1ea98ceba"),
+    ],
+    ids=["maskco", "byol"],
+)
+def test_plans_are_those_of_earlier_versions(config, digest):
+    """A change here changes the data order and augmentation of every run that is resumed."""
+    ids, sides = np.arange(1000) * 7919, np.arange(1000) % 700 + 1
+    rows = plan(config, 3, 5, ids, sides, sides[::-1])
+    assert hashlib.sha256(rows.tobytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize(("views", "boxes"), [(1, 0), (2, 17), (3, 1)])
+def test_column_constants_address_the_named_fields(views, boxes):
+    """Every field of a row, read by its constant, is the field read by its name."""
+    dtype = plan_dtype(views, boxes)
+    rows = np.arange(5 * dtype.itemsize // 4, dtype=np.float32).reshape(5, -1)
+    named = rows.view(dtype)[:, 0]
+    for field in VIEW_ROW.names:
+        constant = getattr(plan_module, field.upper())
+        for v in range(views):
+            expected = named["views"][:, v][field].reshape(5, -1)
+            first = v * VIEW_FLOATS + constant
+            assert (rows[:, first : first + expected.shape[1]] == expected).all(), field
+    for field in ("masked_box", "draws", "key_boxes"):
+        expected = named[field].reshape(5, -1)
+        first = views * VIEW_FLOATS + getattr(plan_module, field.upper())
+        assert (rows[:, first : first + expected.shape[1]] == expected).all(), field
+
+
+def test_parameters_are_laid_out_by_name():
+    """Settings reach the kernel's columns through their fields' names."""
+    config = ViewConfig(
+        views=(View(area=(0.25, 0.5), jitter=(1, 2, 3, 0.5), flip_probability=0.125), View()),
+        min_overlap=100.0,
+        box_side=(10.0, 20.0),
+    )
+    parameters = config.view_parameters()
+    assert parameters.shape == (2, 15)
+    for field, expected in (("area", (0.25, 0.5)), ("jitter", (1, 2, 3, 0.5))):
+        first = column(VIEW_PARAMETERS, field)
+        assert tuple(parameters[0, first : first + len(expected)]) == expected
+    assert parameters[0, column(VIEW_PARAMETERS, "flip_probability")] == 0.125
+    first = column(BOX_PARAMETERS, "box_side")
+    assert config.box_parameters()[first : first + 2].tolist() == [10, 20]
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (64, 64)])
@@ -266,9 +330,9 @@ def test_impossible_configurations_are_refused(wrong):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="differ in number"):
+    with pytest.raises(ValueError, match="must have one length"):
         plan(ViewConfig.maskco(), 0, 0, np.arange(3), np.ones(2), np.ones(3))
-    with pytest.raises(ValueError, match="below 1 pixel"):
+    with pytest.raises(ValueError, match="at least 1 pixel"):
         plan(ViewConfig.maskco(), 0, 0, np.arange(1), np.zeros(1), np.ones(1))
     with pytest.raises(ValueError, match="probability"):
         View(flip_probability=1.5)
