@@ -1,10 +1,9 @@
-"""Numba's `njit` with a disk cache that is safe to rely on.
+"""`jit` and `inline_jit`: Numba's `njit` with a disk cache that is safe in an installed library.
 
-Numba's own cache has three gaps that matter to an installed library: it watches only the file of
-the function that is called, so an edit to a callee elsewhere yields stale machine code; it writes
-beside the sources, which are often read-only; and an upgrade leaves the old entries in use where
-time stamps agree. Here the cache lives in the user's cache folder and its stamp is a hash of every
-source in this folder and of the versions that compiled it.
+Numba's own cache checks only the file of the called function, so an edit to a callee in another
+file runs stale machine code. It also writes beside the sources, which are often read-only, and
+trusts time stamps across upgrades. This cache lives in the cache directory, in a folder named by a
+hash: of every source in `kernels/`, the package's name, and the versions of Numba and llvmlite.
 """
 
 import functools
@@ -28,18 +27,27 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @functools.cache
 def source_stamp() -> str:
-    """A hash of all sources in this folder and of the Numba and llvmlite versions; 16 hex digits."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
-    for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
+    """A hash of what compiled code depends on, 16 hex digits: the sources in `kernels/` with their
+    paths, this package's name, and the versions of Numba and llvmlite.
+
+    Cached machine code refers to named tuples by their module's full name. Copies of `kernels/` in
+    two packages therefore cannot load each other's, even where their sources are equal.
+    """
+    digest = hashlib.sha256(f"{__package__} {numba.__version__} {llvmlite.__version__}".encode())
+    root = pathlib.Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        source = path.read_bytes()
+        digest.update(f"\n{path.relative_to(root).as_posix()} {len(source)}\n".encode())
+        digest.update(source)
     return digest.hexdigest()[:16]
 
 
 class _Locator(caching._CacheLocator):  # type: ignore[misc]
-    """Where Numba keeps one function's machine code, and what makes it stale."""
+    """Location and stamp of one function's machine code, in Numba's interface."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], source_file: str) -> None:
         self._line = function.__code__.co_firstlineno
+        self._py_file = source_file  # Numba reads this name where it warns of uncachable code
 
     def get_cache_path(self) -> str:
         return str(cache_folder("numba") / source_stamp())
@@ -52,7 +60,7 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
 
     @classmethod
     def from_function(cls, function: Callable[..., Any], source_file: str) -> "_Locator":
-        return cls(function)
+        return cls(function, source_file)
 
 
 class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
@@ -60,33 +68,33 @@ class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
-    """Tells of compilations, which take seconds and happen once for each version, dtype and kind of
-    CPU."""
+    """Numba's cache of one function, logging each compilation (seconds; once for each version,
+    dtype and CPU model)."""
 
     _impl_class = _CacheImpl
-    _began = 0.0
+    _started = 0.0
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)
         if found is None:
-            self._began = time.monotonic()
+            self._started = time.monotonic()
             _log.warning(
-                "compiling %s for this CPU, once; seconds to half a minute", self._py_func.__name__
+                "compiling %s for this CPU, once; takes up to a minute", self._py_func.__name__
             )
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         super().save_overload(sig, data)
         _log.warning(
-            "compiled %s in %.0f s; kept in %s",
+            "compiled %s in %.0f s; cached in %s",
             self._py_func.__name__,
-            time.monotonic() - self._began,
+            time.monotonic() - self._started,
             self.cache_path,
         )
 
 
 class _LazyCache:
-    """Makes the real cache at the first compilation, so that importing a kernel touches no disk."""
+    """Creates the cache at the first compilation, so that importing a kernel touches no disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -100,12 +108,12 @@ class _LazyCache:
 
 
 def jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
-    """`numba.njit` without the GIL, with IEEE division, and with the cache described above.
+    """Compile a kernel with `numba.njit`: without the GIL, with IEEE division, cached on disk.
 
-    `allocates`: whether it, or what it calls, makes arrays. Where it does not, references are not
-    counted, which in short loops costs more than the loops. Further options go to `numba.njit`.
-    Compiles at the first call with new argument types (seconds); later processes load the machine
-    code from the cache (milliseconds).
+    `allocates`: whether the kernel or one of its callees creates arrays. Without it Numba omits
+    reference counting, which can cost more than a short loop. `options` go to `numba.njit`. The
+    first call with new argument types compiles (seconds); later processes load the machine code
+    (milliseconds). For functions outside `kernels/` the cache does not see edits to callees.
     """
 
     def decorate(function: F) -> F:
@@ -119,5 +127,6 @@ def jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
 
 
 def inline_jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
-    """`jit` for a function that only other kernels call: inlined by LLVM, never cached by itself."""
+    """Compile a function that only kernels call: part of its callers' code, without a cache entry.
+    Arguments as for `jit`."""
     return numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)

@@ -1,6 +1,8 @@
-"""The machine-code cache: keyed by the sources, told of, and put where it can be written."""
+"""The cache of machine code: its stamp, its log messages and its folder."""
 
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -20,7 +22,7 @@ print(plan(ViewConfig.moco_v2(), 0, 0, np.arange(2), np.full(2, 30), np.full(2, 
 
 
 def run(**environment):
-    """A fresh process that plans; (stdout, stderr)."""
+    """Plan in a fresh process: (stdout, stderr)."""
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, **environment},
@@ -41,19 +43,47 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     assert [folder.name for folder in (tmp_path / "numba").iterdir()] == [source_stamp()]
 
 
-def test_the_stamp_follows_every_source_and_version(monkeypatch):
-    before = source_stamp()
-    source_stamp.cache_clear()
+@pytest.fixture
+def stamp(tmp_path, monkeypatch):
+    """A function that computes the stamp of a copy of `kernels/` anew; changes to the copy and to
+    `jit_module` are undone."""
+    root = tmp_path / "kernels"
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(pathlib.Path(jit_module.__file__).parents[1], root, ignore=ignore)
+    monkeypatch.setattr(jit_module, "__file__", str(root / "compiler" / "jit.py"))
+    return source_stamp.__wrapped__
+
+
+def test_the_stamp_depends_on_sources_and_not_on_their_place(stamp):
+    assert stamp() == source_stamp()
+
+
+@pytest.mark.parametrize("file", ["plan.py", "jpeg/entropy.py", "augment/numba.py"])
+def test_the_stamp_follows_every_source(stamp, tmp_path, file):
+    """Sources in subfolders too; their text, and their names."""
+    before = stamp()
+    path = tmp_path / "kernels" / file
+    source = path.read_text()
+    path.write_text(source + "# changed\n")
+    assert stamp() != before
+    path.write_text(source)
+    assert stamp() == before
+    path.rename(path.with_name("zzz.py"))
+    assert stamp() != before
+
+
+def test_the_stamp_follows_versions_and_the_package(stamp, monkeypatch):
+    before = stamp()
     monkeypatch.setattr(jit_module.numba, "__version__", "0.0")
-    assert source_stamp() != before
-    monkeypatch.undo()
-    source_stamp.cache_clear()
-    assert source_stamp() == before
+    other_version = stamp()
+    assert other_version != before
+    monkeypatch.setattr(jit_module, "__package__", "mycode.kernels.compiler")
+    assert stamp() not in (before, other_version)
 
 
 def test_folders_that_cannot_be_written_are_passed_over(tmp_path, monkeypatch):
     blocked = tmp_path / "file"
-    blocked.touch()  # a file where a folder is wanted: root could write into a read-only folder
+    blocked.touch()  # a file in place of a folder: root can write into a read-only folder
     monkeypatch.setenv("MASKCO_FAST_CACHE", str(blocked))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     cache_folder.cache_clear()
