@@ -1,14 +1,14 @@
-"""A residual block's BatchNorm in training, with the sum and ReLU that follow it, in as few passes
-as it takes.
+"""BatchNorm in training, fused with the residual sum and ReLU after it, for CPUs.
 
-On a CPU a ResNet's step spends more time on these than on its convolutions, since each passes over
-a tensor that no cache holds. Forward: one pass for the statistics, one for the output. Backward:
-one for the sums, one for the gradient.
+Unfused, each of the three passes over a tensor larger than the caches. Fused, the forward takes one
+pass for the statistics and one for the output; the backward one for the sums and one for the
+gradient.
 
-Shapes: G groups, each with statistics of its own, of R rows (pixels) of C channels, flat: (G · R ·
-C,), float32, or bfloat16 as uint16; C a multiple of `LANES`. Vectors of C float32 hold what is one
-for each channel. Sums are in float64, over `STRIP` rows' sums in float32. `entry` and `parts`: see
-`parallel.in_parts`.
+Shapes: G groups, each with its own statistics; R rows (images times pixels) a group; C channels, a
+multiple of `LANES`. Tensors are flat: (G · R · C,), float32, or bfloat16 as uint16. Per-channel
+vectors are (C,) float32. Sums are float64, of partial sums over `STRIP` rows in float32.
+Multithreading (`entry`, `part`, `parts`): see `compiler.threads.in_parts`. Part kernels work on one
+group: (R · C,).
 """
 
 import numpy as np
@@ -22,24 +22,23 @@ from .compiler.threads import in_parts
 from .compiler.vector import broadcast, load, multiply_add, prefetch, select, store
 
 LANES = 16
-"""Channels worked on at a time."""
+"""Channels in a vector."""
 STRIP = 64
-"""Rows summed in float32."""
+"""Rows summed in float32 before the sum moves to float64."""
 AHEAD = 2048
-"""Elements that are asked of memory before their turn: a core alone does not ask for enough at a
-time."""
+"""Prefetch distance, in elements: the hardware prefetcher alone does not saturate the memory."""
 NO_MASK, MASK_BY_INPUT, MASK_BY_OUTPUT = range(3)
-"""Where ReLU let gradients through: everywhere; where the normalised input, or the output, was not
-below 0."""
+"""How ReLU masks gradients: not at all; where the normalised input, recomputed, is at most 0; or
+where the stored output is at most 0."""
 
 
 def _values(array, at):
-    """`LANES` elements from `at` on, in float32."""
+    """Load `LANES` elements from `at`, as float32."""
     raise NotImplementedError("compiled code only")
 
 
 def _put(array, at, values):
-    """Write `LANES` values from `at` on, rounded to the array's dtype."""
+    """Store `LANES` float32 values from `at`, rounded to the array's dtype."""
     raise NotImplementedError("compiled code only")
 
 
@@ -49,7 +48,7 @@ def _choose_values(array, at):
         return lambda array, at: load(array, at, LANES)
     if array.dtype == types.uint16:
         return lambda array, at: from_bfloat16(load(array, at, LANES))
-    raise TypingError(f"BatchNorm takes float32 and bfloat16 (as uint16), not {array.dtype}")
+    raise TypingError(f"BatchNorm takes float32 or bfloat16 (as uint16), got {array.dtype}.")
 
 
 @overload(_put, jit_options={"forceinline": True})
@@ -61,8 +60,11 @@ def _choose_put(array, at, values):
 
 @inline_jit(allocates=True)
 def _moments(part, parts, x, shift, sums):
-    """To the part's row of `sums` (parts · 2 · C,) float64: each channel's sum of x - shift, and of
-    (x - shift)²."""
+    """Sum x - shift and (x - shift)² over a part's rows, into its row of `sums`.
+
+    `x` (R · C,); `shift` (C,) float32; `sums` (parts · 2 · C,) float64, the first sums then the
+    second.
+    """
     channels = len(shift)
     partial = np.zeros(2 * channels, np.float32)
     total = sums[part * 2 * channels : (part + 1) * 2 * channels]
@@ -84,8 +86,10 @@ def _moments(part, parts, x, shift, sums):
 
 @inline_jit()
 def _normalise(part, parts, x, mean, scale, bias, residual, relu, out):
-    """out = (x - mean) · scale + bias, plus `residual` unless that is empty; then, if `relu`, no
-    less than 0."""
+    """Compute out = (x - mean) · scale + bias + residual, then ReLU if `relu`.
+
+    `x`, `out` (R · C,); `residual` (R · C,) or empty; `mean`, `scale`, `bias` (C,) float32.
+    """
     channels = len(mean)
     zero = broadcast(np.float32(0), LANES)
     begin, end = _rows(part, parts, x, channels)
@@ -100,17 +104,17 @@ def _normalise(part, parts, x, mean, scale, bias, residual, relu, out):
                 prefetch(residual, at + AHEAD)
                 value = value + _values(residual, at)
             if relu:
-                value = select(value < np.float32(0), zero, value)  # NaN stays
+                value = select(value < np.float32(0), zero, value)  # keeps NaN
             _put(out, at, value)
 
 
 @inline_jit(allocates=True)
 def _gradient_sums(part, parts, gradient, x, mean, scale, bias, mask, output, masked, sums):
-    """To the part's row of `sums`: each channel's sum of the gradient, and of the gradient times (x
-    - mean).
+    """Sum the masked gradient, and it times (x - mean), over a part's rows, into its row of `sums`.
 
-    `mask` says which gradients ReLU lets through. With MASK_BY_OUTPUT these are also written to
-    `masked`.
+    `gradient`, `x` (R · C,); `mean`, `scale`, `bias` (C,) float32; `sums` (parts · 2 · C,) float64.
+    With MASK_BY_OUTPUT, `output` (R · C,) is read and the masked gradient is written to `masked`
+    (R · C,); otherwise both may be empty.
     """
     channels = len(mean)
     partial = np.zeros(2 * channels, np.float32)
@@ -142,8 +146,11 @@ def _gradient_sums(part, parts, gradient, x, mean, scale, bias, mask, output, ma
 
 @inline_jit()
 def _input_gradient(part, parts, gradient, x, mean, scale, bias, mask, shift, slope, out):
-    """out = scale · (gradient - shift - slope · (x - mean)), the gradient masked if by the input,
-    else as given."""
+    """Compute out = scale · (gradient - shift - slope · (x - mean)).
+
+    `gradient`, `x`, `out` (R · C,); the others (C,) float32. The gradient is masked here only with
+    MASK_BY_INPUT.
+    """
     channels = len(mean)
     zero = broadcast(np.float32(0), LANES)
     begin, end = _rows(part, parts, x, channels)
@@ -152,17 +159,18 @@ def _input_gradient(part, parts, gradient, x, mean, scale, bias, mask, shift, sl
             at = row * channels + c
             prefetch(gradient, at + AHEAD)
             prefetch(x, at + AHEAD)
-            by = load(scale, c, LANES)
+            factor = load(scale, c, LANES)
             value, grad = _values(x, at) - load(mean, c, LANES), _values(gradient, at)
             if mask == MASK_BY_INPUT:
                 grad = select(
-                    multiply_add(value, by, load(bias, c, LANES)) <= np.float32(0), zero, grad
+                    multiply_add(value, factor, load(bias, c, LANES)) <= np.float32(0), zero, grad
                 )
-            _put(out, at, (grad - load(shift, c, LANES) - load(slope, c, LANES) * value) * by)
+            _put(out, at, (grad - load(shift, c, LANES) - load(slope, c, LANES) * value) * factor)
 
 
 @inline_jit()
 def _add(part, parts, a, b, out):
+    """Compute out = a + b for a part of flat arrays."""
     begin, end = _rows(part, parts, a, LANES)
     for at in range(begin * LANES, end * LANES, LANES):
         prefetch(a, at + AHEAD)
@@ -172,14 +180,14 @@ def _add(part, parts, a, b, out):
 
 @inline_jit()
 def _rows(part, parts, x, channels):
-    """Where a part's rows begin and end."""
+    """First row of a part, and the first after it."""
     rows = len(x) // channels
     return rows * part // parts, rows * (part + 1) // parts
 
 
 @inline_jit()
 def _flush(partial, total):
-    """Move a strip's sums to those in float64."""
+    """Add `partial` float32 to `total` float64, and set it to zero."""
     for i in range(len(partial)):
         total[i] += partial[i]
         partial[i] = 0
@@ -187,10 +195,11 @@ def _flush(partial, total):
 
 @jit(allocates=True)
 def normalise(entry, parts, x, weight, bias, eps, residual, relu, mean, variance, out):
-    """BatchNorm, plus `residual` unless that is empty; then, if `relu`, no less than 0. Writes
-    `out`, of x's shape.
+    """BatchNorm in training, plus `residual` unless that is empty, then ReLU if `relu`.
 
-    Writes `mean` and the biased `variance` of each group, (G · C,) float32, as well.
+    Reads `x` (G · R · C,), `weight` and `bias` (C,) float32, `eps`, and `residual`, of x's shape or
+    empty. Writes `out`, of x's shape, and each group's `mean` and biased `variance`, (G · C,)
+    float32.
     """
     channels, groups = len(weight), len(mean) // len(weight)
     size = len(x) // groups
@@ -198,17 +207,19 @@ def normalise(entry, parts, x, weight, bias, eps, residual, relu, mean, variance
     for group in range(groups):
         own = slice(group * channels, (group + 1) * channels)
         pixels = slice(group * size, (group + 1) * size)
-        # The first row, near the means, keeps the squares from drowning what they are to tell.
+        # Shift by the first row, so that E[x²] - E[x]² does not cancel.
         shift = mean[own]
         for c in range(0, channels, LANES):
             store(shift, c, _values(x, group * size + c))
+        # First pass: the moments.
         sums[:] = 0
         in_parts(entry, parts, _moments, (x[pixels], shift, sums))
         for c in range(channels):
-            first, second = _both_sums(sums, parts, channels, c, size // channels)
+            first, second = _means(sums, parts, channels, c, size // channels)
             variance[own][c] = max(second - first * first, 0)
             mean[own][c] += first
             scale[c] = weight[c] / np.sqrt(variance[own][c] + eps)
+        # Second pass: the output.
         arguments = (x[pixels], mean[own], scale, bias, residual[pixels], relu, out[pixels])
         in_parts(entry, parts, _normalise, arguments)
 
@@ -231,26 +242,25 @@ def gradients(
     of_bias,
     out,
 ):
-    """From the gradient of what `normalise` wrote to that of its input, to `out`, both of x's
-    shape.
+    """Backward of `normalise`: from `gradient`, that of its output, to `out`, that of its input.
 
-    `mask`: which gradients ReLU let through, by `output` where that needs it: then the gradients
-    let through, which are the residual's, go to `masked`. `mean`, `variance`: as written. The sums
-    over all groups of weight's and bias's gradients are added to `of_weight` and `of_bias`.
+    `gradient`, `x`, `out` (G · R · C,); `weight`, `bias` (C,) float32; `mean`, `variance` (G · C,)
+    float32, as `normalise` wrote them. `mask`: how ReLU masks the gradient. With MASK_BY_OUTPUT,
+    `output` is the forward's and the masked gradient, which is the residual's, is written to
+    `masked`. The gradients of weight and bias are added to `of_weight` and `of_bias` (C,).
     """
     channels, groups = len(weight), len(mean) // len(weight)
     size = len(x) // groups
-    scale, shift, slope = (
-        np.empty(channels, np.float32),
-        np.empty(channels, np.float32),
-        np.empty(channels, np.float32),
-    )
+    scale = np.empty(channels, np.float32)
+    shift = np.empty(channels, np.float32)
+    slope = np.empty(channels, np.float32)
     sums = np.empty(parts * 2 * channels)
     for group in range(groups):
         own = slice(group * channels, (group + 1) * channels)
         pixels = slice(group * size, (group + 1) * size)
         for c in range(channels):
             scale[c] = weight[c] / np.sqrt(variance[own][c] + eps)
+        # First pass: the sums.
         sums[:] = 0
         known = (x[pixels], mean[own], scale, bias, mask)
         in_parts(
@@ -260,24 +270,25 @@ def gradients(
             (gradient[pixels], *known, output[pixels], masked[pixels], sums),
         )
         for c in range(channels):
-            first, second = _both_sums(sums, parts, channels, c, size // channels)
+            first, second = _means(sums, parts, channels, c, size // channels)
             inverse = 1 / np.sqrt(variance[own][c] + eps)
             of_bias[c] += first * (size // channels)
             of_weight[c] += second * (size // channels) * inverse
             shift[c], slope[c] = first, second * inverse * inverse
-        let_through = masked[pixels] if mask == MASK_BY_OUTPUT else gradient[pixels]
-        in_parts(entry, parts, _input_gradient, (let_through, *known, shift, slope, out[pixels]))
+        # Second pass: the input's gradient.
+        passed = masked[pixels] if mask == MASK_BY_OUTPUT else gradient[pixels]
+        in_parts(entry, parts, _input_gradient, (passed, *known, shift, slope, out[pixels]))
 
 
 @jit()
 def add(entry, parts, a, b, out):
-    """out = a + b, of any shape whose size is a multiple of `LANES`."""
+    """Compute out = a + b: flat arrays of one size, a multiple of `LANES`."""
     in_parts(entry, parts, _add, (a, b, out))
 
 
 @inline_jit()
-def _both_sums(sums, parts, channels, c, rows):
-    """A channel's two sums over all parts, over the number of rows."""
+def _means(sums, parts, channels, c, rows):
+    """A channel's two sums over all parts, divided by the number of rows."""
     first = second = 0.0
     for part in range(parts):
         first += sums[2 * part * channels + c]

@@ -1,7 +1,6 @@
-"""Output formats of the views: the one table of dtypes that kernels, buffers, loaders and
-benchmarks read.
+"""Output formats: the table of dtypes that views can be rendered to.
 
-A new dtype is a new row here, a branch in `augment/numba.py` (`_encode`) and, on a GPU, one in
+A new dtype needs a row here, a branch in `augment/numba.py` (`_encode`) and, for GPUs, one in
 `augment/triton_pixels.py` (`_element`).
 """
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
-"""Codes by which compiled kernels know a format."""
+"""Codes of the formats in compiled kernels."""
 
 
 @dataclass(frozen=True)
@@ -19,17 +18,16 @@ class OutputFormat:
     """One dtype that views can be rendered to."""
 
     code: int
-    """The compiled kernels' number of it."""
+    """Code of the format in compiled kernels."""
     dtype: torch.dtype
-    """Of the tensors that users get."""
+    """Dtype of the tensors that users get."""
     storage: type[np.generic]
-    """NumPy type of the same bytes in host memory. NumPy lacks bfloat16, and Numba float16: both
-    are held as uint16."""
+    """NumPy type of the buffers in host memory: uint16 for float16, which Numba lacks on
+    CPUs, and for bfloat16, which NumPy lacks."""
     triton: str
-    """Triton's name of the dtype, as in a kernel's signature."""
+    """Triton's name of the dtype in kernel signatures."""
     half_unit: float
-    """Largest relative rounding error: half a unit in the last place. 0 where values are not
-    rounded to it."""
+    """Largest relative rounding error, half a unit in the last place; 0 for no rounding."""
 
     @property
     def name(self) -> str:
@@ -46,7 +44,7 @@ FORMATS: dict[torch.dtype, OutputFormat] = {
         OutputFormat(UINT8, torch.uint8, np.uint8, "u8", 0.0),
     )
 }
-"""By torch dtype. uint8 views hold levels in 0..255, neither normalised nor masked."""
+"""Formats by torch dtype. uint8 views hold levels in 0..255, neither normalised nor masked."""
 
 FORMAT_NAMES: dict[str, OutputFormat] = {form.name: form for form in FORMATS.values()}
-"""By name."""
+"""Formats by name."""

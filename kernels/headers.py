@@ -1,5 +1,4 @@
-"""What an encoded image says of itself: format, size and whether it looks whole, without decoding
-it."""
+"""Image headers: format, size and completeness of an encoded image, without decoding it."""
 
 import numpy as np
 
@@ -23,28 +22,29 @@ from .jpeg.markers import (
 )
 
 UNKNOWN, JPEG, JPEG_CMYK, PNG, WEBP, OTHER = range(6)
-"""Formats. JPEG has one or three components; CMYK ones have four, which not every decoder converts.
-OTHER is what the slow path (Pillow) recognised and this scan does not: GIF, BMP, TIFF."""
+"""Formats. JPEG has one or three components. JPEG_CMYK has four, which some decoders reject.
+OTHER marks formats that only Pillow recognises: GIF, BMP, TIFF."""
 FORMAT_NAMES = ("unknown", "jpeg", "jpeg-cmyk", "png", "webp", "other")
 
 OK, EMPTY, NOT_AN_IMAGE, BAD_HEADER, TRUNCATED = range(5)
-"""Verdicts."""
+"""Verdicts on an image, by its header and its end."""
 
 
 @inline_jit(forceinline=True)
 def u16(data, i):
-    """The big-endian number of two bytes."""
+    """The big-endian uint16 at `data[i]`, as int64."""
     return (np.int64(data[i]) << 8) | np.int64(data[i + 1])
 
 
 @inline_jit()
 def _u32(data, i):
+    """The big-endian uint32 at `data[i]`, as int64."""
     return (u16(data, i) << 16) | u16(data, i + 2)
 
 
 @inline_jit()
 def _ends_with_marker(data, start, stop):
-    """Whether an end-of-image marker stands at the end, or anywhere before trailing bytes."""
+    """Whether there is an end-of-image marker; searched backwards, since bytes may follow it."""
     for i in range(stop - 2, start + 1, -1):
         if data[i] == PREFIX and data[i + 1] == EOI:
             return True
@@ -53,7 +53,7 @@ def _ends_with_marker(data, start, stop):
 
 @inline_jit()
 def _scan_jpeg(data, start, stop):
-    """Walk the markers to the frame header: (format, height, width, verdict)."""
+    """Walk a JPEG's markers to the frame header: (format, height, width, verdict)."""
     i = start + 2
     while i + 4 <= stop:
         if data[i] != PREFIX:
@@ -65,7 +65,7 @@ def _scan_jpeg(data, start, stop):
         if marker == TEM or RST0 <= marker <= SOI:  # markers without a length
             i += 2
             continue
-        if marker in (EOI, SOS):  # image data before any frame header
+        if marker in (EOI, SOS):  # no frame header before the image data
             return JPEG, 0, 0, BAD_HEADER
         length = u16(data, i + 2)
         if length < 2:
@@ -88,13 +88,14 @@ def _scan_jpeg(data, start, stop):
 
 @inline_jit()
 def _scan_png(data, start, stop):
-    if stop - start < 33:
+    """Read a PNG's IHDR and look for its IEND: (format, height, width, verdict)."""
+    if stop - start < 33:  # signature and IHDR
         return PNG, 0, 0, TRUNCATED
     width, height = _u32(data, start + 16), _u32(data, start + 20)
     if height == 0 or width == 0 or height > 0x7FFFFFFF or width > 0x7FFFFFFF:
         return PNG, 0, 0, BAD_HEADER
     whole = False
-    for i in range(stop - 8, start + 32, -1):  # IEND, usually the last 12 bytes
+    for i in range(stop - 8, start + 32, -1):  # "IEND", usually in the last 12 bytes
         if data[i] == 0x49 and data[i + 1] == 0x45 and data[i + 2] == 0x4E and data[i + 3] == 0x44:
             whole = True
             break
@@ -103,11 +104,12 @@ def _scan_png(data, start, stop):
 
 @inline_jit()
 def _scan_webp(data, start, stop):
+    """Read a WebP's first chunk and its RIFF length: (format, height, width, verdict)."""
     if stop - start < 30:
         return WEBP, 0, 0, TRUNCATED
     length = np.int64(data[start + 4]) | np.int64(data[start + 5]) << 8
     length |= np.int64(data[start + 6]) << 16 | np.int64(data[start + 7]) << 24
-    kind = data[start + 15]
+    kind = data[start + 15]  # the fourth letter of the first chunk's name
     i = start + 20
     if kind == 0x20:  # 'VP8 ': lossy
         width = (np.int64(data[i + 6]) | np.int64(data[i + 7]) << 8) & 0x3FFF
@@ -130,13 +132,15 @@ def _scan_webp(data, start, stop):
 
 @inline_jit()
 def _scan(data, start, stop):
+    """Recognise the format by its magic number: (format, height, width, verdict)."""
     size = stop - start
     if size == 0:
         return UNKNOWN, 0, 0, EMPTY
     if size >= 4 and data[start] == PREFIX and data[start + 1] == SOI and data[start + 2] == PREFIX:
         return _scan_jpeg(data, start, stop)
-    if size >= 8 and data[start] == 0x89 and _u32(data, start) == 0x89504E47:
+    if size >= 8 and data[start] == 0x89 and _u32(data, start) == 0x89504E47:  # \x89PNG
         return _scan_png(data, start, stop)
+    # RIFF, then WEBP
     if size >= 16 and _u32(data, start) == 0x52494646 and _u32(data, start + 8) == 0x57454250:
         return _scan_webp(data, start, stop)
     return UNKNOWN, 0, 0, NOT_AN_IMAGE
@@ -144,12 +148,11 @@ def _scan(data, start, stop):
 
 @jit()
 def scan_headers(data, offsets, sizes, formats, heights, widths, verdicts):
-    """Judge the images at `offsets` (n,) of `data` (bytes,) uint8, each `sizes` (n,) long, by their
-    headers.
+    """Scan the headers of n images in `data` (bytes,) uint8, at `offsets` (n,) with `sizes` (n,).
 
-    Writes `formats` and `verdicts` (n,) uint8, `heights` and `widths` (n,) int32, pixels before any
-    EXIF turn. What the scan does not know is UNKNOWN and NOT_AN_IMAGE: ask a library before
-    believing it.
+    Writes `formats` and `verdicts` (n,) uint8, and `heights` and `widths` (n,) int32, pixels before
+    any EXIF rotation. Formats that this scan does not know get UNKNOWN and NOT_AN_IMAGE; the caller
+    should try a library before it rejects them.
     """
     for n in range(len(offsets)):
         stop = offsets[n] + sizes[n]
@@ -161,24 +164,23 @@ def scan_headers(data, offsets, sizes, formats, heights, widths, verdicts):
 
 @jit()
 def is_one_whole_scan(data):
-    """Whether the JPEG `data` (bytes,) uint8 is baseline, and its one scan runs to the end marker
-    undisturbed.
+    """Whether the JPEG `data` (bytes,) uint8 is one sequential scan without markers inside it.
 
-    Elsewhere libraries disagree: at a marker in the midst of a scan one fills up the image with
-    gray and another gives up, and one that stops below the rows wanted never sees it.
+    Decoders disagree on other files. At a marker inside a scan one fills the image with gray and
+    another fails; a decoder that stops below the requested rows does not see the marker.
     """
+    # 1. Segments up to the scan. Frames other than baseline and extended sequential end it.
     size, i = len(data), 2
     while i + 4 <= size and data[i] == PREFIX and data[i + 1] != SOS:
-        if (
-            SOF2 <= data[i + 1] <= SOF15 and data[i + 1] != DHT
-        ):  # a frame of another kind: progressive, arithmetic, …
+        if SOF2 <= data[i + 1] <= SOF15 and data[i + 1] != DHT:  # progressive, arithmetic, …
             return False
         i += 1 if data[i + 1] == PREFIX else 2 + u16(data, i + 2)
     if i + 4 > size or data[i] != PREFIX:
         return False
-    i += 2 + u16(data, i + 2)  # the scan's own header
+    i += 2 + u16(data, i + 2)  # the scan's header
+    # 2. Entropy-coded data: only stuffed bytes and restart markers may follow a prefix.
     while i + 2 <= size:
-        while i + 34 <= size:
+        while i + 34 <= size:  # skip to the next prefix, 32 bytes at a time
             step = first_lane(load(data, i, 32) == np.uint8(PREFIX))
             i += step
             if step < 32:
@@ -187,7 +189,7 @@ def is_one_whole_scan(data):
             i += 1
         elif data[i + 1] == EOI:
             return True
-        elif data[i + 1] == STUFFED or RST0 <= data[i + 1] <= RST7:  # a stuffed byte, a restart
+        elif data[i + 1] == STUFFED or RST0 <= data[i + 1] <= RST7:
             i += 2
         else:
             return False

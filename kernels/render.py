@@ -1,8 +1,8 @@
-"""From a decoded image and its plan row to the finished views in a batch: one call an image,
-without the GIL.
+"""Rendering of a decoded image, by its plan row, into the views of a batch; without the GIL.
 
-`Renderer` is what loaders use; `render_views`, `resize_views` and `augment_views` are the kernels
-beneath, which other compiled code may call. Shapes: V views, N samples, S the view's side.
+`Renderer` is the Python interface. `render_views`, `resize_views` and `augment_views` are its
+kernels, for calls from compiled code. Shapes: V views, N samples, H, W the image's sides, S the
+view's side, P the pitch of a planar row (S rounded up to a multiple of 32).
 """
 
 import functools
@@ -18,7 +18,7 @@ from .compiler.vector import load, store
 from .compiler.vector_shuffle import load_interleaved, store_interleaved
 from .errors import InvalidInput
 from .formats import FORMAT_NAMES
-from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS
+from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS, plan_columns
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view
 from .views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
 
@@ -26,46 +26,46 @@ _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 class Scratch(NamedTuple):
-    """One thread's working memory; only `columns` depends on the images, by their width W."""
+    """One thread's scratch memory, sized by S and, for `columns`, by the images' width W.
+
+    Rows and columns are those of the view, S of each, unless said otherwise.
+    """
 
     spans: np.ndarray
-    """(2 · 2 · P,) int32, of the output rows, then columns: first source pixels, numbers of them.
-    P: see `pitch`."""
+    """(2 · 2 · P,) int32: for the rows, then for the columns: first source pixels, then counts."""
     weights: np.ndarray
-    """(2 · NARROW_TAPS · P,) uint16, likewise: the weights of the source pixels in 1/65536."""
+    """(2 · NARROW_TAPS · P,) uint16: for the rows, then for the columns: weights of the source
+    pixels in 1/65536."""
     tile: np.ndarray
-    """(STRIP · TILE,) uint16: a part of a strip of output rows, resized vertically, in 1/256 level.
-    """
+    """(STRIP · TILE,) uint16: a part of a strip of rows, resized vertically, in 1/256 level."""
     columns: np.ndarray
-    """(3 W · STRIP,) uint16: such parts transposed."""
+    """(3 W · STRIP,) uint16: the strip's tiles, transposed."""
     narrow: np.ndarray
-    """(512 · TILE,) uint8: a crop that is narrower than a tile, its rows made as wide as one."""
+    """(512 · TILE,) uint8: a crop narrower than a tile, its rows padded to `TILE` bytes."""
     block: np.ndarray
-    """(3 · P · STRIP,) uint8: the strip when resized, its columns in a row; 0 from column S on."""
+    """(3 · P · STRIP,) uint8: the resized strip by channel and column; 0 from column S."""
     levels: np.ndarray
-    """(P · 3 · P,) uint8: the view, planar by row; 0 from column S on."""
+    """(P · 3 · P,) uint8: the view by row, channel and column; 0 from column S."""
     pitch: int
     """P: S rounded up to a multiple of 32."""
     row: np.ndarray
-    """(3 · P,) float32: the row at hand, in whole levels."""
+    """(3 · P,) float32: the row being augmented, in whole levels."""
     ring: np.ndarray
-    """((2 MAX_RADIUS + 1) · 3 · P,) uint16: the rows that a blur's window spans, in 1/128 level."""
+    """((2 MAX_RADIUS + 1) · 3 · P,) uint16: the rows in a blur's window, in 1/128 level."""
     line: np.ndarray
-    """(3 · (P + 2 HALO),) uint16: a row blurred vertically, with its reflected ends, in 1/128
-    level."""
+    """(3 · (P + 2 HALO),) uint16: a row blurred vertically, its ends reflected, in 1/128 level."""
     blur: np.ndarray
-    """((MAX_RADIUS + 1) · 32,) uint16: half of the blur's taps, centre first, each 32 times."""
+    """((MAX_RADIUS + 1) · 32,) uint16: half of the blur's weights, centre first, each 32 times."""
     slots: np.ndarray
-    """(2 · (MAX_RADIUS + 1),) int64: where the rows above and below the one being blurred lie in
-    `ring`."""
+    """(2 · (MAX_RADIUS + 1),) int64: offsets in `ring` of the rows above and below the blurred one.
+    """
     tail: np.ndarray
-    """(12 LANES,) uint8: the last pixels of a row, where they are fewer than the kernels write at
-    once."""
+    """(12 · LANES,) uint8: the last pixels of a row, where they are fewer than one store writes."""
 
 
 @inline_jit(allocates=True)
 def _aligned(count, dtype):
-    """`count` zeros that begin at a cache line, so that no vector straddles two."""
+    """`count` zeros starting at a cache line, so that no vector straddles two lines."""
     memory = np.zeros(count + 64, dtype)
     begin = -memory.ctypes.data % 64 // memory.itemsize
     return memory[begin : begin + count]
@@ -73,8 +73,9 @@ def _aligned(count, dtype):
 
 @jit(allocates=True)
 def make_scratch(size, width):
-    """Working memory for views of `size` pixels, images of up to `width` pixels; compiled code may
-    call it too."""
+    """Allocate scratch memory for views of side `size` and images of up to `width` pixels.
+    Callable from compiled code.
+    """
     pitch = (size + 31) // 32 * 32
     return Scratch(
         _aligned(4 * pitch, np.int32),
@@ -96,6 +97,7 @@ def make_scratch(size, width):
 
 @inline_jit()
 def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
+    """Resize view `v` of a plan row into `scratch.levels`; arguments as for `render_views`."""
     view = row[v * VIEW_FLOATS :]
     y, x = int(view[CROP]) - origin_y, int(view[CROP + 1]) - origin_x
     resize_view(
@@ -105,8 +107,7 @@ def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
 
 @inline_jit()
 def _masked_pixels(row, views, v, size, mask):
-    """(x1, y1, x2, y2) of the pixels to zero: those that the masked box touches, in the query view
-    alone."""
+    """The pixels to zero, (x1, y1, x2, y2): those that the masked box touches, in view 0 only."""
     if not mask or v != 0:
         return 0, 0, 0, 0
     box = row[views * VIEW_FLOATS + MASKED_BOX :]
@@ -123,13 +124,14 @@ def _masked_pixels(row, views, v, size, mask):
 def render_views(
     image, origin_y, origin_x, row, views, mask, form, normalisation, scratch, out, position
 ):
-    """Render all views of one image into `out[:, position]`.
+    """Resize and augment all views of one image into `out[:, position]`.
 
-    `image` (h, w, 3) uint8, C-contiguous: the region of the image whose top left pixel is
-    (origin_y, origin_x), which holds all crops of `row`, the sample's flat plan row of `views`
-    views. `mask`: zero the masked box in view 0. `form` a code of `formats`; `normalisation` (2, 3)
-    float32, scale and offset from levels. `out` (V, N, S, S, 3) float32, uint16 (the bits of
-    halves) or uint8 (levels: neither normalised nor masked).
+    `image` (h, w, 3) uint8, C-contiguous: the region of the image that starts at (origin_y,
+    origin_x) and contains all crops. `row` (columns,) float32: the sample's plan row of `views`
+    views. `mask`: zero the masked box in view 0. `form`: the code of an output format.
+    `normalisation` (2, 3) float32: scale and offset of each channel, from levels. `out`
+    (V, N, S, S, 3), C-contiguous: float32, uint16 (bits of float16 or bfloat16) or uint8 (levels,
+    neither normalised nor masked). Checks nothing.
     """
     size, flat = out.shape[2], out.reshape(-1)
     for v in range(views):
@@ -143,7 +145,9 @@ def render_views(
 
 @jit()
 def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
-    """Crop, resize and flip all views of one image into `out[:, position]`, (V, N, S, S, 3) uint8."""
+    """Crop, resize and flip all views of one image into `out[:, position]`, `out` (V, N, S, S, 3)
+    uint8. The other arguments as for `render_views`.
+    """
     size, flat = out.shape[2], out.reshape(-1)
     levels, pitch = scratch.levels, scratch.pitch
     for v in range(views):
@@ -155,7 +159,8 @@ def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
 
 @inline_jit()
 def _interleave_row(levels, at, pitch, size, out, start):
-    """The row of the levels from `at` on to the flat `out` from `start` on."""
+    """Interleave a planar row: `levels` from `at`, channels `pitch` apart, to (S, 3) in the flat
+    `out` from `start`. All uint8."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green = load(levels, at + x, 32), load(levels, at + pitch + x, 32)
@@ -167,7 +172,7 @@ def _interleave_row(levels, at, pitch, size, out, start):
 
 @inline_jit()
 def _deinterleave_row(source, start, size, levels, at, pitch):
-    """The row of the levels from `at` on, from the flat `source` from `start` on."""
+    """Inverse of `_interleave_row`: (S, 3) in the flat `source` from `start` to planar `levels`."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green, blue = load_interleaved(source, start + 3 * x, 32)
@@ -181,8 +186,10 @@ def _deinterleave_row(source, start, size, levels, at, pitch):
 
 @jit()
 def augment_views(resized, row, views, mask, form, normalisation, scratch, out, position):
-    """Augment what `resize_views` made, `resized[:, position]`, into `out[:, position]`; see
-    `render_views`."""
+    """Augment `resized[:, position]`, the output of `resize_views`, into `out[:, position]`.
+
+    `resized` (V, N, S, S, 3) uint8, C-contiguous. The other arguments as for `render_views`.
+    """
     size, source, flat = out.shape[2], resized.reshape(-1), out.reshape(-1)
     levels, pitch = scratch.levels, scratch.pitch
     for v in range(views):
@@ -196,11 +203,10 @@ def augment_views(resized, row, views, mask, form, normalisation, scratch, out, 
 
 
 class Renderer:
-    """Renders samples of one configuration into batches, with working memory of its own: make one a
-    thread.
+    """Renders samples of one configuration into batches. Not thread-safe: create one per thread.
 
-    The kernel for each dtype is compiled (seconds) or loaded from the cache (milliseconds) when
-    first called.
+    The first call with a dtype compiles its kernel (seconds) or loads it from the cache
+    (milliseconds).
     """
 
     def __init__(
@@ -210,12 +216,10 @@ class Renderer:
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        """`dtype` a name in `FORMAT_NAMES` (ValueError otherwise); `mean` and `std` of each
-        channel, of levels in 0..1."""
+        """`dtype`: a name in `FORMAT_NAMES`. `mean` and `std`: of each channel, for levels scaled
+        to 0..1; `std` positive. Raises InvalidInput otherwise."""
         if dtype not in FORMAT_NAMES:
-            raise InvalidInput(
-                f"dtype is {dtype!r}; views are rendered to one of {', '.join(FORMAT_NAMES)}"
-            )
+            raise InvalidInput(f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {dtype!r}.")
         self.dtype = dtype
         self.config = config
         self._form = FORMAT_NAMES[dtype].code
@@ -223,17 +227,17 @@ class Renderer:
         self._mask = config.mask and dtype != "uint8"
         std64 = np.asarray(std, np.float64)
         if std64.min() <= 0:
-            raise InvalidInput(f"std is {tuple(std)}; it wants to be positive")
+            raise InvalidInput(f"`std` must be positive, got {tuple(std)}.")
         self._normalisation = np.array(
             [1 / (255 * std64), -np.asarray(mean, np.float64) / std64], np.float32
         )
-        self._columns = config.plan_dtype.itemsize // 4
+        self._columns = plan_columns(config.plan_dtype)
         self._width = 512
         self._scratch = make_scratch(config.size, self._width)
 
     @functools.cached_property
     def buffer_dtype(self) -> np.dtype:
-        """Dtype of the arrays that `render` writes: halves are written as their bits, into uint16."""
+        """NumPy dtype of the arrays that `render` writes; float16 and bfloat16 are uint16."""
         return np.dtype(FORMAT_NAMES[self.dtype].storage)
 
     def render(
@@ -245,12 +249,12 @@ class Renderer:
         out: np.ndarray,
         position: int,
     ) -> None:
-        """Render one image's views into `out[:, position]`.
+        """Resize and augment one image's views into `out[:, position]`.
 
-        `image` (h, w, 3) uint8: a region of the decoded image that holds all crops, its top left
-        pixel at (origin_y, origin_x); `row` (columns,) float32, its plan; `out` (V, N, S, S, 3)
-        `buffer_dtype`, C-contiguous. ValueError where a shape or a crop does not fit, before
-        anything is written.
+        `image` (h, w, 3) uint8, C-contiguous: a region of the decoded image that starts at
+        (origin_y, origin_x) and contains all crops. `row` (columns,) float32: its plan row. `out`
+        (V, N, S, S, 3) `buffer_dtype`, C-contiguous. Raises InvalidInput, before writing, where a
+        shape, dtype or crop does not fit.
         """
         self._check(image, origin_y, origin_x, row, out, position, self.buffer_dtype)
         render_views(
@@ -276,13 +280,15 @@ class Renderer:
         out: np.ndarray,
         position: int,
     ) -> None:
-        """The seam: crop, resize and flip only, into `out[:, position]`, (V, N, S, S, 3) uint8."""
+        """Crop, resize and flip only: `render` up to the seam, `out` (V, N, S, S, 3) uint8."""
         self._check(image, origin_y, origin_x, row, out, position, _UINT8)
         resize_views(image, origin_y, origin_x, row, self._views, self._scratch, out, position)
 
     def augment(self, resized: np.ndarray, row: np.ndarray, out: np.ndarray, position: int) -> None:
-        """From the seam on: `resized[:, position]`, (V, N, S, S, 3) uint8, into `out[:, position]`
-        as `render` does."""
+        """Augment only: `render` from the seam, `resized[:, position]` to `out[:, position]`.
+
+        `resized` (V, N, S, S, 3) uint8, C-contiguous, as `resize` writes it.
+        """
         self._check_out(resized, row, position, _UINT8)
         self._check_out(out, row, position, self.buffer_dtype)
         augment_views(
@@ -307,8 +313,7 @@ class Renderer:
         position: int,
         dtype: Any,
     ) -> None:
-        """Hold the arguments to what the kernels, which check nothing, rely on; grow the working
-        memory if need be."""
+        """Check the arguments, since the kernels do not, and grow the scratch memory if needed."""
         if (
             image.dtype != _UINT8
             or image.ndim != 3
@@ -316,7 +321,8 @@ class Renderer:
             or not image.flags.c_contiguous
         ):
             raise InvalidInput(
-                f"image is {image.dtype} {image.shape}; it wants to be contiguous uint8 (h, w, 3)"
+                "`image` must be C-contiguous uint8 (h, w, 3), "
+                f"got {image.dtype} {image.shape} with strides {image.strides}."
             )
         self._check_out(out, row, position, dtype)
         height, width = image.shape[:2]
@@ -326,30 +332,36 @@ class Renderer:
             inside_y = origin_y <= y and y + h <= origin_y + height
             if not (inside_y and origin_x <= x and x + w <= origin_x + width and h >= 1 and w >= 1):
                 raise InvalidInput(
-                    f"view {v}'s crop (y, x, h, w) = {(y, x, h, w)} does not lie in the decoded region "
-                    f"{(origin_y, origin_x, height, width)}"
+                    f"view {v}'s crop must lie in the decoded region (y, x, h, w) = "
+                    f"{(origin_y, origin_x, height, width)}, got {(y, x, h, w)}."
                 )
         self._make_room(width)
 
     def _make_room(self, width: int) -> None:
-        """Working memory for images of this width."""
+        """Grow the scratch memory to images of this width."""
         if width > self._width:
             self._width = 1 << (width - 1).bit_length()
             self._scratch = make_scratch(self.config.size, self._width)
 
     def _check_out(self, out: Any, row: Any, position: int, dtype: Any) -> None:
+        """Check a buffer, its dtype, the position in it, and the plan row."""
         size = self.config.size
         if out.dtype != dtype or not out.flags.c_contiguous:
-            raise InvalidInput(f"the buffer is {out.dtype}; it wants to be contiguous {dtype}")
+            raise InvalidInput(
+                f"the buffer must be C-contiguous {dtype}, "
+                f"got {out.dtype} with strides {out.strides}."
+            )
         if out.ndim != 5 or out.shape[0] != self._views or out.shape[2:] != (size, size, 3):
             raise InvalidInput(
-                f"the buffer is {out.shape}; it wants to be {(self._views, 'N', size, size, 3)}"
+                f"the buffer must have shape ({self._views}, N, {size}, {size}, 3), "
+                f"got {out.shape}."
             )
         if not 0 <= position < out.shape[1]:
             raise InvalidInput(
-                f"position {position} lies outside the buffer's {out.shape[1]} samples"
+                f"`position` must be in 0..{out.shape[1] - 1}, the samples of the buffer, "
+                f"got {position}."
             )
         if row.dtype != _FLOAT32 or row.shape != (self._columns,):
             raise InvalidInput(
-                f"the plan row is {row.dtype} {row.shape}; it wants to be float32 {(self._columns,)}"
+                f"the plan row must be float32 ({self._columns},), got {row.dtype} {row.shape}."
             )

@@ -1,9 +1,9 @@
-"""From a JPEG's bytes and its plan row to finished views in a batch: several images a call, without
-the GIL.
+"""Rendering of JPEG files, by their plan rows, into the views of a batch: several images a call,
+without the GIL.
 
-The part of each image that its crops need is decoded by `jpeg.decode_region` into memory that stays
-in the cache, and rendered from there. What that decoder does not take is left undone, for a library
-to decode and `Renderer` to render.
+`jpeg.decode_region` decodes the part of an image that its crops need, into memory that stays in the
+CPU's cache, and `render_views` reads it there. Images that this decoder does not take are skipped;
+the caller decodes them with a library and renders them with `Renderer`.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,18 @@ from .jpeg.pixels import LANES
 from .plan import CROP, VIEW_FLOATS
 from .render import Renderer, render_views, resize_views
 
-MAX_FILE, MAX_PIXELS, MAX_WIDTH = 32 << 20, 22 << 20, 1 << 16
-"""What is larger is left undone, so that a thread keeps no more memory than images of this size
-take."""
+# Larger images are skipped and take the slow path; this bounds each thread's scratch memory.
+MAX_FILE = 32 << 20
+"""Largest file, bytes."""
+MAX_PIXELS = 22 << 20
+"""Largest image, pixels."""
+MAX_WIDTH = 1 << 16
+"""Largest width, pixels."""
 
 
 @intrinsic
 def _bytes_at(typing_context, address, size):
-    """The `size` bytes at an address as a uint8 array; nobody keeps them alive for it."""
+    """A (size,) uint8 array of the bytes at an address. Borrowed: the caller keeps them alive."""
     array = types.Array(types.uint8, 1, "C", readonly=True)
 
     def generate(context, builder, signature, arguments):
@@ -48,11 +52,14 @@ def _bytes_at(typing_context, address, size):
 
 @jit()
 def decode_crops(file, height, width, row, views, whole, scratch, pixels):
-    """The region of a JPEG that its crops need into `pixels`: (whether it is there, y, x, rows,
-    columns).
+    """Decode the region of a JPEG that its crops need: (decoded, y, x, rows, columns).
 
-    `file` (2,) int64: address and length; the rest as in `render_jpegs`.
+    Writes the region, (rows, columns, 3) uint8, to the start of `pixels`; `y`, `x` is its origin.
+    `decoded` is False where the crops exceed the image, the region exceeds `pixels`, or the decoder
+    does not take the file. `file` (2,) int64: address and length. `height`, `width`: the image's
+    sides. `row` (columns,) float32: the plan row. The other arguments as for `render_jpegs`.
     """
+    # The smallest region that contains every view's crop.
     y, x, bottom, right = np.int64(height), np.int64(width), np.int64(0), np.int64(0)
     for v in range(views):
         crop = row[v * VIEW_FLOATS + CROP :]
@@ -60,7 +67,7 @@ def decode_crops(file, height, width, row, views, whole, scratch, pixels):
         bottom, right = max(bottom, int(crop[0] + crop[2])), max(right, int(crop[1] + crop[3]))
     if y < 0 or x < 0 or bottom > height or right > width or y >= bottom or x >= right:
         return False, 0, 0, 0, 0
-    y, x = y & ~1, x & ~1  # where the decoder can begin: at whole samples of chroma
+    y, x = y & ~1, x & ~1  # the decoder starts at whole chroma samples
     rows, columns = bottom - y, right - x
     if 3 * (rows * columns + LANES) > len(pixels):
         return False, 0, 0, 0, 0
@@ -89,12 +96,12 @@ def render_jpegs(
     out,
     done,
 ):
-    """Render the views of JPEGs into `out[:, numbers]`, and note in `done` (n,) bool which are
-    there.
+    """Decode and render n JPEGs into `out[:, numbers]`; set `done` (n,) bool where that succeeded.
 
-    `files` (n, 2) int64: address and length of each; `sides` (n, 2) int64: height and width;
-    `plans` (n, columns) float32. `whole`: see `jpeg.decode_region`; `pixels` uint8, flat, with room
-    for any of the images and its region's last vector. The rest as in `render.render_views`.
+    `files` (n, 2) int64: address and length of each. `sides` (n, 2) int64: height and width.
+    `plans` (n, columns) float32: plan rows. `numbers` (n,) int64: positions in `out`. `whole`: see
+    `jpeg.decode_region`. `jpeg_scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the
+    largest region and one more vector. The other arguments as for `render.render_views`.
     """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
@@ -111,8 +118,9 @@ def render_jpegs(
 def resize_jpegs(
     files, sides, plans, numbers, views, whole, jpeg_scratch, pixels, scratch, out, done
 ):
-    """`render_jpegs` up to the seam: crop, resize and flip into `out[:, numbers]`, (V, N, S, S, 3)
-    uint8."""
+    """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` (V, N, S, S, 3)
+    uint8.
+    """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
             files[i], sides[i, 0], sides[i, 1], plans[i], views, whole, jpeg_scratch, pixels
@@ -123,11 +131,12 @@ def resize_jpegs(
 
 
 class JpegRenderer(Renderer):
-    """A renderer that takes JPEGs too, several a call."""
+    """A `Renderer` that also takes encoded JPEGs, several a call."""
 
     whole = True
-    """Whether files are read to their end; otherwise damage below an image's crops goes unseen."""
-    _file_bytes, _pixels = 0, np.empty(0, np.uint8)
+    """Decode files to their end. If False, damage below an image's crops goes undetected."""
+    _file_bytes = 0
+    _pixels = np.empty(0, np.uint8)
 
     def render_jpegs(
         self,
@@ -137,12 +146,12 @@ class JpegRenderer(Renderer):
         numbers: np.ndarray,
         out: np.ndarray,
     ) -> np.ndarray:
-        """Render `files` into `out[:, numbers]`; (n,) bool: which of them are there, the others'
-        places untouched.
+        """Decode and render `files` into `out[:, numbers]`; (n,) bool, True where that succeeded.
 
-        Any bytes are safe. `sides` (n, 2) int64, heights and widths; `plans` (n, columns) float32;
-        `numbers` (n,) int64; `out` (V, N, S, S, 3) `buffer_dtype`, C-contiguous. ValueError where a
-        shape does not fit.
+        The places of skipped files stay untouched. Any bytes are safe. `sides` (n, 2) int64:
+        heights and widths. `plans` (n, columns) float32. `numbers` (n,) int64. `out`
+        (V, N, S, S, 3) `buffer_dtype`, C-contiguous. Raises InvalidInput where a shape does not
+        fit.
         """
         where, done = self._prepare(files, sides, plans, numbers, out, self.buffer_dtype)
         render_jpegs(
@@ -171,7 +180,7 @@ class JpegRenderer(Renderer):
         numbers: np.ndarray,
         out: np.ndarray,
     ) -> np.ndarray:
-        """The seam: as `render_jpegs`, but crop, resize and flip only, into (V, N, S, S, 3) uint8."""
+        """Decode, crop, resize and flip only: `render_jpegs` up to the seam, `out` uint8."""
         where, done = self._prepare(files, sides, plans, numbers, out, np.dtype(np.uint8))
         resize_jpegs(
             where,
@@ -191,20 +200,18 @@ class JpegRenderer(Renderer):
     def decode(
         self, file: bytes, height: int, width: int, row: np.ndarray
     ) -> tuple[np.ndarray, int, int] | None:
-        """What the crops of a plan row need of a JPEG: (region (h, w, 3) uint8, its y, its x); None
-        where it is left.
+        """Decode only: (region (h, w, 3) uint8, its y, its x) with the crops of a plan row, or None
+        where the file is skipped.
 
-        Valid until the next call. For those who want to look at the parts of `render_jpegs`.
+        Borrowed: valid until the next call. For measuring the parts of `render_jpegs`.
         """
         where = self._locate([file], np.array([[height, width]]))
         decoded, y, x, rows, columns = decode_crops(
             where[0], height, width, row, self._views, self.whole, self._jpeg_scratch, self._pixels
         )
-        return (
-            (self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x)
-            if decoded
-            else None
-        )
+        if not decoded:
+            return None
+        return self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x
 
     def _prepare(
         self,
@@ -215,19 +222,20 @@ class JpegRenderer(Renderer):
         out: np.ndarray,
         dtype: np.dtype,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(where the files lie, room for the verdicts on them), with arguments checked and enough
-        working memory."""
+        """Check the arguments and grow the scratch memory: (`files` as in the kernels, `done`)."""
         count = len(files)
         if sides.shape != (count, 2) or plans.shape[:1] != (count,) or numbers.shape != (count,):
             raise InvalidInput(
-                f"{count} files with sides {sides.shape}, plans {plans.shape}, numbers {numbers.shape}"
+                f"{count} files need `sides` ({count}, 2), `plans` ({count}, columns) and "
+                f"`numbers` ({count},), got {sides.shape}, {plans.shape} and {numbers.shape}."
             )
         for plan, number in zip(plans, numbers.tolist()):
             self._check_out(out, plan, number, dtype)
         return self._locate(files, sides), np.empty(count, np.bool_)
 
     def _locate(self, files: Sequence[bytes], sides: np.ndarray) -> np.ndarray:
-        """(n, 2) int64: addresses and lengths of the files; working memory grows to what they need."""
+        """Addresses and lengths of the files, (n, 2) int64. Grows the scratch memory to fit."""
+        # Memory grows by half more than needed, so that it seldom grows.
         longest = min(max(map(len, files)), MAX_FILE)
         largest = min(int(sides.prod(1).max()), MAX_PIXELS)
         if longest > self._file_bytes or 3 * (largest + LANES) > len(self._pixels):

@@ -1,13 +1,13 @@
-"""Crop, antialiased bilinear resize and flip of one view, in uint8: the seam where every loader's
-views meet.
+"""Crop, antialiased bilinear resize and flip of one view, in uint8.
 
-The definition is Pillow's: a triangle filter whose support grows with the downscaling, normalised
-over the crop alone. `resize_reference` is Pillow itself. The kernel resizes rows first (contiguous
-memory) and then columns, in 16-bit fixed point with 8 fractional bits, and rounds once; Pillow
-rounds to whole levels in between, so that the two differ by one level at most (see `NARROW_TAPS`).
+The result is the seam: every loader renders to it, and augmentation starts from it. The definition
+is Pillow's: a triangle filter whose support grows with the downscaling, normalised over the crop.
+`resize_reference` is Pillow itself. The kernel resizes vertically first (contiguous memory), then
+horizontally, in 16-bit fixed point with 8 fractional bits, and rounds once. Pillow rounds to whole
+levels in between, so the two differ by at most one level (see `NARROW_TAPS`).
 
-Shapes: S the view's side; P the pitch of a planar row, S rounded up to a multiple of 64; T
-`NARROW_TAPS`.
+Shapes: H, W the image's sides; S the view's side; P the pitch of a planar row, S rounded up to a
+multiple of 32; T = `NARROW_TAPS`. Scratch arrays are flat; `render.Scratch` describes them.
 """
 
 import numpy as np
@@ -30,28 +30,28 @@ from .compiler.vector import (
 from .compiler.vector_shuffle import transpose
 
 NARROW_TAPS = 64
-"""The most source pixels an output pixel may draw on in fixed point (a downscaling by about 31).
+"""Most source pixels of an output pixel in fixed point: a downscaling by 31.
 
-Each tap's product is floored to 1/256 level, which half a unit a tap makes up for on average: at
-most 64/512 level is left a pass, and 0.05 for the rounded weights; less than the 0.5 that keeps the
-result within one level of Pillow's.
+Each tap's product is floored to 1/256 level, which half a unit a tap compensates on average. The
+error left is at most 64/512 level a pass, plus 0.05 for the rounded weights. That is below the 0.5
+that keeps the result within one level of Pillow's.
 """
 STRIP = 32
-"""Output rows that are resized together, as the lanes of a vector."""
+"""Output rows resized together, one in each lane of a vector."""
 TILE = 128
-"""Values (bytes) of an image row that are worked on at once."""
+"""Bytes of an image row resized vertically at once."""
 
-_MAX_SCALE = (
-    NARROW_TAPS - 2
-) / 2  # a downscaling by s draws on 2 s + 1 pixels at most, and one is to spare
-_HALF_LEVEL = 128  # in 1/256
+_MAX_SCALE = (NARROW_TAPS - 2) / 2  # scale s takes at most 2 s + 1 pixels; one is spare
+_HALF_LEVEL = 128  # in units of 1/256 level
 
 
 def resize_reference(
     image: np.ndarray, crop: tuple[int, int, int, int], size: int, flip: bool
 ) -> np.ndarray:
-    """The view of `crop` (y, x, height, width) of `image` (H, W, 3) uint8 by Pillow; (S, S, 3)
-    uint8."""
+    """Crop, resize and flip by Pillow: `image` (H, W, 3) uint8 to a view (S, S, 3) uint8.
+
+    `crop`: (y, x, height, width), pixels of the image.
+    """
     y, x, height, width = crop
     patch = Image.fromarray(np.ascontiguousarray(image[y : y + height, x : x + width]))
     view = np.asarray(patch.resize((size, size), Image.Resampling.BILINEAR))
@@ -60,33 +60,31 @@ def resize_reference(
 
 @inline_jit()
 def resize_view(image, y, x, height, width, flip, size, scratch):
-    """Crop, resize and flip one view into `scratch.levels`.
+    """Crop, resize and flip one view into `scratch.levels` (P · 3 · P,) uint8, planar by row.
 
-    `image` (H, W, 3) uint8, C-contiguous; the crop's `y`, `x`, `height`, `width` in its pixels,
-    inside it.
+    `image` (H, W, 3) uint8, C-contiguous. `y`, `x`, `height`, `width`: the crop, inside the image.
     """
     levels, pitch, narrow = scratch.levels, scratch.pitch, scratch.narrow
     flat, stride = image.reshape(-1), 3 * image.shape[1]
     begin, values = y * stride + 3 * x, 3 * width
+    # 1. Crops that fixed point cannot take: scaled down too far, or both narrow and too tall.
     if max(height, width) > _MAX_SCALE * size or (values < TILE and height * TILE > len(narrow)):
         _resize_wide(
             image, y, x, height, width, flip, size, scratch.columns.view(np.float32), levels, pitch
         )
         return
-    if values < TILE:  # a tile would reach beyond the image
+    # 2. A crop narrower than a tile is copied to rows of a tile, so that loads stay inside memory.
+    if values < TILE:
         for row in range(height):
             for i in range(values):
                 narrow[row * TILE + i] = flat[begin + row * stride + i]
         flat, stride, begin, values = narrow, TILE, 0, TILE
-    spans, weights, tile, columns, block = (
-        scratch.spans,
-        scratch.weights,
-        scratch.tile,
-        scratch.columns,
-        scratch.block,
-    )
+    spans, weights = scratch.spans, scratch.weights
+    tile, columns, block = scratch.tile, scratch.columns, scratch.block
+    # 3. Source pixels and weights of all output rows (axis 0) and columns (axis 1).
     _fill_taps(height, size, False, spans, weights, 0, pitch)
     _fill_taps(width, size, flip, spans, weights, 1, pitch)
+    # 4. Strip by strip: resize into columns of `STRIP` values, then transpose them to rows.
     for top in range(0, size, STRIP):
         _resize_strip(
             flat,
@@ -111,15 +109,18 @@ def resize_view(image, y, x, height, width, flip, size, scratch):
 
 @inline_jit()
 def _fill_taps(length, size, flip, spans, weights, axis, pitch):
-    """The taps of all outputs along one axis, by Pillow's rules (precompute_coeffs in its
+    """Compute the taps of all outputs along one axis by Pillow's rules (precompute_coeffs in its
     Resample.c).
 
-    Output i draws on `spans[1]` pixels from `spans[0]` on (each (2, 2, P) int32, the first axis
-    `axis`), weighted by `weights` (2, T, P) uint16 in 1/65536; both flat. The rounding error of a
-    weight goes into the next one, so that they add up to 65536 and constant images stay what they
-    are. `flip` mirrors the outputs. A weight of one is capped at 65535, which costs less than 1/256
-    level.
+    `length`: the crop's side along `axis`. `spans` (2, 2, P) int32, flat: for each axis, the first
+    source pixel of output i and the number of pixels. `weights` (2, T, P) uint16, flat: their
+    weights in 1/65536. `flip` mirrors the outputs.
+
+    The rounding error of a weight is carried to the next, so that weights add up to 65536 and
+    constant images stay constant. A single weight of 65536 is capped at 65535, which costs less
+    than 1/256 level.
     """
+    # 16 outputs at a time, in float64.
     scale = length / size
     support = max(scale, 1.0)
     zero = broadcast(0.0, 16)
@@ -127,15 +128,18 @@ def _fill_taps(length, size, flip, spans, weights, axis, pitch):
         output = lane_numbers(np.float64, 16) + np.float64(at)
         if flip:
             output = np.float64(size - 1) - output
+        # Source pixels of each output: those under its triangle, inside the crop.
         centre = (output + 0.5) * scale
         begin = convert(convert(maximum(centre - support + 0.5, zero), np.int32), np.float64)
         end = convert(
             convert(minimum(centre + support + 0.5, broadcast(np.float64(length), 16)), np.int32),
             np.float64,
         )
+        # Sum of the triangle's heights, for normalisation.
         whole = zero
         for k in range(int(2.0 * support) + 2):
             whole = whole + _triangle(begin + np.float64(k), end, centre, 1.0 / support)
+        # Weights as differences of the rounded running sum.
         to_fixed = 65536.0 / whole
         running, before = broadcast(0.5, 16), broadcast(np.int32(0), 16)
         for k in range(int(2.0 * support) + 2):
@@ -152,7 +156,7 @@ def _fill_taps(length, size, flip, spans, weights, axis, pitch):
 
 @inline_jit(forceinline=True)
 def _triangle(pixel, end, centre, inverse_support):
-    """The filter's height over `pixel`, not yet normalised; 0 from `end` on."""
+    """The triangle filter's height at `pixel`, not normalised; 0 from `end`. float64 vectors."""
     distance = pixel - centre + 0.5
     height = 1.0 - maximum(distance, 0.0 - distance) * inverse_support
     return select(pixel < end, maximum(height, broadcast(0.0, 16)), broadcast(0.0, 16))
@@ -162,37 +166,40 @@ def _triangle(pixel, end, centre, inverse_support):
 def _resize_strip(
     flat, begin, stride, values, top, flip, size, spans, weights, pitch, tile, columns, block
 ):
-    """`STRIP` output rows from `top` on, into `block`, where they are the lanes of each column.
+    """Resize `STRIP` output rows from `top` into `block`: (3, P, STRIP) uint8, flat, each column's
+    rows adjacent.
 
-    The rows are resized vertically tile by tile, each tile just ahead of the columns that need it,
-    so that it and what it is transposed into are still in the L1 cache.
+    `flat`: the image's bytes; `begin`: the crop's first; `stride`: bytes from row to row; `values`:
+    bytes of a crop's row. `tile` (STRIP · TILE,) and `columns` (3 W · STRIP,) uint16: scratch.
+    Tiles are resized vertically just ahead of the columns that need them, so that a tile and its
+    transpose are still in the L1 cache when they are read.
     """
     rows = min(STRIP, size - top)
     above, below = spans[top], spans[top + rows - 1] + spans[pitch + top + rows - 1]
-    ready = 0
+    ready = 0  # bytes of the crop's rows that are in `columns`
     for i in range(size):
         column = size - 1 - i if flip else i
         count, first = spans[3 * pitch + column], 3 * spans[2 * pitch + column]
+        # Vertical: more tiles, until this column's source pixels are ready.
         while ready < first + 3 * count:
             start = min(ready, values - TILE)
-            for row in range(above, below):  # what the next tile needs, while this one is worked on
+            for row in range(above, below):  # the next tile's source, while this one is computed
                 prefetch(flat, begin + start + TILE + 63 + row * stride)
                 prefetch(flat, begin + start + TILE + 127 + row * stride)
             for row in range(rows):
                 _resize_down(
                     flat, begin + start, stride, top + row, spans, weights, pitch, tile, row * TILE
                 )
-            for chunk in range(0, TILE, 64):  # a chunk holds its even values, then its odd ones
+            # Transpose, so that a column's rows are adjacent. `_resize_down` leaves each chunk of
+            # 64 values as its even values, then its odd ones.
+            for chunk in range(0, TILE, 64):
                 for j in range(0, 32, 8):
                     to = (start + chunk + 2 * j) * STRIP
                     transpose(tile, chunk + j, TILE, columns, to, 2 * STRIP)
                     transpose(tile, chunk + 32 + j, TILE, columns, to + STRIP, 2 * STRIP)
             ready = start + TILE
-        red, green, blue = (
-            broadcast(np.uint16(0), 32),
-            broadcast(np.uint16(0), 32),
-            broadcast(np.uint16(0), 32),
-        )
+        # Horizontal: one output column, its `STRIP` rows in the lanes.
+        red = green = blue = broadcast(np.uint16(0), 32)
         at = first * STRIP
         for k in range(count):
             weight = broadcast(weights[(NARROW_TAPS + k) * pitch + column], 32)
@@ -200,6 +207,7 @@ def _resize_strip(
             green = green + multiply_high(load(columns, at + STRIP, 32), weight)
             blue = blue + multiply_high(load(columns, at + 2 * STRIP, 32), weight)
             at += 3 * STRIP
+        # Each product was floored by half a unit on average: add that, and half a level to round.
         rounding = broadcast(np.uint16(_HALF_LEVEL + count // 2), 32)
         to = column * STRIP
         store(block, to, convert((red + rounding) >> np.uint16(8), np.uint8))
@@ -209,32 +217,25 @@ def _resize_strip(
 
 @inline_jit(forceinline=True)
 def _resize_down(flat, at, stride, row, spans, weights, pitch, tile, to):
-    """`TILE` values of one output row from the image's rows, from `at` on, into `tile` from `to`
-    on, in 1/256 level.
+    """Resize `TILE` bytes of one output row vertically, into `tile` from `to`, in 1/256 level.
 
-    Two bytes are taken as one uint16: each in its upper half is a level in 1/256, which the
-    weight's product keeps.
+    `at`: the first byte in the crop's first row; `row`: the output row. Two bytes are loaded as one
+    uint16. A byte in the upper half of a uint16 is its level in 1/256: even bytes are shifted up,
+    odd bytes are masked. The result holds 32 even values, 32 odd ones, and so again.
     """
     at += spans[row] * stride
     count = spans[pitch + row]
     low, high = np.uint16(8), np.uint16(0xFF00)
-    even = odd = even_2 = odd_2 = broadcast(
-        np.uint16(count // 2), 32
-    )  # a product loses half a unit on average
+    # A product is floored by half a unit on average.
+    even = odd = even_2 = odd_2 = broadcast(np.uint16(count // 2), 32)
     for k in range(count):
         weight = broadcast(weights[k * pitch + row], 32)
-        pairs, pairs_2 = (
-            reinterpret(load(flat, at, 64), np.uint16),
-            reinterpret(load(flat, at + 64, 64), np.uint16),
-        )
-        even, odd = (
-            even + multiply_high(pairs << low, weight),
-            odd + multiply_high(pairs & high, weight),
-        )
-        even_2, odd_2 = (
-            even_2 + multiply_high(pairs_2 << low, weight),
-            odd_2 + multiply_high(pairs_2 & high, weight),
-        )
+        pairs = reinterpret(load(flat, at, 64), np.uint16)
+        pairs_2 = reinterpret(load(flat, at + 64, 64), np.uint16)
+        even = even + multiply_high(pairs << low, weight)
+        odd = odd + multiply_high(pairs & high, weight)
+        even_2 = even_2 + multiply_high(pairs_2 << low, weight)
+        odd_2 = odd_2 + multiply_high(pairs_2 & high, weight)
         at += stride
     store(tile, to, even)
     store(tile, to + 32, odd)
@@ -244,16 +245,20 @@ def _resize_down(flat, at, stride, row, spans, weights, pitch, tile, to):
 
 @inline_jit()
 def _scalar_triangle(pixel, centre, inverse_support):
+    """`_triangle` of one pixel."""
     return max(0.0, 1.0 - abs(pixel - centre + 0.5) * inverse_support)
 
 
 @inline_jit()
 def _resize_wide(image, y, x, height, width, flip, size, line, levels, pitch):
-    """`resize_view` in floating point, for what the fixed point form does not take. Seldom met;
-    need not be fast."""
+    """`resize_view` in floating point, for the rare crops that fixed point cannot take; slow.
+
+    `line` (at least 3 W,) float32: scratch, one output row resized vertically.
+    """
     scale_y, scale_x = height / size, width / size
     support_y, support_x = max(scale_y, 1.0), max(scale_x, 1.0)
     for row in range(size):
+        # Vertical: the weighted sum of the source rows.
         centre = (row + 0.5) * scale_y
         line[: 3 * width] = np.float32(0.0)
         row_weight = 0.0
@@ -265,9 +270,10 @@ def _resize_wide(image, y, x, height, width, flip, size, line, levels, pitch):
             for j in range(width):
                 for channel in range(3):
                     line[3 * j + channel] += np.float32(image[y + k, x + j, channel]) * weight
+        # Horizontal: the weighted sum of pixels, normalised over both axes at once.
         for i in range(size):
             centre = (i + 0.5) * scale_x
-            total, red, green, blue = 0.0, 0.0, 0.0, 0.0
+            total = red = green = blue = 0.0
             for k in range(
                 max(int(centre - support_x + 0.5), 0), min(int(centre + support_x + 0.5), width)
             ):

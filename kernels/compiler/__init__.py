@@ -1,1 +1,1 @@
-"""How kernels become machine code: Numba's cache, vectors as values, half precision, threads."""
+"""Compilation of kernels: Numba with a safe disk cache, SIMD vectors, half precision, threads."""

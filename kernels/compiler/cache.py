@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: machine code, shard indexes, demo data."""
+"""The cache directory: machine code, shard indexes, demo data. All of it can be regenerated."""
 
 import functools
 import os
@@ -8,26 +8,28 @@ import tempfile
 
 @functools.cache
 def cache_folder(kind: str) -> pathlib.Path:
-    """The folder `kind` in the first writable of `$MASKCO_FAST_CACHE`, the user's cache folder and
-    the temporary one.
+    """The subfolder `kind` of the cache directory, created if needed.
 
-    Made where it does not exist. OSError, with the remedy, where none is writable.
+    The cache directory is the first writable one of `$MASKCO_FAST_CACHE`, `maskco-fast` in the
+    user's cache folder, and a folder of this user in the temporary one. Raises OSError where none
+    is writable.
     """
-    wanted = [
+    candidates = [
         os.environ.get("MASKCO_FAST_CACHE"),
         os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "maskco-fast"
         ),
         os.path.join(tempfile.gettempdir(), f"maskco-fast-{os.getuid()}"),
     ]
-    for name in filter(None, wanted):
+    for name in filter(None, candidates):
         try:
             folder = pathlib.Path(name, kind)
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 return folder
-        except OSError:  # read-only or not ours: the next one
+        except OSError:  # read-only, or another user's: try the next
             continue
     raise OSError(
-        f"none of {list(filter(None, wanted))} is writable; set MASKCO_FAST_CACHE to a folder that is"
+        f"no cache directory is writable among {list(filter(None, candidates))}; "
+        "set MASKCO_FAST_CACHE to a writable folder."
     )

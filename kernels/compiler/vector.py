@@ -1,10 +1,8 @@
-"""Vectors as Numba values: a few operations on LLVM vectors, for loops that the compiler does not
-vectorise by itself.
+"""SIMD vectors as Numba values: LLVM vector operations for loops that LLVM does not auto-vectorise.
 
-A vector has a NumPy element type and a number of lanes; `+ - * & | << >>` and comparisons work lane
-by lane, and with scalars of the element type. LLVM splits vectors that are wider than the machine's
-registers, so that the code runs on any CPU. Nothing is checked: loads and stores go where they are
-told.
+A vector has a NumPy element type and a number of lanes. `+ - * / & | << >>` and comparisons work
+lane by lane, on two vectors or a vector and a scalar of its element type. LLVM splits vectors wider
+than the CPU's registers, so the code runs on any CPU. Loads and stores check no bounds.
 """
 
 import functools
@@ -27,19 +25,20 @@ class VectorType(types.Type):
 
     @property
     def llvm(self) -> ir.VectorType:
-        """The same in LLVM's types."""
+        """The LLVM type of the vector."""
         return ir.VectorType(_llvm_element(self.element), self.lanes)
 
 
 @register_model(VectorType)
 class VectorModel(models.PrimitiveModel):  # type: ignore[misc]
-    """A vector lives in an LLVM vector register."""
+    """Data model: a vector is one LLVM vector value."""
 
     def __init__(self, manager: Any, vector: VectorType) -> None:
         super().__init__(manager, vector, vector.llvm)
 
 
 def _llvm_element(element: types.Type) -> ir.Type:
+    """The LLVM type of one lane."""
     if isinstance(element, types.Boolean):
         return ir.IntType(1)
     if isinstance(element, types.Float):
@@ -48,7 +47,7 @@ def _llvm_element(element: types.Type) -> ir.Type:
 
 
 def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
-    """`scalar` in all lanes."""
+    """Emit a vector with `scalar` in all lanes."""
     single = builder.insert_element(
         ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined),
         scalar,
@@ -61,18 +60,16 @@ def _splat(builder: Any, scalar: Any, lanes: int) -> Any:
 def vector_pointer(
     context: Any, builder: Any, array_type: types.Array, array: Any, index: Any, vector: VectorType
 ) -> Any:
-    """Where in an array a vector begins, as LLVM's pointer to it."""
+    """Emit the address of `array[index]` as a pointer to `vector`. Only 1-D C-contiguous arrays."""
     if array_type.layout != "C" or array_type.ndim != 1:
-        raise TypingError(
-            f"vectors are loaded from and stored to contiguous 1-D arrays, not {array_type}"
-        )
+        raise TypingError(f"vector loads and stores need a contiguous 1-D array, got {array_type}.")
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), vector.llvm.as_pointer())
 
 
 @intrinsic(prefer_literal=True)
 def load(typing_context, array, index, lanes):
-    """`lanes` (a literal) elements of `array` from `index` on; no alignment needed."""
+    """Load `array[index : index + lanes]`, `lanes` a literal, at any alignment."""
     vector = VectorType(array.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
@@ -84,7 +81,7 @@ def load(typing_context, array, index, lanes):
 
 @intrinsic(prefer_literal=True)
 def store(typing_context, array, index, vector):
-    """Write all lanes to `array` from `index` on; no alignment needed."""
+    """Store all lanes to `array[index : index + lanes]`, at any alignment."""
 
     def generate(context, builder, signature, arguments):
         pointer = vector_pointer(context, builder, array, arguments[0], arguments[1], vector)
@@ -96,8 +93,7 @@ def store(typing_context, array, index, vector):
 
 @intrinsic(prefer_literal=True)
 def prefetch(typing_context, array, index):
-    """Have the cache line at `index` of `array` fetched; one outside the array is not read, and
-    does no harm."""
+    """Prefetch the cache line at `array[index]`. An index outside the array is harmless."""
 
     def generate(context, builder, signature, arguments):
         byte = VectorType(types.uint8, 1)
@@ -108,9 +104,8 @@ def prefetch(typing_context, array, index):
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(
-            function, [pointer, flag(0), flag(3), flag(1)]
-        )  # to read, into all caches, data
+        # Flags: for reading, into all cache levels, data.
+        builder.call(function, [pointer, flag(0), flag(3), flag(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
@@ -118,7 +113,7 @@ def prefetch(typing_context, array, index):
 
 @intrinsic(prefer_literal=True)
 def broadcast(typing_context, scalar, lanes):
-    """`scalar` in each of `lanes` (a literal) lanes."""
+    """A vector with `scalar` in each of `lanes` lanes, `lanes` a literal."""
     vector = VectorType(scalar, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
@@ -129,32 +124,32 @@ def broadcast(typing_context, scalar, lanes):
 
 @intrinsic(prefer_literal=True)
 def convert(typing_context, vector, dtype):
-    """Lanes as `dtype` (np.float32 and so on): integers wrap, floats are truncated and must fit."""
+    """Convert lanes to `dtype`, a NumPy type. Integers wrap; floats are truncated and must fit."""
     source, result = vector.element, VectorType(dtype.dtype, vector.lanes)
     target = result.element
 
     def generate(context, builder, signature, arguments):
-        value, wanted = arguments[0], result.llvm
+        value, result_type = arguments[0], result.llvm
         if isinstance(source, types.Float) and isinstance(target, types.Float):
             return (builder.fptrunc if target.bitwidth < source.bitwidth else builder.fpext)(
-                value, wanted
+                value, result_type
             )
         if isinstance(source, types.Float):
-            return (builder.fptosi if target.signed else builder.fptoui)(value, wanted)
+            return (builder.fptosi if target.signed else builder.fptoui)(value, result_type)
         if isinstance(target, types.Float):
-            return (builder.sitofp if source.signed else builder.uitofp)(value, wanted)
+            return (builder.sitofp if source.signed else builder.uitofp)(value, result_type)
         if target.bitwidth == source.bitwidth:
             return value
         if target.bitwidth < source.bitwidth:
-            return builder.trunc(value, wanted)
-        return (builder.sext if source.signed else builder.zext)(value, wanted)
+            return builder.trunc(value, result_type)
+        return (builder.sext if source.signed else builder.zext)(value, result_type)
 
     return result(vector, dtype), generate
 
 
 @intrinsic(prefer_literal=True)
 def reinterpret(typing_context, vector, dtype):
-    """The same bits as lanes of `dtype`, as many as they make; little-endian."""
+    """Reinterpret the vector's bits as lanes of `dtype`, in little-endian order."""
     result = VectorType(dtype.dtype, vector.lanes * vector.element.bitwidth // dtype.dtype.bitwidth)
 
     def generate(context, builder, signature, arguments):
@@ -179,8 +174,7 @@ def multiply_high(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def multiply_add(typing_context, a, b, c):
-    """a · b + c of float lanes, rounded once where the machine can: for sums whose last bit does
-    not matter."""
+    """a · b + c of float lanes, rounded once on CPUs with fused multiply-add, else twice."""
 
     def generate(context, builder, signature, arguments):
         first, second, third = arguments
@@ -192,7 +186,7 @@ def multiply_add(typing_context, a, b, c):
 
 @intrinsic(prefer_literal=True)
 def minimum(typing_context, a, b):
-    """The smaller of two vectors' lanes."""
+    """The smaller of two vectors, lane by lane."""
 
     def generate(context, builder, signature, arguments):
         return builder.select(_less(builder, a, arguments), *arguments)
@@ -202,7 +196,7 @@ def minimum(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def maximum(typing_context, a, b):
-    """The larger of two vectors' lanes."""
+    """The larger of two vectors, lane by lane."""
 
     def generate(context, builder, signature, arguments):
         return builder.select(_less(builder, a, arguments), *reversed(arguments))
@@ -210,8 +204,8 @@ def maximum(typing_context, a, b):
     return a(a, b), generate
 
 
-def _of_floats(name: str, says: str) -> Any:
-    """An intrinsic that applies LLVM's function of this name to the lanes of a float vector."""
+def _float_function(name: str, docstring: str) -> Any:
+    """Make an intrinsic that applies LLVM's intrinsic `name` to the lanes of a float vector."""
 
     def apply(typing_context, vector):
         def generate(context, builder, signature, arguments):
@@ -224,12 +218,12 @@ def _of_floats(name: str, says: str) -> Any:
 
         return vector(vector), generate
 
-    apply.__doc__ = says
+    apply.__doc__ = docstring
     return intrinsic(prefer_literal=True)(apply)
 
 
-magnitude = _of_floats("fabs", "The absolute values of float lanes.")
-truncate = _of_floats("trunc", "The whole parts of float lanes.")
+magnitude = _float_function("fabs", "The absolute values of float lanes.")
+truncate = _float_function("trunc", "Float lanes rounded toward zero.")
 
 
 @intrinsic(prefer_literal=True)
@@ -257,8 +251,7 @@ def any_lane(typing_context, condition):
 
 @intrinsic(prefer_literal=True)
 def first_lane(typing_context, condition):
-    """The number of the first lane in which `condition` holds; how many lanes there are where it
-    holds in none."""
+    """Index of the first lane where `condition` holds, or the number of lanes where none does."""
 
     def generate(context, builder, signature, arguments):
         bits = builder.bitcast(arguments[0], ir.IntType(condition.lanes))
@@ -269,7 +262,7 @@ def first_lane(typing_context, condition):
 
 @intrinsic(prefer_literal=True)
 def total(typing_context, vector):
-    """The sum of all lanes, of integers."""
+    """The sum of all lanes of an integer vector."""
 
     def generate(context, builder, signature, arguments):
         lanes = [
@@ -283,7 +276,7 @@ def total(typing_context, vector):
 
 @intrinsic(prefer_literal=True)
 def lane_numbers(typing_context, dtype, lanes):
-    """0, 1, 2 and so on as `lanes` (a literal) lanes of `dtype`."""
+    """A vector 0, 1, …, lanes - 1 of `dtype`, `lanes` a literal."""
     vector = VectorType(dtype.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
@@ -294,7 +287,7 @@ def lane_numbers(typing_context, dtype, lanes):
 
 @intrinsic
 def fence(typing_context):
-    """All that was written before is there for other threads before all that is written after."""
+    """Memory fence: other threads see the stores before it before any store after it."""
 
     def generate(context, builder, signature, arguments):
         builder.fence("seq_cst")
@@ -304,6 +297,7 @@ def fence(typing_context):
 
 
 def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
+    """Emit a lane-wise `<` of two vectors."""
     if isinstance(vector.element, types.Float):
         return builder.fcmp_ordered("<", *arguments)
     return (builder.icmp_signed if vector.element.signed else builder.icmp_unsigned)(
@@ -312,7 +306,8 @@ def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
 
 
 def _binary(unsigned: str, floating: str, signed: str | None = None) -> Any:
-    """An intrinsic that applies one LLVM instruction, by the kind of the lanes, to two vectors."""
+    """Make an intrinsic of two vectors. The arguments name the LLVM instruction for each kind of
+    lane; `signed` defaults to `unsigned`."""
 
     @intrinsic(prefer_literal=True)
     def apply(typing_context, a, b):
@@ -327,7 +322,7 @@ def _binary(unsigned: str, floating: str, signed: str | None = None) -> Any:
 
 
 def _comparison(symbol: str) -> Any:
-    """An intrinsic that compares two vectors; the result has boolean lanes."""
+    """Make an intrinsic that compares two vectors; the result has boolean lanes."""
 
     @intrinsic(prefer_literal=True)
     def apply(typing_context, a, b):
@@ -343,8 +338,7 @@ def _comparison(symbol: str) -> Any:
 
 
 def _overload_operator(function: Any, apply: Any) -> None:
-    """Let `function` (of the module `operator`) take a vector and a vector or scalar of its element
-    type."""
+    """Overload `function`, of the module `operator`, for vectors and for a vector and a scalar."""
 
     @overload(function, jit_options={"forceinline": True})
     def choose(a, b):

@@ -1,4 +1,4 @@
-"""Lanes of vectors in other orders: transposed, and interleaved as the channels of pixels are."""
+"""Vector shuffles: transposes, and interleaving of channels as in (…, 3) pixels."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,23 +12,25 @@ from .vector import VectorType, vector_pointer
 
 
 def _lanes(picks: Iterable[int]) -> ir.Constant:
-    """A shuffle's choice of lanes."""
+    """The mask of an LLVM shuffle: result lane i takes lane `picks[i]` of its two operands."""
     chosen = list(picks)
     return ir.Constant(ir.VectorType(ir.IntType(32), len(chosen)), chosen)
 
 
 @intrinsic(prefer_literal=True)
 def transpose(typing_context, source, at, stride, target, to, step):
-    """Transpose 32 rows of 8 uint16, or of 32 uint8, from `source` into rows of 32 in `target`.
+    """Transpose a block of 32 rows from `source` into rows of 32 elements in `target`.
 
-    Source rows begin at `at`, `stride` elements apart, those of the target at `to`, `step` apart.
-    By rounds of interleaving the first half of the registers with the second within 128-bit lanes,
-    which x86 does in one instruction; the lanes are loaded so that the target's rows come out
-    whole.
+    A block has 8 columns of uint16 or 32 columns of uint8. Source rows start at `at`, `stride`
+    elements apart; target rows start at `to`, `step` elements apart.
+
+    Rounds of interleaving the first half of the registers with the second transpose a matrix.
+    Interleaving within 128-bit pieces is one instruction on x86. Pieces are loaded in the order
+    that makes every target row one contiguous store.
     """
-    count = 128 // source.dtype.bitwidth  # elements of a lane, and registers
-    groups = 32 // count  # lanes that a target row is made of
-    pieces = 4 // groups  # lanes that a source row is made of
+    count = 128 // source.dtype.bitwidth  # elements in a 128-bit piece; also registers
+    groups = 32 // count  # pieces in a target row
+    pieces = 4 // groups  # pieces in a source row
     piece = VectorType(source.dtype, count)
 
     def generate(context, builder, signature, arguments):
@@ -47,6 +49,7 @@ def transpose(typing_context, source, at, stride, target, to, step):
         def concatenate(a, b):
             return builder.shuffle_vector(a, b, _lanes(range(2 * a.type.count)))
 
+        # Load: register i holds four pieces, from rows `count` apart.
         registers = []
         for i in range(count):
             parts = [
@@ -57,6 +60,7 @@ def transpose(typing_context, source, at, stride, target, to, step):
             registers.append(
                 concatenate(concatenate(parts[0], parts[1]), concatenate(parts[2], parts[3]))
             )
+        # Interleave the low and high halves of pieces of both operands, log2(count) times.
         low = [lane * count + i // 2 + i % 2 * 4 * count for lane in range(4) for i in range(count)]
         high = [pick + count // 2 for pick in low]
         for _ in range(count.bit_length() - 1):
@@ -66,6 +70,7 @@ def transpose(typing_context, source, at, stride, target, to, step):
                 for a, b in pairs
                 for picks in (low, high)
             ]
+        # Store: each register now holds `pieces` rows of the target.
         for i, register in enumerate(registers):
             for part in range(pieces):
                 row = builder.shuffle_vector(
@@ -84,14 +89,13 @@ def transpose(typing_context, source, at, stride, target, to, step):
 
 @intrinsic(prefer_literal=True)
 def transpose_8(typing_context, a, b, c, d, e, f, g, h):
-    """Eight vectors, each group of eight lanes the rows of a matrix, to the matrices' columns."""
+    """Transpose 8 x 8 matrices: lanes 8 i to 8 i + 7 of the eight vectors are matrix i's rows."""
 
     def generate(context, builder, signature, arguments):
         rows = list(arguments)
         picks = _interleaved(a.lanes, 0), _interleaved(a.lanes, 4)
-        for _ in range(
-            3
-        ):  # interleaving the first half of the rows with the second, three times, transposes
+        # Interleaving the first half of the rows with the second, three times, transposes.
+        for _ in range(3):
             pairs = zip(rows[:4], rows[4:])
             rows = [
                 builder.shuffle_vector(first, second, half)
@@ -104,7 +108,7 @@ def transpose_8(typing_context, a, b, c, d, e, f, g, h):
 
 
 def _interleaved(lanes: int, begin: int) -> ir.Constant:
-    """The choice of four lanes of two vectors, from `begin` on in each group of eight, interleaved."""
+    """The mask that interleaves four lanes of two vectors, from `begin` in each group of eight."""
     return _lanes(
         group + begin + i // 2 + i % 2 * lanes for group in range(0, lanes, 8) for i in range(8)
     )
@@ -112,7 +116,7 @@ def _interleaved(lanes: int, begin: int) -> ir.Constant:
 
 @intrinsic(prefer_literal=True)
 def interleave_low(typing_context, a, b):
-    """a0 b0 a1 b1 a2 b2 a3 b3 of each group of eight lanes."""
+    """Interleave the low halves of each group of eight lanes: a0 b0 a1 b1 a2 b2 a3 b3."""
 
     def generate(context, builder, signature, arguments):
         return builder.shuffle_vector(*arguments, _interleaved(a.lanes, 0))
@@ -122,7 +126,7 @@ def interleave_low(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def interleave_high(typing_context, a, b):
-    """a4 b4 a5 b5 a6 b6 a7 b7 of each group of eight lanes."""
+    """Interleave the high halves of each group of eight lanes: a4 b4 a5 b5 a6 b6 a7 b7."""
 
     def generate(context, builder, signature, arguments):
         return builder.shuffle_vector(*arguments, _interleaved(a.lanes, 4))
@@ -132,11 +136,11 @@ def interleave_high(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def multiply_pairs(typing_context, a, b):
-    """a0 b0 + a1 b1, a2 b2 + a3 b3 and so on as int32, of int16 lanes."""
+    """Multiply int16 lanes and add neighbours: int32 lanes a0 b0 + a1 b1, a2 b2 + a3 b3, …."""
     result = VectorType(types.int32, a.lanes // 2)
 
     def generate(context, builder, signature, arguments):
-        if a.lanes == 16 and _has_avx2():  # one instruction that LLVM does not find by itself
+        if a.lanes == 16 and _has_avx2():  # LLVM does not find this instruction (vpmaddwd)
             kind = ir.FunctionType(result.llvm, [a.llvm, a.llvm])
             function = cgutils.get_or_insert_function(
                 builder.module, kind, "llvm.x86.avx2.pmadd.wd"
@@ -154,12 +158,11 @@ def multiply_pairs(typing_context, a, b):
 
 @intrinsic(prefer_literal=True)
 def narrow_groups(typing_context, low, high):
-    """Groups of eight int16 lanes, the first four of each from `low`, the others from `high`; int32
-    that saturate."""
+    """Narrow int32 lanes to int16 with saturation, alternating four of `low` and four of `high`."""
     result = VectorType(types.int16, 2 * low.lanes)
 
     def generate(context, builder, signature, arguments):
-        if low.lanes == 8 and _has_avx2():  # as above
+        if low.lanes == 8 and _has_avx2():  # LLVM does not find this instruction (vpackssdw)
             kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
             function = cgutils.get_or_insert_function(
                 builder.module, kind, "llvm.x86.avx2.packssdw"
@@ -180,14 +183,14 @@ def narrow_groups(typing_context, low, high):
 
 
 def _has_avx2() -> bool:
-    """Whether code is made for this machine, and this machine has AVX2."""
+    """Whether code is compiled for this CPU, rather than a generic one, and it has AVX2."""
     return config.CPU_NAME is None and binding.get_host_cpu_features().get("avx2", False)
 
 
 @intrinsic(prefer_literal=True)
 def load_two(typing_context, array, first, second, lanes):
-    """`lanes` (a literal) elements of `array` from `first` on, and as many from `second` on, as one
-    vector."""
+    """Load `lanes` elements of `array` from `first` and as many from `second`, as one vector.
+    `lanes`: a literal."""
     half, whole = (
         VectorType(array.dtype, lanes.literal_value),
         VectorType(array.dtype, 2 * lanes.literal_value),
@@ -209,7 +212,7 @@ def load_two(typing_context, array, first, second, lanes):
 
 @intrinsic(prefer_literal=True)
 def store_two(typing_context, array, first, second, vector):
-    """Write the first half of the lanes to `array` from `first` on, the other from `second` on."""
+    """Store the first half of the lanes to `array` from `first`, the second half from `second`."""
     half = VectorType(vector.element, vector.lanes // 2)
 
     def generate(context, builder, signature, arguments):
@@ -229,7 +232,7 @@ def store_two(typing_context, array, first, second, vector):
 
 @intrinsic(prefer_literal=True)
 def interleave(typing_context, a, b):
-    """a0 b0 a1 b1 and so on: twice the lanes."""
+    """Interleave two vectors into one of twice the lanes: a0 b0 a1 b1 …."""
     result = VectorType(a.element, 2 * a.lanes)
 
     def generate(context, builder, signature, arguments):
@@ -243,9 +246,9 @@ def interleave(typing_context, a, b):
 def _interleaved_pieces(
     builder: Any, lanes: int, first: Any, second: Any, third: Any
 ) -> Iterable[Any]:
-    """Lanes a0 b0 c0 a1 b1 c1 and so on of three vectors, as three vectors.
+    """Interleave three vectors into three: lanes a0 b0 c0 a1 b1 c1 … in order.
 
-    LLVM would take one vector of three times a power of two lanes apart, lane by lane.
+    Three separate vectors, because LLVM splits one of 3 · 2ⁿ lanes into single lanes.
     """
     for part in range(3):
         order = [(lane % 3, lane // 3) for lane in range(part * lanes, (part + 1) * lanes)]
@@ -258,7 +261,7 @@ def _interleaved_pieces(
 
 @intrinsic(prefer_literal=True)
 def store_interleaved(typing_context, array, index, a, b, c):
-    """Write lanes a0 b0 c0 a1 b1 c1 and so on to `array` from `index` on."""
+    """Store three vectors interleaved, a0 b0 c0 a1 b1 c1 …, to `array` from `index`."""
 
     def generate(context, builder, signature, arguments):
         memory, index, *vectors = arguments
@@ -273,21 +276,22 @@ def store_interleaved(typing_context, array, index, a, b, c):
 
 @intrinsic(prefer_literal=True)
 def stream_interleaved(typing_context, array, index, a, b, c):
-    """`store_interleaved` past the caches, to whole cache lines; `fence` before others read it.
+    """`store_interleaved` with non-temporal stores, which bypass the caches. Call `fence` before
+    other threads read the result.
 
-    `array` from `index` on begins at a multiple of the vector's bytes, or of 64.
+    The address of `array[index]` must be a multiple of the vector's bytes, or of 64.
     """
 
     def generate(context, builder, signature, arguments):
         memory, index, *vectors = arguments
-        past_caches = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        non_temporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
         for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
             at = builder.add(index, ir.Constant(index.type, part * a.lanes))
             pointer = vector_pointer(context, builder, array, memory, at, a)
-            written = builder.store(
+            stored = builder.store(
                 piece, pointer, align=min(a.lanes * array.dtype.bitwidth // 8, 64)
             )
-            written.set_metadata("nontemporal", past_caches)
+            stored.set_metadata("nontemporal", non_temporal)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, a, b, c), generate
@@ -295,8 +299,8 @@ def stream_interleaved(typing_context, array, index, a, b, c):
 
 @intrinsic(prefer_literal=True)
 def load_interleaved(typing_context, array, index, lanes):
-    """Three vectors of `lanes` (a literal), whose lanes lie in `array` as `store_interleaved`
-    writes them."""
+    """Load three vectors of `lanes` (a literal) that `store_interleaved` would store to `array`
+    from `index`."""
     vector = VectorType(array.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):

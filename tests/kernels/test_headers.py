@@ -1,4 +1,4 @@
-"""Whether a JPEG is one undisturbed scan; the rest of the header scan is tested with the index."""
+"""Detection of single-scan JPEGs. The tests of the shard index cover the rest of the headers."""
 
 import numpy as np
 import pytest

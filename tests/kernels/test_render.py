@@ -1,9 +1,8 @@
-"""The fast CPU kernels held to their references: Pillow's resize, torchvision's operators, on
-images of every shape.
+"""The CPU kernels against their references, Pillow's resize and torchvision's operators, on images
+of many shapes.
 
-The tolerances: resize within 1 level of Pillow; colour and blur within 2 levels at worst, .5 in the
-mean and a bias under .05 of torchvision on the same input; finished values within one rounding of
-their dtype.
+Tolerances: resize within 1 level of Pillow; colour and blur within 2 levels of torchvision, 0.5 on
+average, with a bias below 0.05; finished values within one rounding of their dtype.
 """
 
 import itertools
@@ -21,18 +20,17 @@ from maskco_fast.kernels.views import View, ViewConfig
 
 WORST, MEAN, BIAS = 2, 0.5, 0.05
 TOLERANCE = {"float32": 2e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
-"""Largest difference of a finished value, whose range is -2.2 to 2.7."""
+"""Largest difference of a finished value, in -2.2..2.7."""
 
 
 def image_of(kind, height, width, seed=0):
-    """(height, width, 3) uint8 of a kind."""
+    """A test image (height, width, 3) uint8."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     if kind == "noise":
         return random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     if kind == "checkerboard":
-        # 254, not 255, which blurs to 127.5 all over: there the last bit of a sum decides on a
-        # whole level.
+        # 255 would blur to 127.5 everywhere, where the last bit of a sum decides a whole level.
         return np.repeat(((y + x) % 2 * 254).astype(np.uint8)[..., None], 3, -1)
     if kind == "constant":
         return np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
@@ -60,7 +58,7 @@ SHAPES = [
 
 
 def one_plan(config, height, width, **fields):
-    """A plan row with the crop and the given fields of view 0 set by hand."""
+    """A plan row whose view 0 does nothing except for the given fields."""
     rows = plan(config, 0, 0, np.array([1]), np.array([height]), np.array([width]))
     view = rows.view(config.plan_dtype)[0, 0]["views"][0]
     for name in ("flip", "jitter", "gray", "blur_sigma", "solarize"):
@@ -105,12 +103,12 @@ def test_a_decoded_region_renders_as_the_whole_image():
     renderer.resize(image, 0, 0, row, whole, 0)
     renderer.resize(np.ascontiguousarray(image[40:150, 70:210]), 40, 70, row, part, 0)
     assert (whole == part).all()
-    with pytest.raises(ValueError, match="does not lie in the decoded region"):
+    with pytest.raises(ValueError, match="must lie in the decoded region"):
         renderer.resize(np.ascontiguousarray(image[60:150, 70:210]), 60, 70, row, part, 0)
 
 
 def check_levels(levels, fields, *, size, note=""):
-    """`augment` of one uint8 view against torchvision's operators."""
+    """Compare `augment` of one uint8 view with torchvision's operators."""
     config = free(size)
     renderer = Renderer(config, "uint8")
     row = one_plan(config, 300, 300, **fields)
@@ -168,7 +166,7 @@ def test_small_views_blur_within_their_borders(size):
 @pytest.mark.parametrize("dtype", sorted(FORMAT_NAMES))
 @pytest.mark.parametrize("size", [63, 96])
 def test_finished_values_fill_the_buffer_and_nothing_else(dtype, size):
-    """Poisoned buffers: every element of the sample's place is written, none of its neighbours'."""
+    """In a poisoned buffer every element of the sample is written, and none of its neighbours."""
     config = ViewConfig.maskco(size)
     renderer = Renderer(config, dtype)
     ids, heights, widths = np.arange(6), np.full(6, 150), np.full(6, 200)
@@ -214,7 +212,7 @@ def test_rendering_in_one_call_is_rendering_by_the_seam():
 
 
 def test_wide_images_after_narrow_ones():
-    """The working memory grows with the widest image."""
+    """The scratch memory grows with the widest image."""
     config = free(32)
     renderer = Renderer(config, "uint8")
     out = np.empty((1, 1, 32, 32, 3), np.uint8)
@@ -242,7 +240,7 @@ def test_arguments_that_do_not_fit_are_refused():
         (image, 0, 0, row, out[..., :2], 0),
         (image, 0, 0, row, out, 2),
     ):
-        with pytest.raises(ValueError, match=r"wants|outside|decoded region"):
+        with pytest.raises(ValueError, match=r"must be|must have|decoded region"):
             renderer.render(*wrong)
-    with pytest.raises(ValueError, match="dtype is 'int8'"):
+    with pytest.raises(ValueError, match=r"`dtype` must be one of .* 'int8'"):
         Renderer(config, "int8")

@@ -1,4 +1,4 @@
-"""Several JPEGs a call, held to decoding by the library and rendering one by one."""
+"""Rendering of several JPEGs a call, against decoding by a library and rendering one by one."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,7 @@ SIZES = [(90, 131), (48, 48), (300, 64), (7, 200), (123, 77), (64, 600)]
 
 
 def encoded():
-    """A JPEG of each size, by turns of every sampling and gray; the last but one progressive, and
-    one cut short."""
+    """A JPEG of each size, of several chroma samplings: 1 is gray, 3 truncated, 4 progressive."""
     images = [picture(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
     files = [encode(image, quality=92, subsampling=n % 3) for n, image in enumerate(images)]
     files[1] = encode(images[1][..., 0], quality=92)
@@ -46,7 +45,7 @@ def test_a_call_equals_one_by_one(size, dtype):
 
 
 def test_views_are_the_same_wherever_the_batch_lies():
-    """Batches that begin at a cache line are written past the caches, others through them."""
+    """Batches aligned to a cache line take non-temporal stores, others ordinary ones."""
     config, data = ViewConfig.maskco(64), encode(picture(90, 131, 0))
     sides, numbers = np.array([[90, 131]]), np.array([1])
     plans = plan(config, 0, 0, numbers, sides[:, 0], sides[:, 1])
@@ -72,7 +71,7 @@ def test_plans_that_do_not_fit_are_left_undone():
     sides, numbers = np.array([[90, 131]]), np.zeros(1, np.int64)
     assert not renderer.render_jpegs([data], sides, plans, numbers, out).any()
     assert (out == 7).all()
-    with pytest.raises(ValueError, match="position 1 lies outside"):
+    with pytest.raises(ValueError, match=r"`position` must be in 0\.\.0"):
         renderer.render_jpegs([data], sides, plans, numbers + 1, out)
-    with pytest.raises(ValueError, match="1 files with sides"):
+    with pytest.raises(ValueError, match="1 files need `sides`"):
         renderer.render_jpegs([data], np.repeat(sides, 2, 0), plans, numbers, out)

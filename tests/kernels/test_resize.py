@@ -1,5 +1,4 @@
-"""The resize kernel takes crops of every shape, by whichever of its ways, and stays within one
-level of Pillow's."""
+"""The resize kernel stays within one level of Pillow on any crop, on each of its paths."""
 
 import numpy as np
 import pytest
@@ -15,11 +14,9 @@ RENDERERS = {}
 
 
 def resized(image, crop, size, flip):
-    """One crop by the kernel."""
+    """One crop, resized by the kernel."""
     config = ViewConfig(views=(View(),), size=size)
-    if (
-        size not in RENDERERS
-    ):  # working memory lives on from example to example, as it does in a loader
+    if size not in RENDERERS:  # scratch memory is reused from example to example, as in a loader
         RENDERERS[size] = Renderer(config, "uint8")
     row = plan(config, 0, 0, np.zeros(1), np.array([image.shape[0]]), np.array([image.shape[1]]))[0]
     view = row.view(config.plan_dtype)[0]["views"][0]
@@ -78,7 +75,7 @@ def test_an_unscaled_crop_is_a_copy():
 
 
 def test_resizing_is_unbiased():
-    """The mean of a large noise image survives, whichever the scale."""
+    """The mean of a large noise image is preserved at every scale."""
     image = np.random.default_rng(3).integers(0, 256, (800, 900, 3), dtype=np.uint8)
     for crop in ((0, 0, 800, 900), (5, 7, 300, 310), (0, 0, 100, 100)):
         difference = resized(image, crop, 224, False).astype(int) - resize_reference(

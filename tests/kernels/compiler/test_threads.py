@@ -1,4 +1,4 @@
-"""Kernels in parts on torch's threads: every part once, on one thread and on more than there are."""
+"""Parallel kernels on PyTorch's threads: every part runs once, whatever the number of threads."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def _mark(part, parts, times, done):
 
 @jit()
 def mark_twice(entry, parts, times, done):
-    """Two regions in one function, the second with other arguments."""
+    """Two parallel calls in one function, the second with other argument types."""
     in_parts(entry, parts, _mark, (times, done))
     in_parts(entry, parts, _mark, (np.float32(1), done))
 
