@@ -129,7 +129,7 @@ def test_each_operation_alone_is_torchvisions(kind, size):
         [(0.0, 0.6, 1.0, 1.4, 1.8)] * 3 + [(-0.5, -0.1, 0.0, 0.07, 0.4)]
     ):
         for factor in factors:
-            chosen = [1, 1, 1, 0]
+            chosen: list[float] = [1, 1, 1, 0]
             chosen[operation] = factor
             check_levels(
                 levels, {"jitter": 1, "factors": chosen}, size=size, note=(operation, factor)

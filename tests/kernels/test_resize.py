@@ -10,7 +10,7 @@ from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.resize import NARROW_TAPS, TILE, resize_reference
 from maskco_fast.kernels.views import View, ViewConfig
 
-RENDERERS = {}
+RENDERERS: dict[int, Renderer] = {}
 
 
 def resized(image, crop, size, flip):
