@@ -1,8 +1,8 @@
-"""The patterns that demo scenes are made of: textures of ground and sky, shapes of objects and
-their skins.
+"""The patterns of demo scenes: textures of ground and sky, shapes and skins of objects.
 
-Legend: H, W the textured area in pixels, (H, 1) y and (1, W) x from 0 to 1 over the scene; (h, w) a
-patch around one object, v and u from -1 to 1 over the object's own box, downwards and to the right.
+Legend: H, W are the textured area's sides in pixels; y (H, 1) and x (1, W) run from 0 to 1 over the
+scene. h, w are the sides of a patch around one object; v (downwards) and u (to the right) run from
+-1 to 1 over the object's box.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def noise(rng: Random, height: int, width: int, cells_y: float, cells_x: float) 
 
 
 def wave(values: np.ndarray) -> np.ndarray:
-    """A sine of `values` (radians) with its flanks made steep, in 0..1."""
+    """A sine of `values` (radians) with steep flanks, in 0..1."""
     return np.clip(0.5 + 1.2 * np.sin(values), 0, 1)
 
 
@@ -44,13 +44,13 @@ def patches(rng, y, x):
 
 
 def waves(rng, y, x):
-    """Water: bands that bend and come closer towards the horizon."""
+    """Water: bent bands, denser towards the horizon."""
     bend = noise(rng, y.shape[0], x.shape[1], 3, 4)
     return wave(rng.uniform(0, 6) + rng.uniform(22, 34) * np.sqrt(y + 0.02) + 5 * bend)
 
 
 def furrows(rng, y, x):
-    """Ploughed land: lines that run to a vanishing point."""
+    """A ploughed field: lines that meet at a vanishing point."""
     return wave(rng.uniform(0, 6) + rng.uniform(9, 15) * (x - rng.uniform(0.3, 0.7)) / (y + 0.15))
 
 
@@ -63,7 +63,7 @@ def tiles(rng, y, x):
 
 
 def bricks(rng, y, x):
-    """Courses of bricks of unlike shade, with mortar."""
+    """Courses of bricks of different shades, with mortar."""
     row = y * rng.uniform(9, 13)
     column = x * rng.uniform(5, 7) + 0.5 * (np.floor(row) % 2) + rng.uniform()
     mortar = np.maximum(np.abs(row % 1 - 0.5), 0.6 * np.abs(column % 1 - 0.5) + 0.21)
@@ -107,7 +107,7 @@ def rain(rng, y, x):
 
 
 def trunks(rng, y, x):
-    """Upright stems of unlike width."""
+    """Upright stems of different widths."""
     edge = noise(rng, y.shape[0], x.shape[1], 2, rng.uniform(12, 18))
     return np.clip(8 * edge - 4, 0, 1)
 
@@ -118,8 +118,8 @@ def paper(rng, y, x):
     return np.clip(3 * np.sin(frequency * x) * np.sin(frequency * y + rng.uniform(0, 6)) - 1, 0, 1)
 
 
-# Shapes: (v, u) -> how deep a point lies inside, in units of the object's half size; negative
-# outside. Each (h, w).
+# Shapes: (v, u) -> depth (h, w) of a point inside the shape, in units of the object's half size;
+# negative outside.
 
 
 def ball(v, u):
@@ -161,12 +161,12 @@ def cross(v, u):
 
 
 def crescent(v, u):
-    """A disc less another one to its right."""
+    """A disc minus another disc to its right."""
     return np.minimum(0.95 - np.hypot(u, v), np.hypot(u - 0.45, v) - 0.68)
 
 
 def leaf(v, u):
-    """Where two discs meet."""
+    """The intersection of two discs."""
     return 1.15 - np.maximum(np.hypot(u - 0.65, v), np.hypot(u + 0.65, v))
 
 
@@ -188,7 +188,7 @@ def house(v, u):
     return np.maximum(roof, np.minimum(0.7 - np.abs(u), np.minimum(0.9 - v, v + 0.1)))
 
 
-# Skins: (v, u, frequency, phase) -> levels in 0..1 between the object's two colours. Each (h, w).
+# Skins: (v, u, frequency, phase) -> levels (h, w) in 0..1 between the object's two colours.
 
 
 def stripes(v, u, frequency, phase):

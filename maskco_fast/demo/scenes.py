@@ -1,11 +1,12 @@
-"""Small labelled scenes, drawn by Numpy and PIL: the same pixels for the same (seed, index) and
-versions.
+"""Small labelled scenes, drawn with NumPy and PIL.
 
-A scene is a context (ground, sky, light, palette) with textured objects of labelled kinds in it.
-The context predicts which kinds occur, where they stand and how they are arranged, and all objects
-of a scene share its palette and light: what a mask hides can be told from what surrounds it.
-Contexts differ by texture and structure, hardly by colour, so that an untrained network does not
-already tell them apart.
+The same (seed, index) gives the same pixels with the same versions of the libraries.
+
+A scene is a context (ground, sky, light, palette) with textured objects of labelled kinds. The
+context predicts which kinds occur, where they stand and how they are arranged. All objects of a
+scene share its palette and light. A masked object is thus predictable from its surroundings.
+Contexts differ by texture and structure and hardly by colour, so that an untrained network cannot
+already separate them.
 
 Legend: H, W the scene's height and width in pixels; h, w those of a patch around one object.
 """
@@ -21,15 +22,14 @@ from maskco_fast.demo import patterns
 from maskco_fast.demo.patterns import Random, Shape, Skin, Texture
 
 VERSION = 1
-"""Goes up whenever the drawing changes, so that a folder never mixes scenes of two versions."""
+"""Bump when the drawing changes; a folder holds scenes of one version."""
 MIN_VISIBLE = 0.25
-"""An object that shows less than this share of itself carries no label."""
+"""Least visible share of an object that gets a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What an object is: its outline, its skin, its size against others of the scene and how far it
-    may lean."""
+    """A kind of object: its shape, skin, relative size and largest rotation."""
 
     name: str
     shape: Shape
@@ -41,7 +41,7 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Where a scene is set, and with it which kinds of object it holds and where."""
+    """The setting of a scene: its textures, and the kinds of object that occur in it."""
 
     name: str
     ground: Texture
@@ -49,8 +49,7 @@ class Context:
     on_ground: tuple[str, ...]
     in_sky: tuple[str, ...]
     row: bool
-    """Ground objects stand in a row of one kind; otherwise they are strewn over the ground, mixed.
-    """
+    """True: objects on the ground form a row of one kind. False: mixed kinds at random places."""
 
 
 KINDS = (
@@ -67,7 +66,7 @@ KINDS = (
     Kind(name="gear", shape=patterns.gear, skin=patterns.swirl, lean=1.5),
     Kind(name="house", shape=patterns.house, skin=patterns.dots, size=1.4, lean=0.03),
 )
-"""Every kind of object; a label's `kind` is the place in this tuple."""
+"""Every kind of object; a label's `kind` is an index into this tuple."""
 
 CONTEXTS = (
     Context(
@@ -135,16 +134,19 @@ CONTEXTS = (
         row=True,
     ),
 )
-"""Every context; the integer in a sample's `.cls` member is the place in this tuple."""
+"""Every context; the integer in a sample's `.cls` member is an index into this tuple."""
 
 STRAY_SHARE = 0.1
-"""Share of the objects whose kind is any, whatever the context: prediction is learnable, not
-certain."""
+"""Share of objects whose kind is drawn regardless of the context, so prediction is never certain.
+"""
 _KIND_NUMBERS = {kind.name: number for number, kind in enumerate(KINDS)}
 
 
 def _colour(rng: Random, hue: float, spread: float, saturation: float, value: float) -> np.ndarray:
-    """A colour (3,) float32 in 0..1 near the given one; hue in turns, `spread` either way."""
+    """A random RGB colour (3,) float32 in 0..1 near the given hue, saturation and value.
+
+    `hue` in turns; it varies by `spread` in both directions.
+    """
     hue = (hue + rng.uniform(-spread, spread)) % 1
     saturation = min(1.0, saturation * rng.uniform(0.6, 1.3))
     return np.array(
@@ -155,7 +157,7 @@ def _colour(rng: Random, hue: float, spread: float, saturation: float, value: fl
 def _background(
     rng: Random, context: Context, horizon: int, height: int, width: int, hue: float
 ) -> np.ndarray:
-    """Sky over ground, (H, W, 3) float32 in 0..1; the ground begins at row `horizon`."""
+    """Sky above ground, (H, W, 3) float32 in 0..1; the ground starts at row `horizon`."""
     x = np.linspace(0, 1, width, dtype=np.float32)[None, :]
     canvas = np.empty((height, width, 3), np.float32)
     halves = ((context.sky, 0, horizon, 0.5, 0.75), (context.ground, horizon, height, 0.0, 0.55))
@@ -170,18 +172,21 @@ def _background(
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """One object to draw: its kind's number, centre and half size in pixels, and whether it stands
-    on the ground."""
+    """An object to draw and its place in the scene."""
 
     kind: int
+    """Index into `KINDS`."""
     y: float
     x: float
+    """Centre, pixels."""
     size: float
+    """Half of the object's side, pixels."""
     grounded: bool
+    """Whether it stands on the ground and casts a shadow."""
 
 
 def _places(rng: Random, context: Context, horizon: int, height: int, width: int) -> list[_Place]:
-    """What stands where, far ones first."""
+    """Draw the objects of a scene and their places at random; distant ones first."""
     scale = min(height, width) * rng.uniform(0.09, 0.13)
 
     def place(name: str, y: float, x: float, size: float, grounded: bool) -> _Place:
@@ -216,7 +221,7 @@ def _places(rng: Random, context: Context, horizon: int, height: int, width: int
 
 @dataclass(frozen=True, kw_only=True)
 class _Look:
-    """How every object of one kind looks in one scene."""
+    """The colours and skin parameters of all objects of one kind in a scene."""
 
     colours: np.ndarray  # (2, 3) float32 in 0..1
     frequency: float
@@ -228,27 +233,23 @@ def _patch(place: _Place, height: int, width: int) -> tuple[slice, slice, np.nda
     reach = 1.1 * place.size
     rows = slice(max(0, math.floor(place.y - reach)), min(height, math.ceil(place.y + reach)))
     columns = slice(max(0, math.floor(place.x - reach)), min(width, math.ceil(place.x + reach)))
-    v = (np.arange(rows.start, rows.stop, dtype=np.float32) - np.float32(place.y)) / np.float32(
-        place.size
-    )
-    u = (
-        np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(place.x)
-    ) / np.float32(place.size)
+    size = np.float32(place.size)
+    v = (np.arange(rows.start, rows.stop, dtype=np.float32) - np.float32(place.y)) / size
+    u = (np.arange(columns.start, columns.stop, dtype=np.float32) - np.float32(place.x)) / size
     return rows, columns, v[:, None], u[None, :]
 
 
 def _draw(
     rng: Random, canvas: np.ndarray, place: _Place, look: _Look, light: np.ndarray
 ) -> tuple[slice, slice, np.ndarray]:
-    """Paint one object into `canvas` (H, W, 3); returns its rows, its columns and its coverage (h,
-    w) in 0..1.
+    """Paint an object into `canvas` (H, W, 3); returns its rows, columns and coverage (h, w).
 
-    `light` (2,) float32: the direction (v, u) that the scene's light comes from.
+    The coverage is in 0..1. `light` (2,) float32: the direction (v, u) towards the light.
     """
     kind = KINDS[place.kind]
     height, width = canvas.shape[:2]
     rows, columns, v, u = _patch(place, height, width)
-    if place.grounded:  # a shadow, thrown to the side away from the light
+    if place.grounded:  # a shadow on the side away from the light
         shadow = np.exp(-4 * ((2.2 * (v - 0.85)) ** 2 + (u + 0.4 * light[1]) ** 2))
         canvas[rows, columns] *= (1 - 0.55 * shadow)[..., None]
     angle = rng.uniform(-kind.lean, kind.lean)
@@ -265,13 +266,13 @@ def _draw(
 def scene(
     seed: int, index: int, size: tuple[int, int] = (128, 160)
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Scene `index` of the set `seed` (both at least 0): its pixels (H, W, 3) uint8 RGB, and its
-    label.
+    """Draw scene `index` of the set `seed`; returns its pixels (H, W, 3) uint8 RGB and its label.
 
-    H and W are each drawn from `size` (low, high), pixels, both included. The label is what the
-    shard's `.json` holds: `context` and `context_name`, and of every object that shows at least
-    `MIN_VISIBLE` of itself `kind`, `kind_name`, `box` (x1, y1, x2, y2) in whole pixels around its
-    visible part, and `visible`, that part's share.
+    `seed` and `index` are at least 0. H and W are each drawn from `size` (low, high), pixels, both
+    inclusive. The label, as the shard's `.json` member holds it, has `context`, `context_name` and
+    `objects`. Each object of which at least `MIN_VISIBLE` is visible has `kind`, `kind_name`,
+    `box` (x1, y1, x2, y2) in whole pixels around its visible part, and `visible`, that part's
+    share.
     """
     rng = np.random.default_rng((VERSION, seed, index))
     number = int(rng.integers(len(CONTEXTS)))
@@ -285,15 +286,13 @@ def scene(
     light = np.array([-math.cos(tilt), math.sin(tilt)], np.float32)
     accents = (hue + 0.5 + rng.uniform(-0.1, 0.1), hue + rng.choice((0.3, -0.3)))
     looks: dict[int, _Look] = {}
-    owner = np.full((height, width), -1, np.int16)
+    owner = np.full((height, width), -1, np.int16)  # index of the foremost object of each pixel
     placed = []
     for i, place in enumerate(_places(rng, context, horizon, height, width)):
         if place.kind not in looks:
             accent = accents[len(looks) % 2]
-            bright, deep = (
-                _colour(rng, accent, 0.05, 0.7, 0.95),
-                _colour(rng, accent, 0.2, 0.8, 0.4),
-            )
+            bright = _colour(rng, accent, 0.05, 0.7, 0.95)
+            deep = _colour(rng, accent, 0.2, 0.8, 0.4)
             looks[place.kind] = _Look(
                 colours=np.stack([deep, bright]),
                 frequency=rng.uniform(5, 11),
@@ -304,9 +303,8 @@ def scene(
         owner[rows, columns][solid] = i
         placed.append((place.kind, int(solid.sum())))
     canvas *= 255 * rng.uniform(0.8, 1.15)
-    canvas += 3 * rng.standard_normal(
-        (height, width, 1), np.float32
-    )  # a camera's noise, the same in all channels
+    # A camera's noise, the same in all channels.
+    canvas += 3 * rng.standard_normal((height, width, 1), np.float32)
     pixels = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
     return pixels, {
         "context": number,
@@ -316,8 +314,11 @@ def scene(
 
 
 def _labels(owner: np.ndarray, placed: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The label of every object that can be seen: `owner` (H, W) holds the place in `placed` (kind,
-    pixels) or -1."""
+    """The labels of the visible objects.
+
+    `placed`: each object's kind and number of pixels. `owner` (H, W): the index into `placed` of
+    the foremost object, or -1.
+    """
     labels = []
     for i, (kind, area) in enumerate(placed):
         seen = owner == i

@@ -1,5 +1,4 @@
-"""The built-in demo set: the scenes of `scenes.py` as JPEGs in webdataset shards, made offline on
-first use."""
+"""The demo set's shards: scenes as JPEGs in webdataset tars, drawn offline on first use."""
 
 import io
 import json
@@ -20,8 +19,7 @@ QUALITY = 90
 
 
 def demo_folder() -> pathlib.Path:
-    """Where the demo set is kept unless told otherwise: `demo` in the user's cache folder
-    (`$MASKCO_FAST_CACHE`, …)."""
+    """The demo set's default folder: `demo` in the cache folder (`$MASKCO_FAST_CACHE`, …)."""
     return cache_folder("demo")
 
 
@@ -34,24 +32,26 @@ def demo_shards(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> list[pathlib.Path]:
-    """The paths of the demo set's shards, drawing those that `folder` (default: `demo_folder()`)
-    does not hold yet.
+    """Return the paths of the demo set's shards, after drawing those that `folder` does not hold.
 
-    Scene i is member `{i:09d}` with `.jpg`, `.json` (see `scene`) and `.cls` (the context's number
-    as text); each shard holds a run of consecutive scenes. A shard appears under its name only when
-    it is whole, so that a run that is cut off or a second process at the same time does no harm.
-    `progress` is called after every 64th scene. ValueError for numbers that make no set; OSError
-    where the folder cannot be written.
+    `folder`: None for `demo_folder()`. `samples`: scenes in all shards together. `size`: smallest
+    and largest side, pixels. Scene i has the members `{i:09d}.jpg`, `.json` (see `scene`) and
+    `.cls` (the context's number as text). Each shard holds consecutive scenes and is written
+    atomically, so that interrupted or concurrent calls do no harm. `progress` is called after every
+    64th scene.
+
+    Raises InvalidInput for sizes that make no set, and OSError if the folder is not writable.
     """
     if not 1 <= shards <= samples:
         raise InvalidInput(
-            f"demo_shards: {samples} samples do not fill {shards} shards; give 1 <= shards <= samples"
+            f"demo_shards: `shards` must be in [1, samples], "
+            f"got {shards} shards for {samples} samples."
         )
     if not 32 <= size[0] <= size[1] <= 1024:
         raise InvalidInput(
-            f"demo_shards: size is {size}; it wants 32 <= low <= high <= 1024 pixels"
+            f"demo_shards: `size` must be (low, high) with 32 <= low <= high <= 1024, got {size}."
         )
-    # The name says what is inside, so that another choice makes another set and never half of each.
+    # The name holds every choice, so that a folder never mixes two sets.
     name = f"v{VERSION}-seed{seed}-{samples}x{size[0]}-{size[1]}"
     root = pathlib.Path(folder if folder is not None else demo_folder()) / name
     root.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,10 @@ def _write_shard(
     progress: Progress,
     samples: int,
 ) -> None:
-    """Draw scenes into the shard `path`. Another process may do so too: the files are equal, the
-    last one stays."""
+    """Draw the scenes `indices` into the shard `path`.
+
+    Another process may do the same at the same time: both write the same bytes.
+    """
     with (
         write_atomically(path) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
@@ -87,9 +89,8 @@ def _write_shard(
                 ("cls", b"%d" % label["context"]),
             )
             for extension, data in members:
-                info = tarfile.TarInfo(
-                    f"{index:09d}.{extension}"
-                )  # no time, no owner: the same bytes every time
+                # Without time and owner, so that a shard's bytes are the same every time.
+                info = tarfile.TarInfo(f"{index:09d}.{extension}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
             if (index + 1) % 64 == 0:

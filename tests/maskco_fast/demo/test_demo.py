@@ -1,5 +1,4 @@
-"""The demo set: the same bytes every time, well-formed shards, labels that are true, and contexts
-that predict."""
+"""The demo set: reproducible bytes, valid shards, true labels, contexts that predict kinds."""
 
 import collections
 import io
@@ -68,16 +67,16 @@ def test_other_choices_do_not_mix(tmp_path):
 
 
 def test_progress_and_refusals(tmp_path):
-    told = []
+    calls = []
     demo_shards(
         tmp_path,
         samples=130,
         shards=2,
         size=(32, 32),
-        progress=lambda what, done, all_: told.append((done, all_)),
+        progress=lambda what, done, all_: calls.append((done, all_)),
     )
-    assert told == [(64, 130), (128, 130)]
-    with pytest.raises(ValueError, match="3 samples do not fill 4 shards"):
+    assert calls == [(64, 130), (128, 130)]
+    with pytest.raises(ValueError, match="got 4 shards for 3 samples"):
         demo_shards(tmp_path, samples=3, shards=4)
     with pytest.raises(ValueError, match="size"):
         demo_shards(tmp_path, size=(160, 128))
@@ -123,8 +122,7 @@ def test_labels_are_true():
 
 
 def test_an_object_stands_out_of_its_surroundings():
-    """Inside a label's box the picture differs from the same scene's ground: the boxes are where
-    the objects are."""
+    """The picture inside a label's box differs from the ground beside it."""
     contrasts = []
     for i in range(80):
         pixels, label = scene(0, i)
@@ -138,8 +136,7 @@ def test_an_object_stands_out_of_its_surroundings():
 
 
 def test_the_context_predicts_the_kinds():
-    """A mask is worth predicting: knowing the context, the likely kinds cover most objects; not
-    knowing it, few."""
+    """The context's likely kinds cover most objects of its scenes, and few of other scenes."""
     counts = collections.defaultdict(collections.Counter)
     for i in range(600):
         _, label = scene(1, i, (64, 64))
@@ -171,9 +168,8 @@ def test_neighbours_predict_in_rows():
     assert agreeing / pairs > 0.8
 
 
-def test_mean_colour_hardly_tells_the_context():
-    """Nearest neighbours in mean colour name the context little better than chance (1 in 8): a
-    probe has work to do."""
+def test_mean_colour_hardly_predicts_the_context():
+    """Nearest neighbours in mean colour predict the context little better than chance (1 in 8)."""
     colours, contexts = [], []
     for i in range(500):
         pixels, label = scene(4, i, (48, 48))
