@@ -11,7 +11,7 @@ from typing import Literal
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import RemoteConfig
-from maskco_fast.methods.registry import MethodFields, find_method
+from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
 from maskco_fast.training.optimizer import OptimizerConfig
 
@@ -132,7 +132,9 @@ class TrainConfig(MethodFields):
 def differences(stored: dict, config: TrainConfig) -> list[str]:
     """Compare a checkpoint's `dataclasses.asdict(config)` with the config of a resumed run.
 
-    Returns a line `field: stored -> now` for each field that differs and is not `MAY_CHANGE`.
+    Returns a line `field: stored -> now` for each field that differs and is not `MAY_CHANGE`. Other
+    methods' configs are not compared. A field that is younger than the checkpoint counts as stored
+    with its default, which is how the run behaved before the field existed.
     """
 
     def flat(values: dict, prefix: str = "") -> dict:
@@ -145,7 +147,8 @@ def differences(stored: dict, config: TrainConfig) -> list[str]:
         return items
 
     may_change = {one.name for one in dataclasses.fields(config) if one.metadata == MAY_CHANGE}
-    before = flat(stored)
+    may_change |= METHODS.keys() - {config.method}
+    before = {**flat(dataclasses.asdict(TrainConfig())), **flat(stored)}
     now = flat(dataclasses.asdict(config))
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"

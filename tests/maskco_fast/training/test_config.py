@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 from maskco_fast.methods.maskco import MaskCoConfig
+from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.registry import METHODS
 from maskco_fast.training.config import MAY_CHANGE, TrainConfig, differences
 
@@ -26,3 +27,18 @@ def test_a_config_that_went_through_json_has_no_differences():
     config = TrainConfig(maskco=MaskCoConfig(box_side=(32.0, 64.0)))
     stored = json.loads(json.dumps(dataclasses.asdict(config), default=str))
     assert differences(stored, config) == []
+
+
+def test_a_checkpoint_older_than_a_field_or_a_method_is_compared_by_their_defaults():
+    stored = dataclasses.asdict(TrainConfig())
+    del stored["npid"]
+    del stored["maskco"]["mask"]
+    del stored["decode"]
+    assert differences(stored, TrainConfig()) == []
+    changed = TrainConfig(decode="fast", maskco=MaskCoConfig(mask=False))
+    assert differences(stored, changed) == ["decode: exact -> fast", "maskco.mask: True -> False"]
+
+
+def test_other_methods_configs_are_not_compared():
+    stored = dataclasses.asdict(TrainConfig())
+    assert differences(stored, TrainConfig(moco_v2=MoCoV2Config(queue=128))) == []
