@@ -1,8 +1,7 @@
-"""A training run small enough for tests: MaskCo on a one-layer trunk, and a loader of noise that
-keeps the contract.
+"""A tiny training run for tests: MaskCo on a one-layer trunk, fed with noise.
 
-As a program, `tiny_run.py --run-dir DIR …`, it trains in a process of its own, or as a rank of
-several under torchrun, that can be killed or made to fail.
+The program `tiny_run.py --run-dir DIR …` trains in one process or, under torchrun, as one of
+several ranks. Its options make the process receive a signal or fail.
 """
 
 import argparse
@@ -60,8 +59,10 @@ class TinyMaskCo(MaskCo):
 
 
 class NoiseLoader:
-    """Batches of noise, each a function of its epoch and place, of which a rank gets its part; 5 an
-    epoch."""
+    """Yields 5 batches of noise an epoch, each a function of its epoch and position.
+
+    A rank gets its share of each batch.
+    """
 
     def __init__(
         self,
@@ -75,19 +76,20 @@ class NoiseLoader:
         dtype: torch.dtype = torch.float32,
         world: World | None = None,
     ) -> None:
-        """`signal_at`: the process gets signal `number` when this many batches were asked for;
-        `nan_at`: that batch is not a number; `fail_at`: that batch is an OSError."""
+        """`signal_at`, `nan_at`, `fail_at`: the numbers, from 1, of batches that go wrong.
+
+        The process receives signal `number` when batch `signal_at` is requested, batch `nan_at`
+        holds a NaN, and batch `fail_at` raises OSError. 0: never.
+        """
         self.quarantine = Quarantine()
         self.epoch = 0
         self._consumed = 0
         self._size, self._batch = size, batch
         self._dtype = dtype
-        self._signal_at, self._number, self._nan_at, self._fail_at = (
-            signal_at,
-            number,
-            nan_at,
-            fail_at,
-        )
+        self._signal_at = signal_at
+        self._number = number
+        self._nan_at = nan_at
+        self._fail_at = fail_at
         self._world = world if world is not None else World()
 
     def __len__(self) -> int:
@@ -98,7 +100,8 @@ class NoiseLoader:
             place = self.epoch * len(self) + self._consumed
             self._consumed += 1
             if self._consumed == len(self):
-                self.epoch, self._consumed = self.epoch + 1, 0
+                self.epoch += 1
+                self._consumed = 0
             if place + 1 == self._signal_at:
                 os.kill(os.getpid(), self._number)
             if place + 1 == self._fail_at:
@@ -108,7 +111,7 @@ class NoiseLoader:
                 return
 
     def _make(self, place: int) -> Batch:
-        # numpy's numbers are the same to the bit on every CPU; torch's are not.
+        # NumPy's random numbers are bit-identical on every CPU; torch's are not.
         random = np.random.default_rng(1000 + place)
         shape = (self._batch, 3, self._size, self._size)
         views = [torch.from_numpy(random.standard_normal(shape)).to(self._dtype) for _ in range(2)]
@@ -132,12 +135,11 @@ class NoiseLoader:
         self.epoch, self._consumed = state["epoch"], state["consumed"]
 
     def interrupt(self) -> None:
-        """Nothing: it waits for nothing."""
+        """Do nothing: batches are ready at once."""
 
 
 def tiny_config(run_dir: pathlib.Path, **fields: Any) -> TrainConfig:
-    """12 steps with a checkpoint every 3, on the CPU in float32, with BatchNorm and contrast in two
-    groups."""
+    """12 steps with a checkpoint every 3, on the CPU in float32, in two BatchNorm groups."""
     settings: dict[str, Any] = {
         "run_dir": run_dir,
         "batch_size": BATCH,

@@ -1,10 +1,9 @@
-"""A training step never waits for the device: no value is read, nothing is copied between host and
-device.
+"""A training step never waits for the device: it reads no value and copies nothing between devices.
 
-Two halves, for want of a GPU: the trainer's whole step on real CPU tensors, where reading a value
-shows as an operation; and our own code of it, forward pass, LARS and what follows a step, on
-tensors that claim to be on CUDA and hold no values, where copies show too, and where reading a
-value is an error. (Torch's backward pass and its fused SGD want a driver.)
+Without a GPU this is tested in two halves. The first runs the trainer's whole step on real CPU
+tensors, where reading a value shows as an operation. The second runs our own code (forward pass,
+LARS, `after_step`) on fake CUDA tensors, which show copies as well and raise when a value is read.
+Torch's backward pass and fused SGD need a driver and are left out.
 """
 
 import pathlib
@@ -35,12 +34,12 @@ READS = {
     "aten::equal",
     "aten::is_nonzero",
 }
-"""Operations whose result, or its shape, is a value that the host needs at once."""
+"""Operations for whose result, or its shape, the host waits."""
 COUNT, SIDE = 8, 32
 
 
 class Watch(TorchDispatchMode):
-    """Notes the operations that would make the host wait for a GPU."""
+    """Records the operations that would make the host wait for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ def test_the_trainers_step_reads_no_value(name):
 
 
 def on_cuda(method: Method) -> Method:
-    """The method with tensors that claim to be on CUDA; to be called in a FakeTensorMode."""
+    """Move the method to fake CUDA tensors; call it in a FakeTensorMode."""
     for module in method.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -1,5 +1,4 @@
-"""Training from failing servers, by the command line: the local run's losses, or one line and exit
-code 1."""
+"""Training from failing servers: the losses of a local run, or one line and exit code 1."""
 
 import json
 import pathlib
@@ -70,7 +69,7 @@ def losses(run_dir: pathlib.Path) -> list[float]:
 
 
 def wait_for(true: Callable[[], object]) -> None:
-    """Return once the condition holds; AssertionError after a minute."""
+    """Wait until `true()` holds; AssertionError after a minute."""
     for _ in range(600):
         if true():
             return
@@ -121,7 +120,7 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
 def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
     mode, processes, make_shards, tmp_path
 ):
-    """The server stalls after a few batches; time limit and patience are minutes long."""
+    """The server stalls forever after a few batches; retries would take minutes."""
     make_shards(4, 16)
     out = threading.Event()
     with faulty.FaultyServer(

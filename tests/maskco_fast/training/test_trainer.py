@@ -35,7 +35,7 @@ GOLDEN = pathlib.Path(__file__).parents[2] / "support" / "golden_losses.json"
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The same sums on every machine, and no quarrel over cores with other tests."""
+    """One thread: the same sums on every machine, and no contention with other tests."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def _one_thread():
 
 
 class OneWeight(Method):
-    """loss = weight · mean of the first view; the key weight follows."""
+    """loss = weight · mean of the first view; the key weight is the moving average."""
 
     views = ViewConfig()
 
@@ -98,8 +98,7 @@ def test_weight_decay_is_on_every_trained_parameter(tmp_path):
 
 
 def golden_run(run_dir: pathlib.Path) -> list[float]:
-    """Five steps of the real method in float64 on noise, from weights that are the same to the bit
-    on every CPU."""
+    """Five float64 steps of the real method on noise, from weights bit-identical on every CPU."""
     config = tiny_config(
         run_dir,
         max_steps=5,
@@ -126,9 +125,9 @@ def golden_run(run_dir: pathlib.Path) -> list[float]:
 def test_golden_losses(tmp_path):
     """A change of these numbers is a change of what is trained.
 
-    In float64, where another CPU or thread count moves them by less than 1e-9: in float32 a single
-    unit at the kink of a ReLU falls to either side, and moves a loss by 1e-3. Write them anew with
-    `python test_trainer.py`.
+    In float64 another CPU or thread count moves them by less than 1e-9. In float32 a rounding error
+    at a ReLU's kink moves a loss by 1e-3. Regenerate with
+    `python -m tests.maskco_fast.training.test_trainer`.
     """
     assert golden_run(tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())["losses"], rel=1e-6)
 
@@ -147,7 +146,7 @@ def test_every_line_has_what_others_rely_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> tuple[list, dict]:
-    """The losses and the last checkpoint's weights of twelve steps without a stop."""
+    """The losses and final weights of twelve uninterrupted steps."""
     torch.set_num_threads(1)
     run_dir = tmp_path_factory.mktemp("uninterrupted")
     assert tiny_trainer(tiny_config(run_dir)).fit() is None
@@ -352,8 +351,7 @@ def test_resume_with_other_arithmetic_warns(tmp_path):
 
 
 def test_groups_of_one_batch_equal_batches_of_one_group():
-    """BatchNorm and contrast of 6 images in groups of 3 are those of two batches of 3; so is the
-    mean loss."""
+    """6 images in groups of 3 have the mean loss of two batches of 3: BatchNorm is per group."""
     config = tiny_config(pathlib.Path("unused"))
     method = TinyMaskCo(config).train()
     batch = next(iter(NoiseLoader()))
