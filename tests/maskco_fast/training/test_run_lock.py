@@ -38,4 +38,4 @@ def test_a_second_job_is_refused_until_the_first_is_gone_even_if_killed(tmp_path
 def test_the_lock_is_given_back(tmp_path):
     for _ in range(2):
         with lock_run_folder(tmp_path, patience=0):
-            pass
+            assert str(os.getpid()) in (tmp_path / "lock").read_text()

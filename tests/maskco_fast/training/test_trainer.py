@@ -13,8 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from maskco_fast.commands.train import train
-from maskco_fast.errors import report_user_errors
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.maskco import MaskCoConfig
@@ -22,8 +20,6 @@ from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training import checkpoint
-from maskco_fast.training.config import TrainConfig
-from maskco_fast.training.devices import choose_device, choose_precision, has_bf16_instructions
 from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
@@ -384,17 +380,6 @@ def test_cuda_graphs_want_cuda(tmp_path):
         tiny_trainer(tiny_config(tmp_path, cuda_graphs=True))
 
 
-def test_device_and_precision():
-    cpu = torch.device("cpu")
-    assert choose_device("cpu") == cpu
-    assert choose_precision("auto", cpu) == ("bf16" if has_bf16_instructions() else "fp32")
-    assert choose_precision("auto", torch.device("cuda")) == "bf16"
-    with pytest.raises(ValueError, match="fp16 requires CUDA"):
-        choose_precision("fp16", cpu)
-    with pytest.raises(ValueError, match="`device` must be auto, cpu, cuda or cuda:N, got 'gpu0'"):
-        choose_device("gpu0")
-
-
 def test_recipes_name_themselves_and_hold_the_papers_values():
     for name, recipe in RECIPES.items():
         assert recipe().recipe == name
@@ -411,55 +396,6 @@ def test_recipes_name_themselves_and_hold_the_papers_values():
         paper.optimizer.learning_rate,
         paper.maskco.mph_blocks,
     ) == (1e-3, 0.03, 3)
-
-
-def small_run(shards: list[str], run_dir: pathlib.Path, **fields: object) -> TrainConfig:
-    model = ModelConfig(trunk="resnet18", view_size=32, group_size=4)
-    settings: dict = {
-        "max_steps": 3,
-        "batch_size": 4,
-        "model": model,
-        "device": "cpu",
-        "loader_threads": 1,
-    }
-    return TrainConfig(
-        **{**settings, "shards": tuple(shards), "run_dir": run_dir, "loader": "reference", **fields}
-    )
-
-
-def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, capsys):
-    run_dir = tmp_path / "run"
-    shards = make_shards(shards=1, samples=8, bad=(3,), side=64)
-    assert report_user_errors(lambda: train(small_run(shards, run_dir, max_steps=2))) == 0
-    names = {path.name for path in run_dir.iterdir()}
-    assert names >= {
-        "checkpoints",
-        "config.json",
-        "loss.png",
-        "metrics.jsonl",
-        "quarantine.json",
-        "tensorboard",
-    }
-    assert json.loads((run_dir / "quarantine.json").read_text())["samples"][0]["key"] == "000003"
-    told = capsys.readouterr().err
-    assert "quarantined: 1" in told
-    assert "done: 2 steps" in told
-
-
-def test_the_command_names_what_is_wrong_in_one_line(tmp_path, make_shards, capsys):
-    def error_of(config: TrainConfig) -> str:
-        assert report_user_errors(lambda: train(config)) == 1
-        *_, last = capsys.readouterr().err.strip().splitlines()
-        assert last.startswith("maskco-fast: error: ")
-        return last
-
-    assert "nothing-*.tar" in error_of(small_run([str(tmp_path / "nothing-*.tar")], tmp_path / "a"))
-    good = make_shards(shards=1, samples=3, side=64)
-    assert "Lower --batch-size" in error_of(small_run(good, tmp_path / "b"))
-    assert "no loader 'warp'" in error_of(small_run(good, tmp_path / "c", loader="warp"))
-    garbage = tmp_path / "garbage.tar"
-    garbage.write_bytes(b"\0" * 512 + b"no tar" * 100)
-    assert "garbage.tar" in error_of(small_run([str(garbage)], tmp_path / "d"))
 
 
 if __name__ == "__main__":
