@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 from maskco_fast.commands.train import train
 from maskco_fast.errors import report_user_errors
@@ -9,9 +10,9 @@ from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
 
 
-def small_run(shards: list[str], run_dir: pathlib.Path, **fields: object) -> TrainConfig:
+def small_run(shards: list[str], run_dir: pathlib.Path, **fields: Any) -> TrainConfig:
     model = ModelConfig(trunk="resnet18", view_size=32, group_size=4)
-    settings: dict = {
+    settings: dict[str, Any] = {
         "max_steps": 3,
         "batch_size": 4,
         "model": model,
