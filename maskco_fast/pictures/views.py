@@ -240,7 +240,7 @@ def view_facts(view: np.void, height: int, width: int) -> str:
     return ", ".join(facts)
 
 
-def masked(view: np.ndarray, box: Sequence[float]) -> np.ndarray:
+def masked(view: np.ndarray, box: Sequence[float] | np.ndarray) -> np.ndarray:
     """A copy of `view` (size, size, 3) uint8 in which `box` has ImageNet's mean colour.
 
     Every pixel that the box touches is masked.

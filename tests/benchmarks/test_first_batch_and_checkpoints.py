@@ -2,6 +2,7 @@
 
 import re
 import types
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ def test_checkpoints_are_timed(tmp_path, capsys):
 
 
 def test_a_write_that_ends_before_the_first_step(tmp_path):
-    trainer = types.SimpleNamespace(step=1, state_dict=lambda: {"weight": torch.ones(3)})
+    trainer: Any = types.SimpleNamespace(step=1, state_dict=lambda: {"weight": torch.ones(3)})
 
     with checkpoints.CheckpointWriter(tmp_path, keep=1) as writer:
 
@@ -37,8 +38,9 @@ def test_the_first_batch_is_timed(make_shards, capsys):
     first_batch.main(options)
     out = capsys.readouterr().out
     assert "the run that filled the caches" in out
-    seconds = [
-        float(re.search(rf"^{part} +([\d.]+)  ", out, re.MULTILINE)[1])
-        for part in first_batch.PARTS
-    ]
+    seconds = []
+    for part in first_batch.PARTS:
+        found = re.search(rf"^{part} +([\d.]+)  ", out, re.MULTILINE)
+        assert found
+        seconds.append(float(found[1]))
     assert sum(seconds[:-1]) <= seconds[-1] + 0.02

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from maskco_fast.demo.scenes import CONTEXTS, KINDS, MIN_VISIBLE, scene
 from maskco_fast.demo.shards import demo_shards
 
-SMALL = {"samples": 12, "shards": 3, "size": (48, 64)}
+SMALL: dict[str, Any] = {"samples": 12, "shards": 3, "size": (48, 64)}
 
 
 def members(paths):
@@ -25,7 +26,9 @@ def members(paths):
         with tarfile.open(path) as tar:
             for info in tar:
                 assert info.name not in found
-                found[info.name] = tar.extractfile(info).read()
+                file = tar.extractfile(info)
+                assert file is not None
+                found[info.name] = file.read()
     return found
 
 
@@ -137,12 +140,12 @@ def test_an_object_stands_out_of_its_surroundings():
 
 def test_the_context_predicts_the_kinds():
     """The context's likely kinds cover most objects of its scenes, and few of other scenes."""
-    counts = collections.defaultdict(collections.Counter)
+    counts: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for i in range(600):
         _, label = scene(1, i, (64, 64))
         counts[label["context"]].update(found["kind_name"] for found in label["objects"])
     assert set(counts) == set(range(len(CONTEXTS)))
-    total = sum(counts.values(), collections.Counter())
+    total: collections.Counter[str] = sum(counts.values(), collections.Counter())
     assert set(total) == {kind.name for kind in KINDS}
     for number, context in enumerate(CONTEXTS):
         named = set(context.on_ground) | set(context.in_sky)
@@ -170,12 +173,9 @@ def test_neighbours_predict_in_rows():
 
 def test_mean_colour_hardly_predicts_the_context():
     """Nearest neighbours in mean colour predict the context little better than chance (1 in 8)."""
-    colours, contexts = [], []
-    for i in range(500):
-        pixels, label = scene(4, i, (48, 48))
-        colours.append(pixels.reshape(-1, 3).mean(0))
-        contexts.append(label["context"])
-    colours, contexts = np.array(colours), np.array(contexts)
+    scenes = [scene(4, i, (48, 48)) for i in range(500)]
+    colours = np.array([pixels.reshape(-1, 3).mean(0) for pixels, _ in scenes])
+    contexts = np.array([label["context"] for _, label in scenes])
     distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (contexts[distances.argmin(1)] == contexts).mean() < 0.3

@@ -67,11 +67,12 @@ def assert_same_run(run_dir: pathlib.Path, whole: pathlib.Path) -> None:
         for name in ("step", "epoch", "loss", "accuracy", "learning_rate"):
             assert mine[name] == pytest.approx(theirs[name], rel=1e-5), (mine["step"], name)
     assert lines(run_dir / "samples.jsonl") == lines(whole / "samples.jsonl")
-    mine, theirs = (checkpoint.load_newest(folder / "checkpoints") for folder in (run_dir, whole))
-    assert mine is not None
-    assert theirs is not None
-    for name, value in theirs["method"].items():
-        torch.testing.assert_close(mine["method"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    resumed = checkpoint.load_newest(run_dir / "checkpoints")
+    expected = checkpoint.load_newest(whole / "checkpoints")
+    assert resumed is not None
+    assert expected is not None
+    for name, value in expected["method"].items():
+        torch.testing.assert_close(resumed["method"][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.fixture(scope="module")

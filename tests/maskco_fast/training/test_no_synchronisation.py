@@ -82,7 +82,9 @@ def test_the_trainers_step_reads_no_value(name):
     batches, stop = trainer._batches(), StopSignal(lambda: None)
     for _ in range(2):  # the first makes the optimiser's state
         with Watch() as watch:
-            trainer._one_step(trainer._fetch(batches, stop))
+            fetched = trainer._fetch(batches, stop)
+            assert fetched is not None
+            trainer._one_step(fetched)
         assert not watch.waits
 
 

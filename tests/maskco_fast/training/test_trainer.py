@@ -15,7 +15,7 @@ from torch import nn
 
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.methods.base import Method
-from maskco_fast.methods.maskco import MaskCoConfig
+from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
@@ -42,6 +42,8 @@ class OneWeight(Method):
     """loss = weight · mean of the first view; the key weight is the moving average."""
 
     views = ViewConfig()
+    query: nn.ParameterList
+    key: nn.ParameterList
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,6 +109,7 @@ def golden_run(run_dir: pathlib.Path) -> list[float]:
     method = make_method(
         config.method, config.method_config, config.model, seed=config.seed
     ).double()
+    assert isinstance(method, MaskCo)
     random = np.random.default_rng(0)
     with torch.no_grad():
         for query, key in zip(method.query.parameters(), method.key.parameters()):
