@@ -93,7 +93,7 @@ def imports_of(source, name, package):
                 parts = home.split(".")[: len(home.split(".")) - node.level + 1]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
             else:
-                base = node.module
+                base = node.module or ""
             # `from package import module` imports the module too.
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
@@ -121,7 +121,7 @@ def upward(graph):
 def circle(graph):
     """A circle of imports as a list of modules, or an empty list."""
     finished = set()
-    path = []
+    path: list[str] = []
 
     def visit(module):
         if module in finished:

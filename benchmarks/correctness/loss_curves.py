@@ -1,17 +1,15 @@
-"""Whether it matters to a run which loader feeds it: the losses of all four, on the same samples in
-the same order.
+"""Losses of a run fed by each loader, on the same samples in the same order.
 
-    python benchmarks/loss_curves.py --shards 'shards/in1k-sample-{0000..0003}.tar' --out runs/loaders
+    python -m benchmarks.correctness.loss_curves --shards 'in1k-sample-{0000..0003}.tar'
 
-Trains MaskCo's `cpu_small` network from the same weights with each loader (FFCV's reads a .beton of
-the shards). The noise is what becomes of the reference loader's run when its initial weights are
-changed by a thousandth, thrice: about what the loaders' eighth of a level is to a view. Writes a
-run folder for each, loss-curves.png and loss-curves.json, and prints how far each run is from the
-reference loader's.
+Trains MaskCo's `cpu_small` network from the same weights with each loader (the FFCV loader reads a
+.beton of the shards). For comparison, three more runs of the reference loader start from weights
+changed at random by a thousandth, about the size of the loaders' eighth of a level in a view.
+Writes a run folder for each, loss-curves.png and loss-curves.json, and prints each run's distance
+from the reference loader's.
 """
 
 import dataclasses
-import json
 import pathlib
 from dataclasses import dataclass
 
@@ -23,6 +21,7 @@ from matplotlib.figure import Figure
 from maskco_fast.bench.harness import machine
 from maskco_fast.loaders import Dataset, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
+from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.pictures.loss import read_metrics, running_mean
@@ -32,10 +31,10 @@ from maskco_fast.training.trainer import Trainer
 CHANGE = 1e-3
 """Relative change of the weights, the standard deviation."""
 NOISE = tuple(f"changed-{draw}" for draw in (1, 2, 3))
-"""Runs with the reference loader from weights that are changed a little, by which the other
-loaders' are judged."""
+"""Runs of the reference loader from slightly changed weights: the scale for the loaders'
+differences."""
 RUNS = ("reference", *NOISE, "native", "dali", "ffcv")
-"""By the name of their folder."""
+"""Names of the run folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Options:
     shards: tuple[str, ...]
     """Tar shards or folders of images."""
     out: pathlib.Path = pathlib.Path("runs/loaders")
-    """Where the runs and the picture go; it must not hold such runs already."""
+    """Folder of the runs and the picture; it must not hold such runs yet."""
     steps: int = 200
     """Optimiser steps of each run."""
     batch_size: int = 16
@@ -53,7 +52,7 @@ class Options:
     size: int = 64
     """Side of the views, pixels."""
     seed: int = 0
-    """Of order, plans and weights."""
+    """Seed of order, plans and weights."""
 
 
 def losses(options: Options, name: str, source: Dataset) -> np.ndarray:
@@ -77,14 +76,21 @@ def losses(options: Options, name: str, source: Dataset) -> np.ndarray:
             for parameter in method.parameters():
                 parameter.mul_(1 + CHANGE * torch.randn(parameter.shape, generator=random))
     backend = "reference" if name in NOISE else name
-    common = {"views": method.views, "seed": options.seed, "rank": 0, "world_size": 1}
-    with make_loader(source, options.batch_size, backend=backend, **common) as loader:
+    with make_loader(
+        source,
+        options.batch_size,
+        views=method.views,
+        backend=backend,
+        seed=options.seed,
+        rank=0,
+        world_size=1,
+    ) as loader:
         Trainer(config, method, loader).fit()
     return read_metrics(config.run_dir / "metrics.jsonl")["loss"]
 
 
 def compare(options: Options) -> dict[str, np.ndarray]:
-    """By run: its losses. The reference loader's three are first."""
+    """The losses of each run, the reference loader's runs first."""
     dataset = open_dataset(options.shards)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "same.beton"
@@ -94,15 +100,15 @@ def compare(options: Options) -> dict[str, np.ndarray]:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    """(mean, largest) difference of the losses, nats, the largest of means over a tenth of the run."""
+    """(mean, largest) difference of the losses in nats: of single steps, and of running means over
+    a tenth of the run."""
     window = max(len(one) // 10, 1)
     smooth = np.abs(np.subtract(running_mean(one, window), running_mean(other, window)))
     return float(np.abs(one - other).mean()), float(smooth.max())
 
 
 def picture(curves: dict[str, np.ndarray], out: pathlib.Path, title: str) -> None:
-    """The losses as they are, and below them their running means' distance from the reference
-    loader's."""
+    """Draw the running means of the losses, and below them their distance from the reference's."""
     figure = Figure(figsize=(8, 7), dpi=100, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     truth = curves["reference"]
@@ -130,24 +136,24 @@ def main(options: Options) -> None:
         options.out / "loss-curves.png",
         f"{options.steps} steps of {options.batch_size} images; {machine()}",
     )
-    text = json.dumps({name: curve.tolist() for name, curve in curves.items()}, indent=1)
-    (options.out / "loss-curves.json").write_text(text + "\n")
-    print(
-        f"{machine()}; {options.steps} steps of {options.batch_size} images, {options.size} pixels, float32"
+    write_json(
+        options.out / "loss-curves.json", {name: curve.tolist() for name, curve in curves.items()}
     )
     print(
-        "| run | mean difference a step | largest, of means over a tenth of the run | last tenth's mean loss |"
+        f"{machine()}; {options.steps} steps of {options.batch_size} images, {options.size} "
+        "pixels, float32"
+    )
+    print(
+        "| run | mean difference a step | largest, of means over a tenth of the run "
+        "| last tenth's mean loss |"
     )
     print("|---|---|---|---|")
     apart = {name: difference(curve, curves["reference"]) for name, curve in curves.items()}
     for name, (mean, largest) in apart.items():
-        print(
-            f"| {name} | {mean:.4f} | {largest:.4f} | {curves[name][-max(options.steps // 10, 1) :].mean():.3f} |"
-        )
+        last = curves[name][-max(options.steps // 10, 1) :].mean()
+        print(f"| {name} | {mean:.4f} | {largest:.4f} | {last:.3f} |")
     noise = [max(apart[name][figure] for name in NOISE) for figure in range(2)]
-    print(
-        f"the noise, as the largest of {len(NOISE)} changed runs: {noise[0]:.4f} and {noise[1]:.4f}"
-    )
+    print(f"the largest of {len(NOISE)} changed runs: {noise[0]:.4f} and {noise[1]:.4f}")
 
 
 if __name__ == "__main__":

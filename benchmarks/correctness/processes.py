@@ -1,14 +1,12 @@
-"""The losses of one run on one process with two groups, on one with two micro-batches, and on two
+"""Losses of one run on one process with two groups, on one with two micro-batches, and on two
 processes.
 
-    python benchmarks/processes.py [--shards 'in1k-sample-{0000..0003}.tar'] [--steps 20] [--batch 32]
+    python -m benchmarks.correctness.processes [--shards 'in1k-sample-{0000..0003}.tar']
 
-The three compute the same sums in different orders. In float64 that shows far behind the point. In
-float32 it grows from step to step: where a unit stands at the kink of a ReLU, rounding decides to
-which side it falls.
-
-The exchange by which the processes agree before each step whether to stop is timed by itself, as
-often as `EXCHANGES`.
+The three compute the same sums in different orders. In float64 the difference stays in the last
+digits. In float32 it grows from step to step: where a unit stands at the kink of a ReLU, rounding
+decides on which side it falls. Before each step the processes agree whether to stop; the time of
+that exchange is the mean over `EXCHANGES`.
 """
 
 import dataclasses
@@ -45,6 +43,7 @@ class Options:
     shards: tuple[str, ...] = ()
     """Tar shards or folders; none takes the demo set."""
     steps: int = 20
+    """Optimiser steps of each run."""
     batch: int = 32
     """Images a step, in two groups."""
     view_size: int = 64
@@ -52,13 +51,13 @@ class Options:
     learning_rate: float = 0.03
     """For a batch of 256, scaled to `batch`."""
     dtypes: tuple[Literal["float32", "float64"], ...] = ("float32", "float64")
+    """Arithmetic of the runs."""
     as_rank: tuple[str, str, int] | None = None
-    """Run folder, dtype and micro-batches, where this is a process that the command itself starts.
-    """
+    """Run folder, dtype and micro-batches of a process that the command itself starts."""
 
 
 class Cast:
-    """A loader whose views come in another dtype."""
+    """A loader whose views are cast to another dtype."""
 
     def __init__(self, loader: Loader, dtype: torch.dtype) -> None:
         self._loader = loader
@@ -78,7 +77,7 @@ class Cast:
 
 
 def train(options: Options, run_dir: str, dtype_name: str, accumulate: int) -> None:
-    """One of the runs, as the rank that the environment says."""
+    """Train one of the runs, as the rank that the environment names."""
     dtype = torch.float64 if dtype_name == "float64" else torch.float32
     config = TrainConfig(
         run_dir=pathlib.Path(run_dir),
@@ -115,8 +114,10 @@ def train(options: Options, run_dir: str, dtype_name: str, accumulate: int) -> N
 def losses(
     options: Options, dtype: str, *, processes: int, accumulate: int = 1
 ) -> tuple[list[float], float]:
-    """A run by torchrun, one thread a process, and the microseconds of an exchange; SystemExit
-    where it fails."""
+    """Losses of a run by torchrun, one thread a process, and microseconds of an exchange.
+
+    Raises SystemExit where the run fails.
+    """
     fields = {"steps": options.steps, "batch": options.batch, "view-size": options.view_size}
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -153,7 +154,7 @@ def losses(
 
 
 def main(options: Options) -> None:
-    """Print a table a dtype."""
+    """Print a table of losses for each dtype."""
     if options.as_rank is not None:
         train(options, *options.as_rank)
         return
@@ -163,14 +164,15 @@ def main(options: Options) -> None:
         micro, _ = losses(options, dtype, processes=1, accumulate=2)
         ranks, exchange = losses(options, dtype, processes=2)
         print(
-            f"\n{dtype}\n{'step':>6}{'1 process, 2 groups':>24}{'1, 2 micro-batches':>24}{'2 processes':>24}"
+            f"\n{dtype}\n{'step':>6}{'1 process, 2 groups':>24}{'1, 2 micro-batches':>24}"
+            f"{'2 processes':>24}"
         )
         for step, row in enumerate(zip(groups, micro, ranks), 1):
             print(f"{step:6}" + "".join(f"{loss:24.15f}" for loss in row))
         for name, one in (("1 process, 2 groups", groups), ("1, 2 micro-batches", micro)):
             worst = max(abs(a - b) / a for a, b in zip(one, ranks))
             print(f"2 processes from {name}: at most {worst:.1e} relative")
-        print(f"the exchange before a step: {exchange:.0f} us where no rank is late")
+        print(f"the exchange before a step: {exchange:.0f} us when no rank is late")
 
 
 if __name__ == "__main__":

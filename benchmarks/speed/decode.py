@@ -136,9 +136,9 @@ def measure(name: str, dataset: Dataset, options: Options) -> Line:
             decode_s = resize_s = 0.0
             for n in range(count):
                 began = time.perf_counter()
-                *region, row = decode(data[n], samples[n], rows[n], shrinks[n])
+                image, y, x, row = decode(data[n], samples[n], rows[n], shrinks[n])
                 decoded = time.perf_counter()
-                decoders.renderer.resize(*region, row, seams[way], n)
+                decoders.renderer.resize(image, y, x, row, seams[way], n)
                 resize_s += time.perf_counter() - decoded
                 decode_s += decoded - began
             if number:  # the first round warms up

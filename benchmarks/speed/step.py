@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -38,7 +38,12 @@ from maskco_fast.methods.maskco import MaskCo
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
-from maskco_fast.training.devices import DTYPES, choose_precision, keep_freed_memory
+from maskco_fast.training.devices import (
+    DTYPES,
+    Precision,
+    choose_precision,
+    keep_freed_memory,
+)
 from maskco_fast.training.trainer import Fetched, Trainer
 
 STAGES = (
@@ -90,7 +95,7 @@ class Clock:
         self.seconds[stage] += now - self._last
         self._last = now
 
-    def watch(self, network: nn.Module, forward: str) -> None:
+    def watch(self, network: Any, forward: str) -> None:
         """Mark the stages of a region encoder's forward pass: `forward` up to the feature map,
         RoIAlign, the head."""
         network.register_forward_pre_hook(lambda *_: self.mark("other"))
@@ -129,11 +134,8 @@ class Ours:
 
     def __init__(self, config: TrainConfig, batch: Batch) -> None:
         self.clock = Clock()
-        self.trainer = Trainer(
-            config,
-            initial_method(config),
-            OneBatch(batch),
-        )
+        self.batch = batch
+        self.trainer = Trainer(config, initial_method(config), OneBatch(batch))
         self.method = self.trainer.method
         assert isinstance(self.method, MaskCo)
         if not config.compile:  # compiled code has no module boundaries
@@ -143,7 +145,12 @@ class Ours:
         self.trainer.optimizer.register_step_pre_hook(lambda *_: self.clock.mark("backward"))
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.clock.mark("optimizer"))
         after_step = self.method.after_step
-        self.method.after_step = lambda: (after_step(), self.clock.mark("EMA"))  # type: ignore[method-assign]
+
+        def marked_after_step() -> None:
+            after_step()
+            self.clock.mark("EMA")
+
+        self.method.after_step = marked_after_step  # type: ignore[method-assign]
         self._batches = self.trainer._batches()
 
     def loss(self) -> float:
@@ -152,7 +159,7 @@ class Ours:
             torch.no_grad(),
             torch.autocast("cpu", DTYPES[self.trainer.precision], self.trainer.precision != "fp32"),
         ):
-            return self.method(self.trainer.loader.batch)["loss"].item()
+            return self.method(self.batch)["loss"].item()
 
     def step(self) -> dict[str, float]:
         """Make one step and return the seconds of its stages."""
@@ -212,7 +219,10 @@ class Plain:
         )
 
     def _loss(self) -> torch.Tensor:
-        batch, count = self.batch, len(self.batch)
+        batch = self.batch
+        count = len(batch)
+        assert batch.masked_box is not None
+        assert batch.key_boxes is not None
         queries = functional.normalize(
             self.query(batch.query, list(batch.masked_box.unsqueeze(1))), dim=1
         )
@@ -309,7 +319,7 @@ def floor(step: Callable[[], object], dtype: torch.dtype) -> tuple[float, float]
 class Side:
     """One side of the comparison, in its own process."""
 
-    def __init__(self, name: str, options: Options, precision: str) -> None:
+    def __init__(self, name: str, options: Options, precision: Precision) -> None:
         if name != "plain" or options.plain_keeps_memory:
             keep_freed_memory()
         self._folder = tempfile.TemporaryDirectory()
@@ -373,7 +383,7 @@ def measure(options: Options) -> Figures:
     """Check that the sides compute one loss, and time them."""
     precision = choose_precision(options.precision, torch.device("cpu"))
 
-    def open_side(name: str, precision: str) -> RowProcess:
+    def open_side(name: str, precision: Precision) -> RowProcess:
         return RowProcess(name, partial(Side, name, options, precision))
 
     with contextlib.ExitStack() as stack:

@@ -158,7 +158,7 @@ def _serve(pipe: Connection, open_row: Callable[[], Any]) -> None:
         except Exception as error:  # any library's failure is the row's result
             answer = _row_error(error)
         pipe.send(answer)
-    if hasattr(row, "close"):
+    if row is not None and hasattr(row, "close"):
         row.close()
 
 

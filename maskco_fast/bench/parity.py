@@ -48,15 +48,17 @@ FINISHED_LIMIT = Difference(mean=0.5, worst=16, far=1 / 200)
 
 def seam_views(views: ViewConfig) -> ViewConfig:
     """The same crops and flips without colour changes: its finished uint8 views are the seam's."""
-    plain = {
-        "jitter_probability": 0.0,
-        "gray_probability": 0.0,
-        "blur_probability": 0.0,
-        "solarize_probability": 0.0,
-    }
-    return dataclasses.replace(
-        views, views=tuple(dataclasses.replace(view, **plain) for view in views.views)
+    plain = tuple(
+        dataclasses.replace(
+            view,
+            jitter_probability=0.0,
+            gray_probability=0.0,
+            blur_probability=0.0,
+            solarize_probability=0.0,
+        )
+        for view in views.views
     )
+    return dataclasses.replace(views, views=plain)
 
 
 def level_differences(batch: Batch, truth: Batch) -> torch.Tensor:

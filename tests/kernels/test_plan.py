@@ -242,7 +242,7 @@ def test_column_constants_address_the_named_fields(views, boxes):
     dtype = plan_dtype(views, boxes)
     rows = np.arange(5 * dtype.itemsize // 4, dtype=np.float32).reshape(5, -1)
     named = rows.view(dtype)[:, 0]
-    for field in VIEW_ROW.names:
+    for field in VIEW_ROW.names or ():
         constant = getattr(plan_module, field.upper())
         for v in range(views):
             expected = named["views"][:, v][field].reshape(5, -1)

@@ -12,13 +12,15 @@ import itertools
 import signal
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import TooManyBadSamples, ViewConfig, make_loader
+from maskco_fast.loaders import TooManyBadSamples, View, ViewConfig, make_loader
+from tests.support.batches import key_boxes, masked_box
 from tests.support.images import encode, picture, write_tar
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
@@ -78,11 +80,10 @@ def test_views_and_boxes_are_the_references(backend, make_shards):
 def test_the_seam_is_within_a_level(backend, make_shards):
     """Decode, crop, resize and flip alone: plain views whose colours are left as they are, as
     levels."""
-    plain = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
-    view = type(VIEWS.views[0])(**plain)
-    views = ViewConfig(views=(view, view, view), size=97)
+    plain = View(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0)
+    views = ViewConfig(views=(plain, plain, plain), size=97)
     shards = make_shards(1, 12)
-    options = {"views": views, "dtype": torch.uint8}
+    options: dict[str, Any] = {"views": views, "dtype": torch.uint8}
     with (
         make_loader(shards, 12, backend=backend, **options) as loader,
         make_loader(shards, 12, backend="reference", **options) as reference,
@@ -114,7 +115,7 @@ def test_the_masked_box_is_zero_and_nothing_else(backend, make_shards):
         shards, 16, views=ViewConfig.maskco(48, mask=False), backend=backend
     ) as loader:
         (clean,) = loader
-    for n, (x1, y1, x2, y2) in enumerate(masked.masked_box.numpy()):
+    for n, (x1, y1, x2, y2) in enumerate(masked_box(masked).numpy()):
         inside = torch.zeros(48, 48, dtype=torch.bool)
         inside[
             max(int(np.floor(y1)), 0) : int(np.ceil(y2)),
@@ -123,7 +124,7 @@ def test_the_masked_box_is_zero_and_nothing_else(backend, make_shards):
         assert (masked.query[n][:, inside] == 0).all()
         assert torch.equal(masked.query[n][:, ~inside], clean.query[n][:, ~inside])
     assert torch.equal(masked.key, clean.key)
-    assert torch.equal(masked.masked_box, clean.masked_box)
+    assert torch.equal(masked_box(masked), masked_box(clean))
 
 
 def test_batches_are_the_same_for_any_number_of_threads(backend, make_shards):
@@ -347,7 +348,7 @@ def test_a_sample_that_does_not_decode_is_replaced_alike(backend, make_shards):
         assert len(loader.quarantine) == 3  # known by now: neither read nor counted again
     for one, two in zip(mine, truth, strict=True):
         assert torch.equal(one.sample_id, two.sample_id)
-        assert torch.equal(one.key_boxes, two.key_boxes)
+        assert torch.equal(key_boxes(one), key_boxes(two))
     counts = torch.cat([batch.index for batch in mine]).bincount(minlength=32)
     assert counts[[3, 20, 21]].tolist() == [0, 0, 0]
     assert counts[[4, 22]].tolist() == [2, 3]

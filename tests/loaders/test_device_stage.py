@@ -12,6 +12,7 @@ import torch
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrder
+from tests.support.batches import key_boxes
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(64)
@@ -42,7 +43,7 @@ class RaceDetector(InOrder):
     """
 
     def __init__(self):
-        self.seen = {name: Counter() for name in ("host", "side", "current")}
+        self.seen: dict[str, Counter] = {name: Counter() for name in ("host", "side", "current")}
         self.races = []
         self.reads = 0
         self._touched = {}  # address: [(who, when by its own clock)]
@@ -196,7 +197,7 @@ def test_on_cuda_the_batches_are_the_hosts(make_shards):
         truth = [batch for _ in range(3) for batch in host]
         for one, other in zip(truth, made, strict=True):
             assert other.query.device.type == "cuda"
-            assert torch.equal(one.key_boxes, other.key_boxes.cpu())
+            assert torch.equal(key_boxes(one), key_boxes(other).cpu())
             for view, expected in zip(other.views, one.views, strict=True):
                 difference = (view.cpu() - expected).abs() / LEVEL
                 assert difference.mean() <= 0.1

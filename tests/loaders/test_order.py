@@ -25,7 +25,7 @@ def test_an_order_is_a_permutation_in_blocks_of_shards(sizes, seed, epoch, block
     assert (positions == order(sizes, seed=seed, epoch=epoch, block=block, shuffle=shuffle)).all()
     # A reader that holds `block` shards never goes back to one that it let go of.
     shards = np.repeat(np.arange(len(sizes)), sizes)[positions]
-    spans = {}
+    spans: dict[int, tuple[int, int]] = {}
     for place, shard in enumerate(shards):
         first, _ = spans.get(shard, (place, place))
         spans[shard] = (first, place)

@@ -1,5 +1,7 @@
 """Augmentation in plain torch against torchvision's functional operators, one view at a time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -133,7 +135,7 @@ def test_compiled_and_eager_agree() -> None:
     rows[:, JITTER] = [1, 1, 1, 0, 1, 1]
     # A backend that does not fuse: a fused multiply and add may round to another level.
     compiled = torch.compile(augment_torch.augment, fullgraph=True, backend="aot_eager")
-    options = {"dtype": torch.uint8, "max_blur_sigma": 2.0}
+    options: dict[str, Any] = {"dtype": torch.uint8, "max_blur_sigma": 2.0}
     out = (
         compiled(torch.from_numpy(views), torch.from_numpy(rows), **options).movedim(-3, -1).numpy()
     )

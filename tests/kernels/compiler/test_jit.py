@@ -109,6 +109,6 @@ def test_kernels_run_without_the_gil_and_divide_as_arrays_do():
             result += inverse(value)
         return result
 
-    assert total.targetoptions["nogil"]
+    assert total.targetoptions["nogil"]  # type: ignore[attr-defined]
     assert total(np.array([1.0, 2.0])) == 1.5
     assert total(np.array([0.0])) == np.inf

@@ -45,8 +45,10 @@ def decode(data, size, scratch, region=None, whole=True):
     y, x, rows, columns = region or (0, 0, *size)
     room = 3 * (rows * columns + LANES)
     out = np.full(room + 64, GUARD, np.uint8)
+    height, width = size
+    encoded = np.frombuffer(data, np.uint8)
     verdict = decode_region(
-        np.frombuffer(data, np.uint8), len(data), *size, y, x, rows, columns, whole, scratch, out
+        encoded, len(data), height, width, y, x, rows, columns, whole, scratch, out
     )
     assert (out[room:] == GUARD).all()
     return verdict, out[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -65,7 +67,7 @@ def jpeg(height, width, sampling, seed=0, **options):
 def test_whole_images_equal_libjpegs(size, sampling, scratch):
     for quality in (1, 30, 75, 95, 100):
         for options in ({}, {"optimize": True}, {"restart_marker_blocks": 3}):
-            data = jpeg(*size, sampling, quality, quality=quality, **options)
+            data = jpeg(size[0], size[1], sampling, quality, quality=quality, **options)
             verdict, pixels = decode(data, size, scratch)
             if size[1] < 6 and sampling in ("4:2:2", "4:2:0"):
                 assert verdict == NOT_PLAIN  # libjpeg upsamples narrow images by another rule

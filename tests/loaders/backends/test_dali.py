@@ -115,7 +115,7 @@ def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monk
     with loader:
         mine = list(loader)
         assert not loader.quarantine.entries
-        assert loader._aside == {2, 9, 10}
+        assert loader._aside == {2, 9, 10}  # type: ignore[attr-defined]
         loader.set_epoch(0)
         again = list(loader)
     for one, two, three in zip(mine, again, truth, strict=True):
@@ -144,7 +144,7 @@ def test_errors_come_in_their_turn(dali, make_shards, monkeypatch):
         return read(index)
 
     monkeypatch.setattr(loader.dataset, "read", fail)
-    seen = []
+    seen: list[list[int]] = []
     with pytest.raises(EOFError, match="gone"):
         seen.extend(batch.index.tolist() for batch in loader)
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
@@ -187,8 +187,10 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind):
         )
     for n, planned in enumerate(rows.view(VIEWS.plan_dtype)[:, 0]["views"]):
         for v in range(2):
-            crop = tuple(int(side) for side in planned[v]["crop"])
-            truth = resize_reference(images[n], crop, VIEWS.size, bool(planned[v]["flip"]))
+            y, x, height, width = (int(side) for side in planned[v]["crop"])
+            truth = resize_reference(
+                images[n], (y, x, height, width), VIEWS.size, bool(planned[v]["flip"])
+            )
             difference = np.abs(views[v][n].numpy().astype(int) - truth)
             assert difference.max() <= 1
             assert difference.mean() <= 0.3
@@ -206,7 +208,7 @@ def test_the_device_graph_is_defined_on_the_device(dali, decode_on_device):
     samples = make_samples(graph, plan_of(2, 60, 60), [np.zeros(1, np.uint8)] * 2)
     assert len(device_graph.arrays(samples)) == device_graph.inputs_count
     with Pipeline(2, 1, 0):
-        inputs = fn.external_source(lambda _: None, num_outputs=device_graph.inputs_count)
+        inputs = fn.external_source(lambda _: [], num_outputs=device_graph.inputs_count)
         views = device_graph.define(list(inputs))
     assert [view.device for view in views] == ["gpu", "gpu"]
 

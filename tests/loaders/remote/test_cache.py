@@ -260,8 +260,16 @@ def test_shards_come_ahead_of_their_turn_and_in_order(objects, tmp_path):
 
 def _rank(rank: int, names: str, folder: pathlib.Path) -> list[list[int]]:
     """The sample ids of one of two processes that share a cache, in two epochs."""
-    options = {"views": VIEWS, "rank": rank, "world_size": 2, "index_folder": folder / "index"}
-    with make_loader(names, 4, remote=hurried(folder), threads=1, **options) as loader:
+    with make_loader(
+        names,
+        4,
+        views=VIEWS,
+        rank=rank,
+        world_size=2,
+        threads=1,
+        index_folder=folder / "index",
+        remote=hurried(folder),
+    ) as loader:
         return [batch.sample_id.tolist() for epoch in range(2) for batch in loader]
 
 

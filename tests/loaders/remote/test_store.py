@@ -123,7 +123,7 @@ def test_a_garbled_download_is_repeated(make_shards, tmp_path):
         batches(pattern(server, "shard-{0000..0001}.tar"), tmp_path, config)
         for file in (tmp_path / "cache").glob("*.tar"):
             file.unlink()
-        broken = []
+        broken: list[object] = []
 
         def once(exchange):
             if exchange.method == "GET" and len(broken) < 2:
@@ -326,9 +326,12 @@ def test_secrets_are_not_shown():
 def test_waits_grow_and_are_random(tmp_path, monkeypatch):
     waits = []
     store = RemoteStore(RemoteConfig(backoff=1.0))
-    monkeypatch.setattr(
-        store._random, "uniform", lambda low, high: waits.append((low, high)) or 0.0
-    )
+
+    def uniform(low: float, high: float) -> float:
+        waits.append((low, high))
+        return 0.0
+
+    monkeypatch.setattr(store._random, "uniform", uniform)
     with faulty.FaultyServer(tmp_path, faulty.always("503")) as server, warnings.catch_warnings():
         store.config = RemoteConfig(backoff=1.0, patience=0.2)
         with pytest.raises(RemoteError, match="status 503"):

@@ -179,7 +179,12 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
     path = make_shards(1, 5)[0]
     made = []
     real = index_shard
-    monkeypatch.setattr(index_cache, "index_shard", lambda name: made.append(name) or real(name))
+
+    def index(name: str) -> object:
+        made.append(name)
+        return real(name)
+
+    monkeypatch.setattr(index_cache, "index_shard", index)
     first = load_or_index(path, tmp_path / "index")
     again = load_or_index(path, tmp_path / "index")
     assert made == [path]

@@ -37,8 +37,17 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
 def test_content_is_synced_before_it_is_named(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (calls.append("sync"), fsync(number)))
-    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), replace(*paths)))
+
+    def note_fsync(number: int) -> None:
+        calls.append("sync")
+        fsync(number)
+
+    def note_replace(source: str, target: str) -> None:
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
     with write_atomically(tmp_path / "file") as file:
         file.write(b"x")
     assert calls == ["sync", "rename", "sync"]

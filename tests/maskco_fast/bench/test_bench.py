@@ -352,11 +352,14 @@ def test_the_picture_shows_two_view_rows_only(
 ) -> None:
     from matplotlib.axes import Axes
 
-    drawn = []
+    drawn: list[str] = []
     barh = Axes.barh
-    monkeypatch.setattr(
-        Axes, "barh", lambda axes, y, *rest, **more: drawn.extend(y) or barh(axes, y, *rest, **more)
-    )
+
+    def note_barh(axes: Axes, y: list[str], *rest: Any, **more: Any) -> Any:
+        drawn.extend(y)
+        return barh(axes, y, *rest, **more)
+
+    monkeypatch.setattr(Axes, "barh", note_barh)
     speed = {"images_per_s": 10.0, "spread": [9.0, 11.0]}
     rows = [
         result(name, **speed) for name in ("native", "ffcv_stock", "decode_only", "cached_batch")

@@ -88,7 +88,7 @@ def test_refusals_name_the_image(tmp_path):
 
 def test_masked_is_floor_to_ceil():
     view = np.zeros((8, 8, 3), np.uint8)
-    result = masked(view, np.array([1.5, 2.0, 4.2, 5.0], np.float32))
+    result = masked(view, [1.5, 2.0, 4.2, 5.0])
     expected = np.zeros((8, 8, 3), np.uint8)
     for y in range(8):
         for x in range(8):
@@ -96,7 +96,7 @@ def test_masked_is_floor_to_ceil():
                 expected[y, x] = MASK_LEVELS
     np.testing.assert_array_equal(result, expected)
     assert not view.any()
-    assert masked(view, np.array([-3, -2, 2, 20], np.float32)).any(axis=2).sum() == 16
+    assert masked(view, [-3, -2, 2, 20]).any(axis=2).sum() == 16
 
 
 @pytest.mark.parametrize("sample", range(12))

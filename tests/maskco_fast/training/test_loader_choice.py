@@ -1,6 +1,7 @@
 """`--loader auto`: the choice, its printed reason, and loader.json."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,10 @@ def test_a_candidate_that_fails_is_left_out_and_the_native_one_is_not(rated):
 
 
 def test_less_than_a_batch_is_not_measured():
-    assert measure(lambda name: Rated(1.0, batches=0)).why == "too few samples for a measurement"
+    def make(name: str) -> Any:
+        return Rated(1.0, batches=0)
+
+    assert measure(make).why == "too few samples for a measurement"
 
 
 def test_the_run_folder_remembers(rated, tmp_path, capsys):
