@@ -40,17 +40,20 @@ lint: install-dev ## check format, lint and types
 	$(BIN)/ruff check .
 	$(MAKE) --no-print-directory typecheck
 
-# Type checkers cannot follow pyproject's package-dir map, so mypy reads the package as a wheel lays it out. The wheel is
-# built from a copy: setuptools would leave a build/ folder in the tree and take deleted modules from it the next time.
-typecheck: install-dev
+# Type checkers cannot follow pyproject's package-dir map, so mypy reads the package as a wheel lays it out, with benchmarks/ and
+# tests/ beside it. The wheel is built from a copy: setuptools would leave a build/ folder in the tree and take deleted modules
+# from it the next time.
+typecheck: install-dev ## check the types of the package, the benchmarks and the tests
 	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
 	mkdir "$$folder/source"; \
 	cp -r pyproject.toml README.md LICENSE maskco_fast loaders kernels "$$folder/source"; \
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$$folder" "$$folder/source"; \
 	$(BIN)/python -m zipfile -e "$$folder"/maskco_fast-*.whl "$$folder/package"; \
+	cp -r benchmarks tests "$$folder/package"; \
 	cd "$$folder/package"; \
-	echo "mypy on the assembled package"; \
-	"$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p maskco_fast
+	echo "mypy on the assembled package, benchmarks and tests"; \
+	"$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" \
+		-p maskco_fast -p benchmarks -p tests
 
 format: install-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .

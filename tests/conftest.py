@@ -42,7 +42,8 @@ def shared_data() -> pathlib.Path:
     folder = pathlib.Path(os.environ.get("MASKCO_FAST_SHARED", root.parent / "shared")) / "data"
     if not (folder / "in1k-sample-0000.tar").exists():
         pytest.skip(
-            "the shared shards (in1k-sample-*, hostile-*) are absent; MASKCO_FAST_SHARED names their folder"
+            "the shared shards (in1k-sample-*, hostile-*) are absent; "
+            "MASKCO_FAST_SHARED names their folder"
         )
     return folder
 

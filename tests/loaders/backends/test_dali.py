@@ -17,7 +17,10 @@ VIEWS = ViewConfig.maskco(48)
 
 
 def test_importing_the_module_leaves_dali_alone():
-    code = "import sys, maskco_fast.loaders.backends.dali as _; print([n for n in sys.modules if n.startswith('nvidia')])"
+    code = (
+        "import sys, maskco_fast.loaders.backends.dali as _; "
+        "print([n for n in sys.modules if n.startswith('nvidia')])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], check=True, capture_output=True, text=True
@@ -88,7 +91,7 @@ def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
 
 
 def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monkeypatch):
-    """Huffman tables damaged: DALI refuses them; a decoder that repairs them stands in for Pillow."""
+    """DALI refuses damaged Huffman tables; a decoder that repairs them stands in for Pillow."""
     loader_module, _ = dali
     shards = make_shards(1, 16)
     with make_loader(shards, 4, views=VIEWS, backend="native") as loader:

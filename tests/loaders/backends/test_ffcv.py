@@ -53,7 +53,8 @@ assert os.waitpid(child, 0)[1] == 0
 assert torch.get_num_threads() == 2
 from ffcv.pipeline import Compiler
 assert Compiler.is_enabled
-assert (random.random(), np.random.rand()) == (random.Random(5).random(), np.random.RandomState(5).rand())
+assert random.random() == random.Random(5).random()
+assert np.random.rand() == np.random.RandomState(5).rand()
 """
     noise = [
         line

@@ -61,11 +61,11 @@ def lines(path: pathlib.Path) -> list[dict]:
 
 def assert_same_run(run_dir: pathlib.Path, whole: pathlib.Path) -> None:
     """Losses, images of every step, weights and running statistics are equal up to rounding."""
-    for line, expected in zip(
+    for line, truth in zip(
         lines(run_dir / "metrics.jsonl"), lines(whole / "metrics.jsonl"), strict=True
     ):
         for name in ("step", "epoch", "loss", "accuracy", "learning_rate"):
-            assert line[name] == pytest.approx(expected[name], rel=1e-5), (line["step"], name)
+            assert line[name] == pytest.approx(truth[name], rel=1e-5), (line["step"], name)
     assert lines(run_dir / "samples.jsonl") == lines(whole / "samples.jsonl")
     resumed = checkpoint.load_newest(run_dir / "checkpoints")
     expected = checkpoint.load_newest(whole / "checkpoints")
