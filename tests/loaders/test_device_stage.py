@@ -11,13 +11,13 @@ import torch
 
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import ViewConfig, make_loader
-from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrder
+from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrderStreams
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(64)
 
 
-class Log(InOrder):
+class Log(InOrderStreams):
     """Streams that note what is queued: copies by their target, and the ends of the current
     stream's work."""
 
@@ -32,7 +32,7 @@ class Log(InOrder):
         self.lines.append(("done", None))
 
 
-class RaceDetector(InOrder):
+class RaceDetector(InOrderStreams):
     """Streams with vector clocks: what of each other's work the host and the two streams are known
     to come after.
 
@@ -108,7 +108,7 @@ def staged(shards, batch_size, streams, backend="native", **options):
 def test_the_stage_finishes_what_the_host_would(backend, make_shards):
     shards = make_shards(1, 16)
     with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
-        for one, other in zip(loader, staged(shards, 4, InOrder(), backend), strict=True):
+        for one, other in zip(loader, staged(shards, 4, InOrderStreams(), backend), strict=True):
             for name in ("sample_id", "target", "index", "masked_box", "key_boxes"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             for view, truth in zip(other.views, one.views, strict=True):
@@ -122,7 +122,7 @@ def test_views_without_boxes(make_shards):
     shards = make_shards(1, 8)
     views = ViewConfig.moco_v2(64, views=3)
     loader = make_loader(shards, 4, views=views, device="meta", dtype=torch.bfloat16)
-    stage = DeviceStage(loader.dataset, loader.config, InOrder(), torch.device("cpu"))
+    stage = DeviceStage(loader.dataset, loader.config, InOrderStreams(), torch.device("cpu"))
     batches = list(stage.batches(loader._run(loader._requests(0, 1, 2))))
     assert [len(batch.views) for batch in batches] == [3, 3]
     assert batches[0].masked_box is None
@@ -171,7 +171,7 @@ def test_leaving_early_closes_the_host_side(make_shards):
         finally:
             closed.append(True)
 
-    stage = DeviceStage(loader.dataset, loader.config, InOrder(), torch.device("cpu"))
+    stage = DeviceStage(loader.dataset, loader.config, InOrderStreams(), torch.device("cpu"))
     batches = stage.batches(rendered())
     next(batches)
     batches.close()

@@ -1,4 +1,4 @@
-"""Betons: original bytes kept, the tar path's plans and order, resuming, quarantine."""
+""".beton files: original bytes, plans and order of the tar shards, resuming, quarantine."""
 
 import itertools
 import os
@@ -17,12 +17,11 @@ from maskco_fast.loaders.shards.beton import (
     BetonDataset,
     read_beton,
 )
+from maskco_fast.loaders.shards.beton_encode import BetonOptions, estimate
 from maskco_fast.loaders.shards.beton_writer import (
     CHUNK,
     BetonMismatch,
-    BetonOptions,
     check_beton,
-    estimate,
     write_beton,
 )
 from tests.support.images import encode, picture, skip_without_packages, write_tar
@@ -32,7 +31,7 @@ VIEWS = ViewConfig.maskco(48)
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes shards into a .beton and returns (shards' dataset, beton's path,
+    """A function that writes shards into a .beton file; returns (dataset of the shards, path,
     samples left out)."""
 
     def writer(shards, options=None, **settings):
@@ -176,7 +175,7 @@ def test_an_interrupted_writer_goes_on(make_shards, tmp_path, monkeypatch):
         write_beton(dataset, tmp_path / "parts.beton", threads=1)
     assert not (tmp_path / "parts.beton").exists()
     with open(tmp_path / "parts.beton.journal", "a") as journal:
-        journal.write('{"done": 19')  # as a kill in mid-line leaves it
+        journal.write('{"done": 19')  # a kill within a line
     reads.clear()
     reads.extend([0] * 10**6)
     before = len(reads)
@@ -236,7 +235,7 @@ def test_files_that_are_no_betons_are_named(tmp_path, make_shards, write):
         file.truncate(os.path.getsize(path) - 2 * ALLOCATION_DTYPE.itemsize - 40)
     with pytest.raises(ValueError, match=r"all\.beton is cut short"):
         open_dataset([path])
-    with pytest.raises(ValueError, match="give them alone"):
+    with pytest.raises(ValueError, match="pass only"):
         open_dataset([path, str(tmp_path / "shard-0000.tar")])
 
 
@@ -258,13 +257,12 @@ def test_the_command(make_shards, tmp_path, capsys, monkeypatch):
     assert "16 samples from 2 shards" in told.out
     assert "MB" in told.out
     assert "16/16 checked" in told.err
-    assert (
-        len(BetonDataset([str(out)])) == 16
-    )  # the damaged one keeps its bytes too: loaders replace it alike
+    # The damaged image keeps its bytes too; loaders replace it as in the shards.
+    assert len(BetonDataset([str(out)])) == 16
     with pytest.raises(ValueError, match="must end in .beton"):
         BetonConfig(shards=("x.tar",), out=tmp_path / "set")
     for wrong in ({"max_side": 3}, {"quality": 0}):
-        with pytest.raises(ValueError, match="wants"):
+        with pytest.raises(ValueError, match="must be in"):
             BetonOptions(**wrong)
 
 
