@@ -259,7 +259,7 @@ def test_the_command(make_shards, tmp_path, capsys, monkeypatch):
     assert "16/16 checked" in told.err
     # The damaged image keeps its bytes too; loaders replace it as in the shards.
     assert len(BetonDataset([str(out)])) == 16
-    with pytest.raises(ValueError, match="must end in .beton"):
+    with pytest.raises(ValueError, match=r"must end in \.beton"):
         BetonConfig(shards=("x.tar",), out=tmp_path / "set")
     for wrong in ({"max_side": 3}, {"quality": 0}):
         with pytest.raises(ValueError, match="must be in"):
