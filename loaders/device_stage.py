@@ -156,8 +156,7 @@ class DeviceStage:
                     self._streams.host_waits(slot.copied)
 
     def _upload(self, rendered: Rendered) -> _Slot:
-        """Queue the copies of a batch into the next slot, after the augmentation of the batch that
-        the slot held."""
+        """Queue the copies of a batch into the next slot, once its former batch is augmented."""
         streams, request = self._streams, rendered.request
         samples = self._dataset.samples[request.indices]
         numbers = np.stack([samples["sample_id"], samples["target"], request.indices])  # (3, N)

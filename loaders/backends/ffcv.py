@@ -248,8 +248,7 @@ class FfcvLoader(Loader):
 
 
 def _reader(dataset: Dataset) -> Reader:
-    """FFCV's reader of the dataset's rows: from its .beton file, or from a temporary one without
-    image data."""
+    """FFCV's reader of the rows, from the .beton file or a temporary one without image data."""
     if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1:
         reader = Reader(dataset.paths[0])
         if "image" in reader.handlers:  # other writers may name the field differently

@@ -90,8 +90,7 @@ class Dataset:
             ].copy()
 
     def substitutes(self, index: int) -> Iterator[int]:
-        """Yield the sample itself, then its substitutes in order of preference: the samples after
-        it."""
+        """Yield the sample itself, then its substitutes, the nearest following sample first."""
         for step in range(len(self)):
             yield (index + step) % len(self)
 

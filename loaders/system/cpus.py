@@ -24,8 +24,7 @@ def usable_cpus(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> i
 
 
 def cpu_quota(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> float | None:
-    """The smallest CPU quota, in CPUs, of this process's control groups (v1 or v2) and their
-    parents; None without one."""
+    """The smallest quota of this process's control groups (v1 or v2), in CPUs; None without one."""
     quotas = [quota for folder in _folders(proc, cgroups) for quota in _quotas(folder)]
     return min(quotas, default=None)
 

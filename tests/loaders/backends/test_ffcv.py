@@ -28,8 +28,7 @@ def run(code):
 
 
 def test_importing_and_leaving_disturb_nothing(make_shards):
-    """With two loaders: thread counts stay, Numba's pool is not started, a fork works, and nothing
-    is printed at exit."""
+    """With two loaders: thread counts stay, Numba's pool is off, forks work, exits are silent."""
     shards = make_shards(1, 8)
     code = f"""
 import os, random, torch, numba, numpy as np

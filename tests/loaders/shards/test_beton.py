@@ -31,8 +31,7 @@ VIEWS = ViewConfig.maskco(48)
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes shards into a .beton file; returns (dataset of the shards, path,
-    samples left out)."""
+    """A function that writes a .beton file; returns (shards' dataset, path, samples left out)."""
 
     def writer(shards, options=None, **settings):
         dataset = open_dataset(shards)
