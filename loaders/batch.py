@@ -1,6 +1,7 @@
 """A batch: what every loader yields."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -67,10 +68,8 @@ class Batch:
 
     def split(self, size: int) -> list["Batch"]:
         """Split into batches of `size` samples that share memory; the last may be smaller."""
-        return [
-            self._map(lambda tensor, at=at: tensor[at : at + size])
-            for at in range(0, len(self), size)
-        ]
+        parts = [slice(begin, begin + size) for begin in range(0, len(self), size)]
+        return [self._map(operator.itemgetter(part)) for part in parts]
 
     def pin_memory(self) -> "Batch":
         """Copy the batch to page-locked memory (needs CUDA)."""
