@@ -10,7 +10,8 @@ import torch
 
 from maskco_fast.commands.beton import BetonConfig, beton
 from maskco_fast.kernels import headers
-from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
+from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.loaders import RemoteConfig, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton import (
     ALLOCATION_DTYPE,
     HEADER_DTYPE,
@@ -236,6 +237,14 @@ def test_files_that_are_no_betons_are_named(tmp_path, make_shards, write):
         open_dataset([path])
     with pytest.raises(ValueError, match="pass only"):
         open_dataset([path, str(tmp_path / "shard-0000.tar")])
+
+
+def test_betons_on_servers_and_in_streams_are_refused(make_shards, write):
+    _, path, _ = write(make_shards(1, 4))
+    with pytest.raises(InvalidInput, match=r"must be on this machine, got https://host/a\.beton"):
+        open_dataset("https://user:secret@host/a.beton?token=secret")
+    with pytest.raises(InvalidInput, match="set remote.mode to 'cache'"):
+        open_dataset(path, remote=RemoteConfig(mode="stream", epoch_samples=4))
 
 
 def test_the_estimate_is_near_the_file(make_shards, write):
