@@ -6,7 +6,7 @@
         for query, key, masked_box, key_boxes, sample_id in loader:
             ...
 
-The names below are imported on first use, so that small modules of this package (`system.cpus`) load without torch.
+Public names are imported on first use, so that small modules (`system.cpus`) load without torch.
 """
 
 import importlib
@@ -41,7 +41,7 @@ _HOMES = {
     "make_loader": ".factory",
     "open_dataset": ".shards.open_dataset",
 }
-"""Public name to the module that defines it; the imports above say the same to type checkers."""
+"""Public name to the module that defines it; type checkers read the imports above instead."""
 
 __all__ = [
     "LOADERS",

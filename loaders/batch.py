@@ -1,7 +1,8 @@
-"""What every loader yields."""
+"""A batch: what every loader yields."""
 
 import dataclasses
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,29 +11,26 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch of N samples with V views. Its tensors belong to whoever holds it; no loader writes
-    to them again.
+    """A batch of N samples with V views each, on one device.
 
-    Unpacks as a tuple: for MaskCo `query, key, masked_box, key_boxes, sample_id`; for plain views
-    the views, then `sample_id`.
+    Unpacks as a tuple: `query, key, masked_box, key_boxes, sample_id` for MaskCo, the views and
+    `sample_id` otherwise. The holder owns the tensors: no loader writes to them again.
     """
 
     views: tuple[torch.Tensor, ...]
-    """V tensors (N, 3, size, size), channels-last. float32, float16 or bfloat16: normalised by
-    ImageNet's mean and standard deviation, the query's masked box at zero. uint8: augmented levels,
-    neither normalised nor masked."""
+    """V tensors (N, 3, size, size), channels-last. float32, float16, bfloat16: normalised by
+    ImageNet's mean and standard deviation; zero inside the query's masked box. uint8: augmented
+    levels 0..255, neither normalised nor masked."""
     sample_id: torch.Tensor
-    """(N,) int64: the hash of the sample's key that its plan was drawn from."""
+    """(N,) int64: hash of the sample's key, which seeds its plan."""
     target: torch.Tensor
-    """(N,) int64: the label in the shard (`.cls`, or the folder's number), -1 where there is none.
-    """
+    """(N,) int64: label from the shard (`.cls` member, or the folder's number), -1 without one."""
     index: torch.Tensor
-    """(N,) int64: the sample's place among the usable samples of the shards, 0..dataset size - 1.
-    """
+    """(N,) int64: the sample's number in the dataset, 0..len(dataset) - 1."""
     masked_box: torch.Tensor | None = None
-    """(N, 4) float32 xyxy, query-view pixels."""
+    """(N, 4) float32: x1, y1, x2, y2 of the masked box, pixels of the query view."""
     key_boxes: torch.Tensor | None = None
-    """(N, B, 4) float32 xyxy, key-view pixels, the positive first."""
+    """(N, B, 4) float32: x1, y1, x2, y2 of B boxes, pixels of the key view, the positive first."""
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -54,7 +52,7 @@ class Batch:
             yield self.key_boxes
         yield self.sample_id
 
-    def _map(self, move) -> "Batch":
+    def _map(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         tensors: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -65,16 +63,14 @@ class Batch:
         return Batch(**tensors)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The batch on `device`; memory formats and dtypes stay."""
+        """Move the batch to `device`; memory formats and dtypes stay."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def split(self, size: int) -> list["Batch"]:
-        """The batch in runs of `size` samples, the last perhaps shorter, in the same memory."""
-        return [
-            self._map(lambda tensor, at=at: tensor[at : at + size])
-            for at in range(0, len(self), size)
-        ]
+        """Split into batches of `size` samples that share memory; the last may be smaller."""
+        parts = [slice(begin, begin + size) for begin in range(0, len(self), size)]
+        return [self._map(operator.itemgetter(part)) for part in parts]
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory (needs CUDA)."""
+        """Copy the batch to page-locked memory (needs CUDA)."""
         return self._map(lambda tensor: tensor.pin_memory())

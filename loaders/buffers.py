@@ -1,4 +1,4 @@
-"""Batch buffers that are used again once nobody holds them."""
+"""A pool of batch buffers: a buffer is reused once no tensor refers to it."""
 
 import math
 import sys
@@ -9,31 +9,28 @@ import torch
 
 from ..kernels.formats import FORMATS
 
-_FREE = 3
-"""References to an array that only the pool holds: the list's, the loop variable's and
-getrefcount's argument."""
+_UNUSED_REFERENCES = 3
+"""References to an unused array: the pool's list, the loop variable and getrefcount's argument."""
 
-_LINE = 64
-"""Buffers begin at a cache line, which lets the kernels write whole lines past the caches."""
+_CACHE_LINE = 64
+"""Buffers begin at a cache line, because the kernels store whole lines past the caches."""
 
 
 class BufferPool:
-    """Arrays of one shape and dtype, handed out again when the tensors made of them are gone.
+    """Arrays of one shape and dtype, reused because first writes to fresh memory cost page faults.
 
-    The ownership rule is CPython's reference count: a tensor from `tensor` keeps its array alive,
-    as does every view of that tensor, so that a buffer is written again only when nothing can read
-    it any more. A batch that the caller keeps is simply never reused, and the pool makes another.
-    First writes to fresh memory cost a page fault every 4 KiB, which is why buffers are reused at
-    all.
+    Ownership is CPython's reference count: a tensor from `tensor` keeps its array alive, and so
+    does every view of that tensor. A buffer is therefore overwritten only when nothing can read it.
+    A batch that the caller keeps is never reused; the pool allocates another.
     """
 
-    KEPT = 16
-    """Buffers that the pool remembers; beyond that they are left to the collector."""
+    MAX_KEPT = 16
+    """Buffers that the pool reuses; further ones are freed when they become unused."""
 
     def __init__(
         self, shape: tuple[int, ...], dtype: torch.dtype, *, page_locked: bool = False
     ) -> None:
-        """`page_locked`: memory that a CUDA device copies from without the host waiting."""
+        """`page_locked`: memory that a CUDA device copies from without blocking the host."""
         self._shape = shape
         self._dtype = dtype
         self._page_locked = page_locked
@@ -41,24 +38,23 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def take(self) -> np.ndarray:
-        """An array that nobody else holds, its contents undefined; halves are uint16, holding their
-        bits."""
+        """An unused array with undefined contents; uint16 stands for float16 and bfloat16."""
         with self._lock:
             for array in self._arrays:
-                if sys.getrefcount(array) == _FREE:
+                if sys.getrefcount(array) == _UNUSED_REFERENCES:
                     return array
-            array = self._make()
-            if len(self._arrays) < self.KEPT:
+            array = self._allocate()
+            if len(self._arrays) < self.MAX_KEPT:
                 self._arrays.append(array)
             return array
 
-    def _make(self) -> np.ndarray:
+    def _allocate(self) -> np.ndarray:
         dtype = np.dtype(FORMATS[self._dtype].storage)
         size = math.prod(self._shape) * dtype.itemsize
-        memory = np.empty(size + _LINE, np.uint8)
+        memory = np.empty(size + _CACHE_LINE, np.uint8)
         if self._page_locked:
             memory = torch.from_numpy(memory).pin_memory().numpy()
-        begin = -memory.ctypes.data % _LINE
+        begin = -memory.ctypes.data % _CACHE_LINE
         return memory[begin : begin + size].view(dtype).reshape(self._shape)
 
     def tensor(self, array: np.ndarray) -> torch.Tensor:

@@ -11,65 +11,67 @@ from .order import SHARDS_PER_BLOCK
 from .system.cpus import usable_cpus
 
 DECODING = ("exact", "fast")
+"""Values of `LoaderConfig.decode`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """What a loader yields and how; `make_loader` documents the fields for users."""
+    """Settings of a loader, as `make_loader` documents them. Raises InvalidInput for a bad one."""
 
     batch_size: int
-    """Samples a batch on this rank."""
+    """Samples per batch on this rank."""
     views: ViewConfig
     dtype: torch.dtype = torch.float32
+    """dtype of the views, one of `kernels.formats.FORMATS`."""
     device: str = "cpu"
     seed: int = 0
     rank: int | None = None
     world_size: int | None = None
     shuffle: bool = True
     block: int = SHARDS_PER_BLOCK
-    """Shards that are shuffled together."""
+    """Shards shuffled together."""
     threads: int | None = None
     """Decoding threads; None for the CPUs that this process may use."""
     prefetch: int = 3
-    """Batches in the making at a time."""
+    """Batches prepared at once."""
     decode: str = "exact"
     """One of `DECODING`."""
 
     def __post_init__(self) -> None:
-        if (
-            self.batch_size < 1
-            or self.prefetch < 1
-            or (self.threads is not None and self.threads < 1)
-        ):
-            raise InvalidInput(
-                f"batch_size {self.batch_size}, prefetch {self.prefetch} and threads {self.threads} want at least 1"
-            )
+        for name in ("batch_size", "prefetch", "threads"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise InvalidInput(f"`{name}` must be at least 1, got {count}")
         if self.dtype not in FORMATS:
-            raise InvalidInput(f"dtype is {self.dtype}; views come as {', '.join(FORMAT_NAMES)}")
+            raise InvalidInput(
+                f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {self.dtype}"
+            )
         if self.decode not in DECODING:
-            raise InvalidInput(f"decode is {self.decode!r}; it wants to be {' or '.join(DECODING)}")
+            raise InvalidInput(f"`decode` must be {' or '.join(DECODING)}, got {self.decode!r}")
         if (self.rank is None) != (self.world_size is None):
             raise InvalidInput(
-                f"rank is {self.rank} and world_size {self.world_size}; give both or neither"
+                "`rank` and `world_size` must be given together or not at all, "
+                f"got {self.rank} and {self.world_size}"
             )
-        if (
-            self.rank is not None
-            and self.world_size is not None
-            and not 0 <= self.rank < self.world_size
-        ):
+        if self.rank is None or self.world_size is None:
+            return
+        if not 0 <= self.rank < self.world_size:
             raise InvalidInput(
-                f"rank is {self.rank}; with world_size {self.world_size} it wants 0..{self.world_size - 1}"
+                f"`rank` must be in [0, {self.world_size - 1}] with `world_size` "
+                f"{self.world_size}, got {self.rank}"
             )
 
     @property
     def seam(self) -> bool:
-        """Whether the host stops at the seam, two uint8 views, since the rest happens on the
-        device."""
+        """Whether the backend stops at the seam: cropped and resized uint8 views.
+
+        On a device other than the CPU, `DeviceStage` makes the finished views from them.
+        """
         return torch.device(self.device).type != "cpu"
 
     @property
     def pixel_dtype(self) -> torch.dtype:
-        """What `Rendered.pixels` holds."""
+        """dtype of `Rendered.pixels`: uint8 at the seam, `dtype` otherwise."""
         return torch.uint8 if self.seam else self.dtype
 
     @property

@@ -1,9 +1,7 @@
-"""From the host's seam to finished views on the device: the copy of one batch beside the step of
-the one before.
+"""Copies rendered batches to the device and finishes their views there, overlapped with training.
 
-Two slots take turns. A batch is copied into its slot on a side stream while the batch before it is
-augmented and trained on; events order the two. The logic is the same on a CPU, where every copy is
-done when it returns.
+Two slots take turns. A batch is copied into its slot on a side stream while the previous batch is
+augmented and trained on; events order the two. On a CPU the same code runs in order.
 """
 
 import collections
@@ -22,44 +20,43 @@ from .request import Rendered
 from .shards.dataset import Dataset
 
 SLOTS = 2
-"""One that is being copied into, one that is being read."""
+"""One is copied into while the other is read."""
 
 
 class Streams(Protocol):
-    """The order of work on a device, as `DeviceStage` needs it. An event is whatever `copied` and
-    `done` return."""
+    """Ordering of work on a device. Events are the return values of `copied` and `done`."""
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Queue a copy on the side stream."""
 
     def copied(self) -> Any:
-        """An event that passes when the copies queued so far have been made."""
+        """An event that passes when all copies queued so far are complete."""
 
     def done(self) -> Any:
-        """An event that passes when the work given to the current stream so far has been done."""
+        """An event that passes when all work queued on the current stream so far is complete."""
 
     def side_waits(self, event: Any) -> None:
-        """Copies queued from now on wait for the event."""
+        """Make copies queued from now on wait for the event."""
 
     def current_waits(self, event: Any) -> None:
-        """Work given to the current stream from now on waits for the event."""
+        """Make work queued on the current stream from now on wait for the event."""
 
     def host_waits(self, event: Any) -> None:
-        """Return when the event has passed."""
+        """Block the host until the event has passed."""
 
 
-class InOrder:
-    """A device that does what it is told before it returns: the CPU."""
+class InOrderStreams:
+    """Work on the CPU: everything is complete when its call returns, so events are None."""
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy now."""
+        """Copy at once."""
         target.copy_(source)
 
     def copied(self) -> None:
-        """Nothing is pending."""
+        """No copy is pending."""
 
     def done(self) -> None:
-        """Nothing is pending."""
+        """No copy is pending."""
 
     def side_waits(self, event: None) -> None:
         """Nothing to wait for."""
@@ -72,23 +69,22 @@ class InOrder:
 
 
 class CudaStreams:
-    """A side stream for copies, beside whatever stream the caller computes on. Never run: its
-    authors have no GPU."""
+    """A side stream for copies beside the caller's current stream. Not yet run on a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._side = torch.cuda.Stream(device)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Without the host waiting, where `source` is page-locked."""
+        """Queue a copy; it blocks the host unless `source` is page-locked."""
         with torch.cuda.stream(self._side):
             target.copy_(source, non_blocking=True)
 
     def copied(self) -> torch.cuda.Event:
-        """Recorded on the side stream."""
+        """An event recorded on the side stream."""
         return self._side.record_event()
 
     def done(self) -> torch.cuda.Event:
-        """Recorded on the current stream."""
+        """An event recorded on the current stream."""
         return torch.cuda.current_stream(self._side.device).record_event()
 
     def side_waits(self, event: torch.cuda.Event) -> None:
@@ -100,41 +96,38 @@ class CudaStreams:
         torch.cuda.current_stream(self._side.device).wait_event(event)
 
     def host_waits(self, event: torch.cuda.Event) -> None:
-        """The only place where the host waits: for a copy queued two batches ago, and at the end of
-        an epoch."""
-        event.synchronize()
+        """Block the host until the event has passed."""
+        event.synchronize()  # a CPU-GPU sync point, for a copy queued two batches earlier
 
 
 class _Slot:
-    """The memory that one batch at a time occupies on its way through.
+    """Memory of one batch on the device, reused by every second batch.
 
-    Who may touch it when: `pixels`, `plan` and `numbers` are written by the side stream once `free`
-    has passed, and read by the current stream once `copied` has; `source`, the host's page-locked
-    memory, goes back to its pool when the host has seen `copied` pass, which is why the slot holds
-    on to it until then.
+    Ownership: the side stream writes `pixels`, `plan` and `numbers` once `free` has passed; the
+    current stream reads them once `copied` has passed. `source` is the host's page-locked memory.
+    The slot keeps it until the host has seen `copied` pass; only then its pool may reuse it.
     """
 
     def __init__(
         self, source: tuple[torch.Tensor, ...], device: torch.device, streams: Streams
     ) -> None:
-        """Memory for tensors like `source`: pixels, plan rows, and the identifying numbers."""
+        """Allocate on `device` what `source` holds: pixels, plan rows and (3, N) int64 numbers."""
         self.source: tuple[torch.Tensor, ...] = ()
         self.pixels, self.plan, self.numbers = (
             torch.empty_like(tensor, device=device) for tensor in source
         )
         self.copied: Any = None
-        # The allocator hands out memory that work queued on the current stream may yet have to
-        # read.
+        # The allocator may return memory that work queued on the current stream has yet to read.
         self.free = streams.done()
 
 
 class DeviceStage:
-    """Turns what the host rendered to the seam into batches on the device."""
+    """Makes batches on the device from the uint8 views that the host renders up to the seam."""
 
     def __init__(
         self, dataset: Dataset, config: LoaderConfig, streams: Streams, device: torch.device
     ) -> None:
-        """`streams` order the work on `device`; `make_streams` chooses them."""
+        """`streams` orders the work on `device`; `make_streams` makes the right one."""
         self._dataset = dataset
         self._config = config
         self._streams = streams
@@ -145,7 +138,7 @@ class DeviceStage:
         )
 
     def batches(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
-        """Each rendered batch, one behind the copies. Closing this closes `rendered`."""
+        """Finish the rendered batches, one batch behind the copies. Closing closes `rendered`."""
         ahead: collections.deque[_Slot] = collections.deque()
         with contextlib.closing(rendered):
             try:
@@ -157,33 +150,31 @@ class DeviceStage:
                 while ahead:
                     yield self._finish(ahead.popleft())
             finally:
-                # Both ends of a copy are let go of here, and whoever gets that memory next knows
-                # nothing of the copy.
+                # Source and target of a pending copy are freed here; their next owner does not know
+                # of the copy.
                 for slot in self._slots:
                     self._streams.host_waits(slot.copied)
 
     def _upload(self, rendered: Rendered) -> _Slot:
-        """Queue the copies of one batch into the slot whose turn it is, behind the augmentation of
-        its former batch."""
+        """Queue the copies of a batch into the next slot, once its former batch is augmented."""
         streams, request = self._streams, rendered.request
         samples = self._dataset.samples[request.indices]
-        numbers = np.stack([samples["sample_id"], samples["target"], request.indices])
+        numbers = np.stack([samples["sample_id"], samples["target"], request.indices])  # (3, N)
         pixels = (
             rendered.pixels
             if isinstance(rendered.pixels, torch.Tensor)
             else torch.stack(rendered.pixels)
         )
         if pixels.device.type != "cpu":
-            streams.side_waits(
-                streams.done()
-            )  # a loader that renders on the device does so on the current stream
-        pageable = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
-        source = tuple(self._page_locked(tensor) for tensor in pageable)
+            # A backend that renders on the device does so on the current stream.
+            streams.side_waits(streams.done())
+        host = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
+        source = tuple(self._page_locked(tensor) for tensor in host)
         if len(self._slots) < SLOTS:
             slot = _Slot(source, self._device, streams)
         else:
             slot = self._slots.pop(0)
-            streams.host_waits(slot.copied)  # before the former `source` is let go of
+            streams.host_waits(slot.copied)  # the slot's former `source` is freed below
         streams.side_waits(slot.free)
         for tensor, target in zip(source, (slot.pixels, slot.plan, slot.numbers)):
             streams.copy(tensor, target)
@@ -192,27 +183,30 @@ class DeviceStage:
         return slot
 
     def _page_locked(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor where a copy to the device does not hold up the host; pixels come so from
-        their pool already."""
-        return (
-            tensor.pin_memory()
-            if self._device.type == "cuda" and tensor.device.type == "cpu"
-            else tensor
-        )
+        """The tensor in page-locked memory where the device is CUDA, so that a copy does not block.
+
+        Pixels lie there already, in the loader's pool; for them this is no copy.
+        """
+        pageable = self._device.type == "cuda" and tensor.device.type == "cpu"
+        return tensor.pin_memory() if pageable else tensor
 
     def _finish(self, slot: _Slot) -> Batch:
-        """Augment a slot's batch on the current stream, into memory that is the caller's, and free
-        the slot.
+        """Augment a slot's batch on the current stream into new tensors, and free the slot.
 
-        That memory is torch's allocator's to give: once the caller drops a batch, a later one gets
-        it, without a call of the CUDA runtime.
+        torch's allocator reuses the memory of batches that the caller dropped, without a call of
+        the CUDA runtime.
         """
         streams, views = self._streams, self._config.views
         streams.current_waits(slot.copied)
-        count, columns = len(views.views), len(views.views) * VIEW_FLOATS
+        count = len(views.views)
+        columns = count * VIEW_FLOATS
+        # Plan rows hold the columns of V views, here (V, N, VIEW_FLOATS), and then the boxes.
         parameters = slot.plan[:, :columns].unflatten(1, (count, VIEW_FLOATS)).movedim(1, 0)
         tail = slot.plan[:, columns:]
-        masked_box = tail[:, MASKED_BOX : MASKED_BOX + 4].clone() if views.boxes else None
+        masked_box = key_boxes = None
+        if views.boxes:
+            masked_box = tail[:, MASKED_BOX : MASKED_BOX + 4].clone()
+            key_boxes = tail[:, KEY_BOXES:].unflatten(1, (views.boxes, 4)).clone()
         pixels = self._augment(
             slot.pixels,
             parameters,
@@ -226,14 +220,12 @@ class DeviceStage:
             target=target,
             index=index,
             masked_box=masked_box,
-            key_boxes=tail[:, KEY_BOXES:].unflatten(1, (views.boxes, 4)).clone()
-            if views.boxes
-            else None,
+            key_boxes=key_boxes,
         )
         slot.free = streams.done()
         return batch
 
 
 def make_streams(device: torch.device) -> Streams:
-    """The device's own streams on CUDA, in-order work elsewhere."""
-    return CudaStreams(device) if device.type == "cuda" else InOrder()
+    """`CudaStreams` for a CUDA device, `InOrderStreams` otherwise."""
+    return CudaStreams(device) if device.type == "cuda" else InOrderStreams()

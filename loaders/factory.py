@@ -1,4 +1,4 @@
-"""`make_loader`: one call for every backend."""
+"""Make a loader by the name of its backend."""
 
 import importlib
 import os
@@ -11,18 +11,19 @@ from ..kernels.views import ViewConfig
 from .config import LoaderConfig
 from .loader import Loader
 from .remote.config import RemoteConfig
+from .remote.stream import StreamDataset
 from .shards.dataset import Dataset
 from .shards.open_dataset import open_dataset
 from .system.progress import Progress, no_progress
 
 LOADERS = {
-    "native": "NativeLoader",
-    "reference": "ReferenceLoader",
-    "dali": "DaliLoader",
-    "ffcv": "FfcvLoader",
+    "native": ("native", "NativeLoader"),
+    "reference": ("reference", "ReferenceLoader"),
+    "dali": ("dali", "DaliLoader"),
+    "ffcv": ("ffcv", "FfcvLoader"),
 }
-"""Backends by name: each is the class of that name in the module of that name, imported when asked
-for."""
+"""Backend name to its module in `backends` and its class. A module is imported when its loader is
+made, because DALI and FFCV are optional packages."""
 
 Shards = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Dataset
 
@@ -47,25 +48,33 @@ def make_loader(
     progress: Progress = no_progress,
     remote: RemoteConfig | None = None,
 ) -> Loader:
-    """A loader of this rank's batches of `batch_size` samples; see `Loader` for its contract and
-    `Batch` for its yield.
+    """Make a loader of this rank's batches; see `Loader` for its contract and `Batch` for a batch.
 
-    `shards`: tar files, folders, URLs, patterns such as 'cc3m-{0000..0331}.tar', or a `Dataset`
-    already open. `views`: MaskCo's by default. `backend`: one of `LOADERS`, or "auto", which is the
-    native one. `dtype`: of the views; uint8 for levels that are neither normalised nor masked.
-    `seed`: with the epoch and the sample it decides everything random. `rank` and `world_size`:
-    torch.distributed's or torchrun's unless given, looked up at the first `len()` or `next()`.
-    `threads`: the CPUs that this process may use, unless given; `prefetch`: batches in the making
-    at a time. `decode`: "exact", or "fast", by which images whose crops allow are decoded at a
-    half, a quarter or an eighth, with libjpeg's fast IDCT, and of the others nothing below the
-    crops is read. `max_bad_share`: more samples than this share failing to decode end the run.
-    `index_folder`: where the shards' indexes are kept (default: the user's cache folder);
-    `progress` is called after each shard. `remote`: how shards named by http://, https://, s3:// or
-    pipe: are read.
+    - `shards`: tar files, folders, .beton files, URLs, patterns such as 'cc3m-{0000..0331}.tar', or
+      an open `Dataset`.
+    - `batch_size`: samples per batch on this rank.
+    - `views`: crops, colours, boxes and size of the views (default: `ViewConfig.maskco()`).
+    - `backend`: one of `LOADERS`, or "auto" for native.
+    - `device`: where the batches lie, "cpu" or a CUDA device.
+    - `dtype`: of the views. float32, float16 and bfloat16 views are normalised and masked; uint8
+      views are levels, neither normalised nor masked.
+    - `seed`: determines, with the epoch and the sample, everything random.
+    - `rank`, `world_size`: default to torch.distributed's, then torchrun's; looked up at the first
+      `len()` or `next()`.
+    - `shuffle`: visit the samples in a new order each epoch, or in the shards' order.
+    - `threads`: decoding threads (default: the CPUs that this process may use).
+    - `prefetch`: batches prepared at once.
+    - `decode`: "exact", or "fast": images with large crops are decoded at a half, a quarter or an
+      eighth of their size with libjpeg's fast IDCT; other images are decoded down to their lowest
+      crop only.
+    - `max_bad_share`: largest share of bad samples tolerated, in (0, 1]; see `Quarantine`.
+    - `index_folder`: where the indexes of the shards are stored (default: the cache folder).
+    - `progress`: called after each shard is indexed.
+    - `remote`: how shards named by http://, https://, s3:// or pipe: are read.
 
-    FileNotFoundError where a pattern matches nothing or a server has no such shard, RemoteError
-    where one cannot be had (the iterator raises them too), EmptyDataset where no sample is usable,
-    ValueError for options that do not fit.
+    Raises FileNotFoundError where a pattern matches nothing or a server lacks a shard, RemoteError
+    where a server fails (the iterator may raise both too), EmptyDataset where no sample is usable,
+    MissingPackage where the backend is not installed, InvalidInput (a ValueError) for a bad option.
     """
     config = LoaderConfig(
         batch_size=batch_size,
@@ -83,13 +92,16 @@ def make_loader(
     name = "native" if backend == "auto" else backend
     if name not in LOADERS:
         raise InvalidInput(
-            f"there is no loader {backend!r}; choose auto or one of {', '.join(LOADERS)}"
+            f"`backend` must be auto or one of {', '.join(LOADERS)}, got {backend!r}"
         )
-    if name == "ffcv" and remote is not None and remote.mode == "stream":
+    streamed = isinstance(shards, StreamDataset) or (remote is not None and remote.mode == "stream")
+    if name == "ffcv" and streamed:
         raise InvalidInput(
-            "the ffcv loader wants to know all samples beforehand: choose another for a stream"
+            "the ffcv loader cannot read a stream, because FFCV needs the list of all samples: "
+            "choose another backend, or set remote.mode to 'cache'"
         )
-    loader_class = getattr(importlib.import_module(f".backends.{name}", __package__), LOADERS[name])
+    module, class_name = LOADERS[name]
+    loader_class = getattr(importlib.import_module(f".backends.{module}", __package__), class_name)
     if not isinstance(shards, Dataset):
         shards = open_dataset(
             shards, index_folder=index_folder, threads=threads, progress=progress, remote=remote

@@ -1,6 +1,6 @@
-"""The one contract of every loader: which samples come when, in which epoch, and who owns what.
+"""The contract of every loader: order, epochs, resuming, replacement of bad samples, ownership.
 
-A backend implements `Loader._run`, which turns requests into pixels, and nothing else of this.
+A backend implements `Loader._run`, which renders requests, and nothing else of the contract.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ STATE_VERSION = 1
 
 
 class Loader(ABC):
-    """An iterable over `Batch`. Exact `len()`; the state counts batches delivered; see
-    `make_loader`.
+    """An iterable over `Batch` with an exact `len()` and an exact, portable position.
 
-    `iter()` does nothing; the epoch, the rank and the position are bound at the first `next()`. The
-    epoch advances with its last batch. A newer iterator ends the older one; an iterator that is
-    dropped releases its threads.
+    - `iter()` starts nothing; epoch, rank and position are read at the first `next()`.
+    - The epoch advances with its last batch.
+    - `state_dict` counts delivered batches.
+    - A newer iterator ends the older one; a dropped iterator releases its threads.
     """
 
     def __init__(
@@ -45,15 +45,11 @@ class Loader(ABC):
         self.config = config
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
         dataset.report_to(self.quarantine)
-        shape = (
-            len(config.views.views),
-            config.batch_size,
-            config.views.size,
-            config.views.size,
-            3,
-        )
+        size = config.views.size
         self._pool = BufferPool(
-            shape, config.pixel_dtype, page_locked=config.device.startswith("cuda")
+            (len(config.views.views), config.batch_size, size, size, 3),
+            config.pixel_dtype,
+            page_locked=config.device.startswith("cuda"),
         )
         self._epoch = 0
         self._consumed = 0
@@ -61,31 +57,29 @@ class Loader(ABC):
 
     @abstractmethod
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
-        """Carry out the requests in their order. Closing the generator releases every thread and
-        buffer.
+        """Render the requests in order. Closing the generator releases all threads and buffers.
 
-        Before it waits for threads that read, it calls the dataset's `cancel_reads`, or they would wait
-        for a server.
+        On closing, call `dataset.cancel_reads` before waiting for threads that read: otherwise they
+        may wait for a server.
         """
 
     @property
     def batch_size(self) -> int:
-        """Samples a batch on this rank."""
+        """Samples per batch on this rank."""
         return self.config.batch_size
 
     @property
     def sampler(self) -> "Loader":
-        """Itself: trainers reach `set_epoch` through a loader's sampler."""
+        """The loader itself: trainers call `loader.sampler.set_epoch`."""
         return self
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next batch comes from."""
+        """The epoch of the next batch."""
         return self._epoch
 
     def _ranks(self) -> tuple[int, int]:
-        """(rank, world size): as given, else torch.distributed's, else torchrun's environment, else
-        one process."""
+        """(rank, world size): given, else torch.distributed's, else torchrun's, else (0, 1)."""
         if self.config.rank is not None and self.config.world_size is not None:
             return self.config.rank, self.config.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -93,21 +87,22 @@ class Loader(ABC):
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, the same on every rank."""
+        """Batches of a whole epoch, equal on every rank."""
         return batch_count(len(self.dataset), self.config.batch_size, self._ranks()[1])
 
     def __iter__(self) -> "_EpochIterator":
         return _EpochIterator(self)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `next()` of a new iterator starts this epoch; naming the present one keeps the
-        position in it."""
+        """Set the epoch that a new iterator starts; setting the current one keeps the position."""
         if epoch != self._epoch:
             self._epoch, self._consumed = int(epoch), 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch comes from, as a few integers: valid for any backend, thread count
-        and world size."""
+        """The position of the next batch as a few integers.
+
+        Valid for any backend and thread count; see `load_state_dict` for other world sizes.
+        """
         return {
             "version": STATE_VERSION,
             "epoch": self._epoch,
@@ -121,40 +116,38 @@ class Loader(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. ValueError names what differs, where it would not be the
-        same run.
+        """Resume at the position of `state`. InvalidInput names a setting that differs.
 
-        Another world size is welcome as long as the batch a rank or the global batch stays.
+        The world size may differ if the batch per rank or the global batch is the same.
         """
         mine = self.state_dict()
         for name in ("version", "seed", "shuffle", "block", "dataset"):
             if state.get(name) != mine[name]:
                 raise InvalidInput(
-                    f"the loader's state has {name} {state.get(name)!r} and this loader {mine[name]!r}: "
-                    "positions in one are not positions in the other. Give the same shards and settings, or start anew"
+                    f"the saved position has {name} {state.get(name)!r}, this loader "
+                    f"{mine[name]!r}: the position does not apply to this loader; pass the same "
+                    "shards and settings, or start a new run"
                 )
+        saved_global_batch = state["batch_size"] * state["world_size"]
         same_rank_batch = state["batch_size"] == mine["batch_size"]
-        if (
-            not same_rank_batch
-            and state["batch_size"] * state["world_size"] != mine["batch_size"] * mine["world_size"]
-        ):
+        if not same_rank_batch and saved_global_batch != mine["batch_size"] * mine["world_size"]:
             raise InvalidInput(
-                f"the loader's state has batch_size {state['batch_size']} on {state['world_size']} ranks and this one "
-                f"{mine['batch_size']} on {mine['world_size']}: keep the batch a rank or the global batch"
+                f"the saved position has batch_size {state['batch_size']} on "
+                f"{state['world_size']} ranks, this loader {mine['batch_size']} on "
+                f"{mine['world_size']}: keep the batch per rank or the global batch"
             )
         self._end_current()
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
 
     def interrupt(self) -> None:
-        """End the waiting for servers, from any thread: until `close`, a batch that is not here
-        raises ReadEnded.
+        """Stop waiting for servers, from any thread: until `close`, `next()` may raise ReadEnded.
 
-        The position stays, before that batch.
+        The position stays before the batch that was not delivered.
         """
         self.dataset.interrupt()
 
     def close(self) -> None:
-        """End the running iterator and let go of the shards. The loader can be iterated again."""
+        """End the current iterator and close the shards. The loader can be iterated again."""
         self._end_current()
         self.dataset.close()
 
@@ -183,6 +176,7 @@ class Loader(ABC):
             yield self._request(indices, epoch)
 
     def _request(self, indices: np.ndarray, epoch: int) -> Request:
+        """The request for samples `indices` (N,): their plans are drawn here."""
         samples, config = self.dataset.samples[indices], self.config
         rows = plan(
             config.views,
@@ -197,24 +191,26 @@ class Loader(ABC):
     def _fetch(
         self, request: Request, n: int, decode: Callable[[bytes, np.void, int], Decoded]
     ) -> Decoded:
-        """Sample `n` of a request by `decode(data, record, shrink)`, which may raise BadImage; any
-        thread's.
+        """Read and decode sample `n` of a request, or its substitute; called from any thread.
 
-        A sample that does not decode is quarantined, and the next in the shards' order that does
-        takes its place, with its own plan: a function of the data alone, so that every loader and
-        every thread count replaces alike.
+        `decode(data, record, shrink)` raises BadImage for a bad sample. That sample is quarantined
+        and replaced by the next one in the shards' order that decodes, with the substitute's own
+        plan. Replacement depends on the data alone: every loader and thread count replaces alike.
         """
         for index in self.dataset.substitutes(int(request.indices[n])):
             if index in self.quarantine:
                 continue
             if index != request.indices[n]:
-                request.put(n, self._request(np.array([index]), request.epoch))
+                request.replace(n, self._request(np.array([index]), request.epoch))
             data, sample = self.dataset.read(index), self.dataset.samples[index]
             try:
-                return decode(data, sample, int(request.shrinks[n]))
+                decoded = decode(data, sample, int(request.shrinks[n]))
             except BadImage as reason:
                 self._reject(index, str(reason))
-        raise self.quarantine.too_many(len(self.dataset))  # another thread found out first
+                continue
+            self.quarantine.count_decoded()
+            return decoded
+        raise self.quarantine.too_many()  # another thread quarantined the last sample
 
     def _reject(self, index: int, reason: str) -> None:
         shard, number = self.dataset.locate(index)
@@ -222,8 +218,7 @@ class Loader(ABC):
         self.quarantine.add(index, bad, len(self.dataset))
 
     def _deliver(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
-        """The batches that the user gets: as rendered, or finished on the device where the host
-        stops at the seam."""
+        """Make batches as rendered, or by `DeviceStage` where the backend stops at the seam."""
         if self.config.seam:
             device = torch.device(self.config.device)
             stage = DeviceStage(self.dataset, self.config, make_streams(device), device)
@@ -232,14 +227,13 @@ class Loader(ABC):
         with contextlib.closing(rendered):
             for one in rendered:
                 batch = self._batch(one)
-                del (
-                    one
-                )  # the batch alone holds its buffer, so that dropping it frees that for reuse
+                # Only the caller may refer to the buffer, so that it is reused once they drop it.
+                del one
                 yield batch
                 del batch
 
     def _batch(self, rendered: Rendered) -> Batch:
-        """A batch finished on the host; `pixels` are handed on, everything else is copied."""
+        """The batch of views finished on the CPU: pixels are passed on, other arrays copied."""
         views = self.config.views
         indices = rendered.request.indices
         samples = self.dataset.samples[indices]
@@ -261,31 +255,33 @@ class _EpochIterator:
         self._loader = loader
         self._batches: Generator[Batch, None, None] | None = None
         self._left: int | None = None
+        """Batches left; None before the first `next()`."""
 
     def _start(self) -> None:
         loader = self._loader
         loader._end_current()
         rank, world_size = loader._ranks()
-        self._left = batch_count(
-            len(loader.dataset) - loader._consumed, loader.config.batch_size, world_size
-        )
+        self._left = self._batches_left(world_size)
         if self._left == 0 and loader._consumed == 0:
             raise InvalidInput(
-                f"{len(loader.dataset)} usable samples make no batch of {loader.config.batch_size} on each of "
-                f"{world_size} ranks; lower the batch size, or give more shards"
+                f"{len(loader.dataset)} usable samples make no batch of "
+                f"{loader.config.batch_size} on each of {world_size} ranks: lower the batch size, "
+                "or pass more shards"
             )
         self._global_batch = loader.config.batch_size * world_size
         self._batches = loader._deliver(loader._run(loader._requests(rank, world_size, self._left)))
         loader._current = weakref.ref(self)
 
+    def _batches_left(self, world_size: int) -> int:
+        loader = self._loader
+        samples = len(loader.dataset) - loader._consumed
+        return batch_count(samples, loader.config.batch_size, world_size)
+
     def __len__(self) -> int:
         """Batches that this iterator has yet to yield."""
         if self._left is not None:
             return self._left
-        loader = self._loader
-        return batch_count(
-            len(loader.dataset) - loader._consumed, loader.config.batch_size, loader._ranks()[1]
-        )
+        return self._batches_left(self._loader._ranks()[1])
 
     def __iter__(self) -> "_EpochIterator":
         return self
@@ -295,15 +291,10 @@ class _EpochIterator:
             self._start()
         loader = self._loader
         if not self._left or self._batches is None:
-            if (
-                self._batches is not None
-                and loader._current is not None
-                and loader._current() is self
-            ):
-                loader._epoch, loader._consumed = (
-                    loader._epoch + 1,
-                    0,
-                )  # a position with no whole batch left
+            is_current = loader._current is not None and loader._current() is self
+            if self._batches is not None and is_current:
+                # The resumed position had no whole batch left: the epoch is over.
+                loader._epoch, loader._consumed = loader._epoch + 1, 0
             self.close()
             raise StopIteration
         try:

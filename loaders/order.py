@@ -1,8 +1,8 @@
-"""In which order an epoch visits the samples: pure functions of numbers.
+"""The order in which an epoch visits the samples: pure functions of integers.
 
-The order is global: it depends on the shards, the seed and the epoch, not on the ranks. A rank
-reads its slice of every global batch, so that all ranks get exactly the same number of batches, and
-a run that resumes with another world size goes on in the same order.
+The order is global: it depends on the shards, the seed and the epoch, not on the ranks. Each rank
+reads its slice of every global batch. All ranks therefore get the same number of batches, and a run
+that resumes with another world size continues in the same order.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,22 @@ import numpy as np
 from ..kernels.errors import InvalidInput
 
 SHARDS_PER_BLOCK = 16
-"""How many shards are shuffled together: at Conceptual Captions' 10 000 images a shard, 160 000
-images."""
+"""Shards shuffled together. With Conceptual Captions' 10 000 images per shard: 160 000 images."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_SHARDS, _SAMPLES = 0, 1
+"""Purposes of the random streams: the order of the shards, and of the samples in a block."""
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser, as in the plan: the same on every NumPy version."""
+    """splitmix64's finaliser, as in `kernels.plan`: equal on every NumPy version."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def _keys(n: int, seed: int, epoch: int, purpose: int) -> np.ndarray:
-    """(n,) uint64: sorting by them shuffles."""
+    """(n,) uint64 random keys: sorting by them shuffles."""
     with np.errstate(over="ignore"):
         start = _mix(np.array([seed & (2**64 - 1)], np.uint64) + _GOLDEN)
         start = _mix(start + np.uint64(epoch & (2**64 - 1)) + _GOLDEN)
@@ -42,21 +43,21 @@ def order(
     shuffle: bool = True,
     block: int = SHARDS_PER_BLOCK,
 ) -> np.ndarray:
-    """The epoch's global order: a permutation (n,) int64 of the samples, which are numbered shard
-    after shard.
+    """The global order of an epoch: a permutation (n,) int64 of the samples.
 
-    Shards are shuffled, taken `block` at a time, and the samples of each such block shuffled among
-    each other: a reader needs only `block` shards at hand at a time. With at most `block` shards
-    the order is uniform. ValueError for a `block` below 1.
+    Samples are numbered shard after shard; `shard_sizes` are the samples of each. The shards are
+    shuffled and taken `block` at a time, and the samples of each block are shuffled together: a
+    reader needs at most `block` shards at once. With at most `block` shards the order is uniform.
+    Raises InvalidInput for a `block` below 1.
     """
     if block < 1:
-        raise InvalidInput(f"block is {block}; at least one shard must be read at a time")
+        raise InvalidInput(f"`block` must be at least 1 shard, got {block}")
     sizes = np.asarray(shard_sizes, np.int64)
     if not shuffle:
         return np.arange(sizes.sum(), dtype=np.int64)
     starts = np.cumsum(sizes) - sizes
-    shards = np.argsort(_keys(len(sizes), seed, epoch, 0), kind="stable")
-    keys = _keys(int(sizes.sum()), seed, epoch, 1)
+    shards = np.argsort(_keys(len(sizes), seed, epoch, _SHARDS), kind="stable")
+    keys = _keys(int(sizes.sum()), seed, epoch, _SAMPLES)
     parts = []
     for first in range(0, len(shards), block):
         members = shards[first : first + block]
@@ -66,34 +67,36 @@ def order(
 
 
 def batch_count(samples: int, batch_size: int, world_size: int) -> int:
-    """Batches that every rank gets of `samples`; what does not fill a global batch waits for
-    another epoch's order."""
+    """Batches of every rank from `samples` samples; an incomplete global batch is dropped."""
     return samples // (batch_size * world_size)
 
 
 def batch_positions(
     batch: int, consumed: int, batch_size: int, rank: int, world_size: int
 ) -> slice:
-    """Where in the global order a rank's batch lies: number `batch` after the `consumed` samples of
-    the epoch."""
+    """The positions in the global order of a rank's batch.
+
+    `batch` counts from 0 after the first `consumed` samples of the epoch.
+    """
     start = consumed + (batch * world_size + rank) * batch_size
     return slice(start, start + batch_size)
 
 
 def mixing(positions: np.ndarray, shard_sizes: Sequence[int], batch_size: int) -> float:
-    """How well an order mixes shards: distinct shards a batch over what a uniform shuffle gives, so
-    about 1 at best.
+    """How well an order mixes shards: distinct shards per batch, relative to a uniform shuffle.
 
-    `positions` (n,) is an order; whole batches of it are counted.
+    1 is a uniform shuffle's value. `positions` (n,) is an order, of which whole batches count.
     """
     sizes = np.asarray(shard_sizes, np.float64)
     total = sizes.sum()
     batches = len(positions) // batch_size
     if not batches:
-        raise InvalidInput(f"an order of {len(positions)} samples holds no batch of {batch_size}")
-    shard_of = np.repeat(np.arange(len(sizes)), sizes.astype(np.int64))[
-        positions[: batches * batch_size]
-    ]
-    seen = np.mean([len(np.unique(batch)) for batch in shard_of.reshape(batches, batch_size)])
+        raise InvalidInput(
+            f"`positions` must hold at least one batch of {batch_size} samples, got "
+            f"{len(positions)}"
+        )
+    shard_of = np.repeat(np.arange(len(sizes)), sizes.astype(np.int64))
+    shard_of = shard_of[positions[: batches * batch_size]].reshape(batches, batch_size)
+    seen = np.mean([len(np.unique(batch)) for batch in shard_of])
     uniform = np.sum(1 - (1 - sizes / total) ** batch_size)
     return float(seen / uniform)

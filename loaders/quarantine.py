@@ -1,4 +1,4 @@
-"""The samples that cannot be used: which, where and why; counted, written down and bounded."""
+"""The quarantine: bad samples with shard, key and reason, and a bound on their share."""
 
 import collections
 import dataclasses
@@ -12,87 +12,108 @@ from .system.files import write_json
 
 
 class TooManyBadSamples(MaskCoError, RuntimeError):
-    """More samples failed to decode than the run tolerates."""
+    """More samples failed to decode than `max_bad_share` tolerates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadSample:
-    """One sample that is not used."""
+    """A sample that is not used."""
 
     shard: str
     key: str
     """The member's name without its suffix, or "" for the shard as a whole."""
     reason: str
-    """Short enough to count by."""
+    """A few words, equal for equal causes: `Quarantine.by_reason` counts by them."""
     found: str
-    """"index" where the header told, "decode" where decoding failed."""
+    """Either "index" (found while indexing) or "decode" (decoding failed)."""
 
 
 class Quarantine:
-    """Collects bad samples from any thread. A loader replaces them, so that no batch is short.
+    """Collects bad samples from any thread and ends a run in which too many fail to decode.
 
-    `max_share` bounds the samples that fail in decoding, as a share of those asked for: a healthy
-    crawl has few, and a loader that replaced most of a shard would train on copies. The bound
-    applies from the 50th failure on.
+    The rule: tried samples are those that decoded plus those that failed. The run ends at a failure
+    after which at least `MIN_FAILURES` (50) samples have failed and they are more than `max_share`
+    of the samples tried so far. Fewer failures never end it, so that a small dataset with a few bad
+    files still trains; but it ends when every sample of the dataset has failed.
+
+    All epochs of a loader count together. A failed sample counts once and is never tried again;
+    its substitute counts as tried. Samples excluded by the index do not count. Without a bound, a
+    loader would replace most of a damaged shard and train on copies of a few images.
     """
 
-    PATIENCE = 50
+    MIN_FAILURES = 50
 
     def __init__(self, found_at_index: Iterable[BadSample] = (), *, max_share: float = 0.1) -> None:
+        """`max_share` in (0, 1]."""
         if not 0 < max_share <= 1:
             raise InvalidInput(
-                f"max_bad_share is {max_share}; it wants 0 < share <= 1 of the samples"
+                f"`max_bad_share` must be in (0, 1], got {max_share}: the largest share of the "
+                "tried samples that may fail to decode"
             )
         self.max_share = max_share
         self.entries = list(found_at_index)
-        self._failed: dict[int, str] = {}
+        self._failed: set[int] = set()
         self._noted: set[BadSample] = set()
+        self._decoded = 0
         self._lock = threading.Lock()
-        self._asked = 0
+
+    @property
+    def tried(self) -> int:
+        """Samples tried so far: decoded (again in each epoch) or failed."""
+        return self._decoded + len(self._failed)
+
+    def count_decoded(self, samples: int = 1) -> None:
+        """Count samples that decoded."""
+        with self._lock:
+            self._decoded += samples
 
     def add(self, index: int, sample: BadSample, usable: int) -> None:
-        """Record that sample `index` of `usable` failed to decode; TooManyBadSamples beyond
-        `max_share` of those."""
+        """Record that sample `index` of a dataset of `usable` samples failed to decode.
+
+        Raises TooManyBadSamples by the rule above.
+        """
         with self._lock:
             if index in self._failed:
                 return
-            self._failed[index] = sample.reason
+            self._failed.add(index)
             self.entries.append(sample)
             failed = len(self._failed)
-        if failed == usable or (failed >= self.PATIENCE and failed > self.max_share * usable):
-            raise self.too_many(usable)
+            too_many = failed >= self.MIN_FAILURES and failed > self.max_share * self.tried
+        if too_many or failed == usable:
+            raise self.too_many()
 
     def note(self, sample: BadSample) -> None:
-        """Record one, once, that is left out before anybody asks for it."""
+        """Record, once, a sample that is excluded before a loader tries it."""
         with self._lock:
             if sample not in self._noted:
                 self._noted.add(sample)
                 self.entries.append(sample)
 
-    def too_many(self, usable: int) -> TooManyBadSamples:
-        """The error that says how many of `usable` samples failed to decode, and names the last."""
-        last = next(entry for entry in reversed(self.entries) if entry.found == "decode")
+    def too_many(self) -> TooManyBadSamples:
+        """The error that ends the run: counts, the last failure and what to do."""
+        with self._lock:
+            failed, tried = len(self._failed), self.tried
+            last = next(entry for entry in reversed(self.entries) if entry.found == "decode")
         return TooManyBadSamples(
-            f"{len(self._failed)} of {usable} samples do not decode, more than the {self.max_share:.0%} that "
-            f"max_bad_share allows; the last was {last.key} in {last.shard}: {last.reason}. "
-            "See quarantine.json for the others; if the shards are as they should be, raise max_bad_share"
+            f"{failed} of {tried} samples tried do not decode; max_bad_share allows "
+            f"{self.max_share:.0%}. The last was {last.key} in {last.shard}: {last.reason}. See "
+            "quarantine.json for the others. Replace the damaged shards, or raise max_bad_share"
         )
 
     def __contains__(self, index: int) -> bool:
-        """Whether sample `index` is known not to decode."""
+        """Whether sample `index` failed to decode."""
         return index in self._failed
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def by_reason(self) -> dict[str, int]:
-        """How many samples each reason took, most first."""
+        """Number of samples by reason, most frequent first."""
         counts = collections.Counter(entry.reason for entry in self.entries)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def report(self) -> dict:
-        """What `write` writes: the total, the counts by reason, and every sample with its shard,
-        key and reason."""
+        """The contents of quarantine.json: total, counts by reason, and each sample's entry."""
         with self._lock:
             entries = sorted(self.entries, key=lambda entry: (entry.shard, entry.key))
         return {

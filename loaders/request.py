@@ -1,4 +1,7 @@
-"""What passes between a loader and its backend: a batch to render, and the rendered batch."""
+"""The messages between a loader and its backend: a batch to render, and the rendered batch.
+
+N samples per batch, V views.
+"""
 
 from dataclasses import dataclass
 
@@ -11,33 +14,35 @@ from .regions import crop_regions, shrink_factors
 
 @dataclass
 class Request:
-    """One batch to be made: which samples, and their plans. `Loader._fetch` puts others where
-    samples are replaced."""
+    """A batch to render: its samples and their plans.
+
+    `Loader._fetch` overwrites the entries of a sample that it replaces.
+    """
 
     epoch: int
     indices: np.ndarray
-    """(N,) int64, into the dataset."""
+    """(N,) int64: samples of the dataset."""
     rows: np.ndarray
-    """(N, columns) float32, the plan."""
+    """(N, columns) float32: plan rows."""
     regions: np.ndarray
-    """(N, 4) int64: y, x, height, width of the part of each image that holds all crops."""
+    """(N, 4) int64: y, x, height, width of the region of each image that contains all its crops."""
     shrinks: np.ndarray
-    """(N,) int64: how many times smaller each image may be decoded; 1 but for fast decoding."""
+    """(N,) int64: factor by which each image may be decoded smaller; 1 unless decoding is fast."""
 
     @classmethod
     def make(
         cls, config: LoaderConfig, epoch: int, indices: np.ndarray, rows: np.ndarray
     ) -> "Request":
-        """With what follows from the rows."""
+        """Derive regions and shrink factors from the plan rows."""
         views = len(config.views.views)
-        fast = config.decode == "fast"
-        shrinks = (
-            shrink_factors(rows, views, config.views.size) if fast else np.ones(len(rows), np.int64)
-        )
+        if config.decode == "fast":
+            shrinks = shrink_factors(rows, views, config.views.size)
+        else:
+            shrinks = np.ones(len(rows), np.int64)
         return cls(epoch, indices, rows, crop_regions(rows, views), shrinks)
 
-    def put(self, n: int, other: "Request") -> None:
-        """Sample n becomes the first of another request."""
+    def replace(self, n: int, other: "Request") -> None:
+        """Overwrite sample `n` with the first sample of `other`."""
         for mine, theirs in (
             (self.indices, other.indices),
             (self.rows, other.rows),
@@ -49,9 +54,9 @@ class Request:
 
 @dataclass
 class Rendered:
-    """A request carried out."""
+    """A rendered batch."""
 
     request: Request
     pixels: torch.Tensor | tuple[torch.Tensor, ...]
-    """(V, N, size, size, 3), or V of (N, size, size, 3), of `LoaderConfig.pixel_dtype`: finished,
-    or at the seam."""
+    """(V, N, size, size, 3), or V tensors (N, size, size, 3), of `LoaderConfig.pixel_dtype`:
+    finished views, or uint8 views at the seam."""

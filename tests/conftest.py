@@ -1,5 +1,4 @@
-"""Where the tests find data: small shards that they make, and the shared real images where those
-are present."""
+"""Fixtures of all tests: generated shards, real images, backends, a cache folder."""
 
 import os
 import pathlib
@@ -15,8 +14,7 @@ from tests.support.remote_servers import s3_api  # noqa: F401 a fixture, for eve
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the tests' shard indexes and demo data out of the user's cache; machine code stays where
-    it is."""
+    """Keep shard indexes and demo data out of the user's cache folder; share its machine code."""
     from maskco_fast.kernels.compiler.cache import cache_folder
 
     numba = cache_folder("numba")
@@ -28,8 +26,7 @@ def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C as at a terminal: a shell starts background jobs, and some CI its whole run, with it
-    ignored."""
+    """Handle SIGINT as at a terminal: background jobs and some CI systems start with it ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -37,21 +34,23 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of real and hostile shards; the tests that want it skip where it is absent."""
+    """The folder of real and hostile shards; tests that use it are skipped where it is absent."""
     root = pathlib.Path(__file__).resolve().parents[1]
     folder = pathlib.Path(os.environ.get("MASKCO_FAST_SHARED", root.parent / "shared")) / "data"
     if not (folder / "in1k-sample-0000.tar").exists():
         pytest.skip(
-            "the shared shards (in1k-sample-*, hostile-*) are absent; "
-            "MASKCO_FAST_SHARED names their folder"
+            "the shared shards (in1k-sample-*, hostile-*) are absent: set MASKCO_FAST_SHARED to "
+            "the folder whose data/ holds them"
         )
     return folder
 
 
 @pytest.fixture
 def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
-    """A function that writes tar shards of generated JPEGs: `make_shards(shards=2, samples=20,
-    bad=())`."""
+    """A function that writes tar shards of generated JPEGs and returns their paths.
+
+    `samples` per shard; samples numbered `bad` have a sound header and do not decode.
+    """
 
     def make(
         shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 64
@@ -63,9 +62,7 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
                 key = f"{shard * samples + number:06d}"
                 shape = (side + number % 5 * 7, side + number % 3 * 11)
                 data = encode(picture(*shape, seed=shard * samples + number), quality=90)
-                if (
-                    shard * samples + number in bad
-                ):  # a frame header that reads well before damaged Huffman tables
+                if shard * samples + number in bad:  # damage the first Huffman table
                     table = data.index(b"\xff\xc4") + 5
                     data = data[:table] + b"\xff" * 16 + data[table + 16 :]
                 members[f"{key}.jpg"] = data
@@ -78,13 +75,13 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
 
 @pytest.fixture(params=sorted(LOADERS))
 def backend(request: pytest.FixtureRequest) -> str:
-    """Every loader in turn."""
+    """The name of each backend in turn; those without their packages are skipped."""
     skip_without_packages(request.param)
     return request.param
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where there is one."""
+    """Skip the tests marked `gpu` where there is none."""
     import torch
 
     if torch.cuda.is_available():
@@ -92,5 +89,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(
-                pytest.mark.skip(reason="needs a CUDA device; `make gpu-check` runs these")
+                pytest.mark.skip(reason="needs a CUDA device; run `make gpu-check` on one")
             )

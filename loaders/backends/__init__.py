@@ -1,1 +1,1 @@
-"""The loaders behind `make_loader`, one module each: native, DALI, FFCV and the slow reference."""
+"""Backends of `make_loader`, one module each: native, DALI, FFCV and the slow reference."""

@@ -1,8 +1,7 @@
-"""The DALI loader: NVIDIA DALI decodes, its graph runs our kernels (on a CPU) or its own resize (on
-a CUDA device).
+"""The DALI loader: NVIDIA DALI decodes; its graph runs our kernels (CPU) or DALI's resize (CUDA).
 
-What has been run: everything on a CPU. What has not: `device="cuda"`, of which only the graph's
-definition and, made of CPU operators, its values are tested.
+Not yet run on a GPU: for `device="cuda"` the tests cover the graph's definition, and its values as
+computed by the equivalent CPU operators.
 """
 
 import collections
@@ -21,17 +20,18 @@ from ..loader import Loader
 from ..request import Rendered, Request
 from ..shards.dataset import Dataset
 from ..shards.decode import Decoder
-from .dali_graph import DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless, import_dali
+from .dali_graph import DaliError, DeviceGraph, Graph, HostGraph, Probe, Samples, encode_lossless
+from .dali_operator import import_dali
 
 
 class DaliLoader(Loader):
-    """Batches from a DALI pipeline, `prefetch` of them in the making at a time, without a copy.
+    """Batches from a DALI pipeline, `prefetch` at once, without a copy.
 
-    Baseline JPEGs of one or three components, whole by their markers, go to DALI as they are.
-    Everything else, and each JPEG that DALI refuses, is decoded on the host, as in every loader,
-    and goes into the graph as the pixels of its region: DALI draws what it can of a scan that other
-    decoders refuse. An image that DALI does not decode ends its pipeline: it is set aside for the
-    host, where it is decoded or replaced, and a new pipeline begins with the batch that failed.
+    DALI decodes baseline JPEGs of one or three components whose markers show a complete scan. The
+    host decodes all other images, as in every loader, and passes the pixels of the region into the
+    graph, because DALI renders damaged scans that other decoders reject. An image that DALI refuses
+    ends its pipeline: the host decodes or replaces it from then on, and a new pipeline starts with
+    the failed batch.
     """
 
     def __init__(
@@ -42,26 +42,26 @@ class DaliLoader(Loader):
         max_bad_share: float = 0.1,
         decode_on_device: bool = False,
     ) -> None:
-        """`decode_on_device`: with a CUDA device, decode whole images there rather than regions on
-        the CPU."""
+        """`decode_on_device`: decode whole images on the CUDA device, not regions on the CPU."""
         import_dali()
         if config.decode != "exact":
             raise InvalidInput(
-                "the DALI loader decodes exactly: DALI's CPU decoder has no scaling. Take the loader native or ffcv"
+                f"`decode` must be 'exact' for the dali loader, got {config.decode!r}: DALI's CPU "
+                "decoder cannot scale; choose the backend native or ffcv"
             )
         super().__init__(dataset, config, max_bad_share=max_bad_share)
         self._decode_on_device = decode_on_device
-        self._aside: set[int] = set()
-        """Samples that DALI does not decode."""
+        self._refused: set[int] = set()
+        """Samples that DALI does not decode; the host does."""
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         graph = self._make_graph()
         feed = _Feed(requests, self._read, self.config.thread_count)
         try:
             while (yield from self._run_pipeline(graph, feed)):
-                pass  # a pipeline has failed, what ended it is set aside, and the next goes on from there
+                pass  # the next pipeline continues where one failed
         finally:
-            self.dataset.cancel_reads()  # first, or the threads that are ended here would wait for their bytes
+            self.dataset.cancel_reads()  # before `close` waits for threads that read
             feed.close()
 
     def _make_graph(self) -> Graph:
@@ -72,7 +72,7 @@ class DaliLoader(Loader):
         return DeviceGraph(self.config, device_id, decode_on_device=self._decode_on_device)
 
     def _run_pipeline(self, graph: Graph, feed: "_Feed") -> Generator[Rendered, None, bool]:
-        """One pipeline's batches, until the requests end (False) or it fails (True)."""
+        """Yield one pipeline's batches; return whether it failed before the requests ended."""
         first = feed.delivered
         pipeline = graph.pipeline(lambda iteration: feed.batch(first + iteration))
         try:
@@ -88,42 +88,45 @@ class DaliLoader(Loader):
                 except RuntimeError as error:
                     failure = error
                     break
-                views = graph.views(feed.batch(feed.delivered), outputs)
-                del outputs
+                samples = feed.batch(feed.delivered)
+                views = graph.views(samples, outputs)
+                # `_fetch` has counted the samples that the host decoded.
+                self.quarantine.count_decoded(int((~samples.cut).sum()))
+                del outputs, samples
                 yield Rendered(feed.deliver().request, views)
                 del views
         finally:
-            del pipeline  # ends its threads, which wait for nothing but their own work
-        self._set_aside(feed.batch(feed.delivered), failure)
+            del pipeline  # ends its threads
+        self._refuse(feed.batch(feed.delivered), failure)
         return True
 
-    def _set_aside(self, samples: Samples, failure: RuntimeError) -> None:
-        """Find the samples of a failed batch that DALI does not decode, and have the host decode or
-        replace them."""
+    def _refuse(self, samples: Samples, failure: RuntimeError) -> None:
+        """Find the samples of a failed batch that DALI refuses; decode or replace them here."""
         probe, decoder = Probe(), Decoder()
         refused = [
             n for n in np.flatnonzero(~samples.cut).tolist() if not probe.decodes(samples, n)
         ]
         if not refused:
-            raise RuntimeError(
-                f"DALI's pipeline failed, though it decodes each image of the batch: {failure}"
+            raise DaliError(
+                f"DALI's pipeline failed although DALI decodes each image of the batch: {failure}. "
+                "Choose the backend native, or another version of DALI"
             ) from failure
         for n in refused:
-            self._aside.add(int(samples.request.indices[n]))
-            self._decode_here(samples, n, decoder)
+            self._refused.add(int(samples.request.indices[n]))
+            self._decode_on_host(samples, n, decoder)
 
     def _read(self, samples: Samples, n: int, decoder: Decoder) -> None:
-        """Fetch the bytes of sample `n`, or its region's pixels where DALI is not to decode it."""
+        """Read the bytes of sample `n` for DALI, or decode its region's pixels on the host."""
         index = int(samples.request.indices[n])
         is_jpeg = self.dataset.samples["format"][index] == headers.JPEG
-        if is_jpeg and index not in self._aside and index not in self.quarantine:
+        if is_jpeg and index not in self._refused and index not in self.quarantine:
             data = np.frombuffer(self.dataset.read(index), np.uint8)
             if headers.is_one_whole_scan(data):
                 samples.encoded[n] = data
                 return
-        self._decode_here(samples, n, decoder)
+        self._decode_on_host(samples, n, decoder)
 
-    def _decode_here(self, samples: Samples, n: int, decoder: Decoder) -> None:
+    def _decode_on_host(self, samples: Samples, n: int, decoder: Decoder) -> None:
         image = self._fetch(samples.request, n, decoder.decode_scaled).image
         y, x, height, width = samples.regions[n].tolist()
         samples.encoded[n] = encode_lossless(image[y : y + height, x : x + width])
@@ -131,15 +134,14 @@ class DaliLoader(Loader):
 
 
 class _Feed:
-    """Batches by their number in this pass, read one ahead by threads, and kept until they are
-    delivered.
+    """Reads batches ahead in threads and keeps each until it is delivered.
 
-    A pipeline that takes the place of a failed one asks for the same numbers again and gets the
-    same samples.
+    Batches are numbered within a pass. A pipeline that replaces a failed one requests the same
+    numbers again and gets the same samples.
     """
 
     AHEAD = 2
-    """Batches whose reading has begun when DALI asks for one."""
+    """Batches being read or already read when DALI requests one."""
 
     def __init__(
         self,
@@ -158,8 +160,11 @@ class _Feed:
         self.delivered = 0
 
     def batch(self, number: int) -> Samples:
-        """Batch `number` of this pass; StopIteration where there is none, or where it cannot be
-        read: `raise_error`."""
+        """Batch `number` of this pass; StopIteration past the end.
+
+        StopIteration also replaces a read error, so that the batches before it are delivered first;
+        `raise_error` then raises it.
+        """
         while number >= self.delivered + len(self._kept):
             if self._error is not None:
                 raise StopIteration
@@ -167,23 +172,23 @@ class _Feed:
                 self._kept.append(self._next())
             except StopIteration:
                 raise
-            except Exception as error:  # raised when the batches before it are delivered
+            except Exception as error:  # raised after the batches before it are delivered
                 self._error = error
                 raise StopIteration from None
         return self._kept[number - self.delivered]
 
     def deliver(self) -> Samples:
-        """Let go of the oldest batch kept."""
+        """Return the oldest batch and stop keeping it."""
         self.delivered += 1
         return self._kept.popleft()
 
     def raise_error(self) -> None:
-        """Raise what ended the batches, unless it was their number."""
+        """Raise the error that ended the batches, if one did."""
         if self._error is not None:
             raise self._error
 
     def close(self) -> None:
-        """End the threads: what is being read is finished, what is queued is dropped."""
+        """End the threads: samples being read are finished, queued ones dropped."""
         self._closing.set()
         self._pool.shutdown(cancel_futures=True)
 
@@ -200,7 +205,7 @@ class _Feed:
         return samples
 
     def _begin(self, request: Request) -> tuple[Samples, list["Future[None]"]]:
-        """Have the threads read a request's samples, each every so many of them."""
+        """Start reading a request's samples: thread i takes samples i, i + threads, …"""
         count = len(request.indices)
         nothing: Any = None
         samples = Samples(request, [nothing] * count, np.zeros(count, bool))

@@ -1,10 +1,9 @@
-"""The FFCV loader: FFCV's reader, pipeline graph and epoch thread around a decoder that executes
-the plan.
+"""The FFCV loader: FFCV's reader, pipeline graph and epoch thread around a decoder of our own.
 
-FFCV keeps the rows, compiles the pipeline into stages and runs them ahead of the consumer. Decoding
-and resizing are ours, since FFCV's ignore a corrupt image (its slot then holds another sample's
-pixels), resize up to 208 levels away from Pillow, and reserve the largest image's size for every
-sample of every batch in the making.
+FFCV holds the rows, compiles the pipeline into stages and runs them ahead of the consumer. Decoding
+and resizing are ours. FFCV's decoders leave another sample's pixels in the slot of a corrupt image,
+resize differently from Pillow, and reserve the largest image's size for every sample of every
+prefetched batch.
 """
 
 import contextlib
@@ -34,9 +33,11 @@ from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
 
 
 @contextlib.contextmanager
-def _threads_left_alone() -> Iterator[None]:
-    """Importing FFCV sets the thread count of torch and of Numba to 1, which would also start
-    Numba's thread pool."""
+def _thread_counts_kept() -> Iterator[None]:
+    """Context that keeps `import ffcv` from setting torch's and Numba's thread counts to 1.
+
+    Setting Numba's count would also start its thread pool.
+    """
     torch_set, numba_set = torch.set_num_threads, numba.set_num_threads
     torch.set_num_threads = numba.set_num_threads = lambda count: None
     try:
@@ -49,7 +50,7 @@ def _threads_left_alone() -> Iterator[None]:
 
 
 try:
-    with _threads_left_alone():
+    with _thread_counts_kept():
         from ffcv.fields.rgb_image import SimpleRGBImageDecoder
         from ffcv.loader import Loader as PipelineLoader
         from ffcv.loader.epoch_iterator import EpochIterator
@@ -61,29 +62,29 @@ try:
         from ffcv.reader import Reader
 except ImportError as error:
     raise MissingPackage(
-        f"the FFCV loader needs FFCV ({error}): `apt-get install g++ pkg-config python3-dev libopencv-dev "
-        "libturbojpeg0-dev` and `pip install 'maskco-fast[ffcv]'`; or choose the loader native, which reads .beton too"
+        f"the ffcv loader needs FFCV ({error}): `apt-get install g++ pkg-config python3-dev "
+        "libopencv-dev libturbojpeg0-dev` and `pip install 'maskco-fast[ffcv]'`; or choose the "
+        "backend native, which reads .beton files too"
     ) from error
 
 _COMPILING = threading.Lock()
-"""Held while FFCV's process-wide compiler switch is off."""
+"""Lock to hold while FFCV's process-wide compiler switch is off."""
 
 REPLACED = 1
-"""Status of a sample whose own image could not be used; 0 for all others."""
+"""Status of a sample whose image was replaced; other samples have 0."""
 
 Work = tuple[Request, np.ndarray]
-"""FFCV's storage state, from the epoch thread to the decoder: a request, and the buffer to render
-into."""
+"""FFCV's storage state, which the epoch thread passes to the decoder: a request, and the pixels
+(V, N, size, size, 3) to render into."""
 
 Execute = Callable[[Work, np.ndarray], None]
-"""Renders a batch and writes its status, (N, 1) uint8."""
+"""Renders a batch and writes the samples' statuses, (N, 1) uint8."""
 
 
 class PlanDecoder(SimpleRGBImageDecoder):
-    """An FFCV decoder whose output is each sample's status; the pixels go where the storage state
-    says.
+    """An FFCV decoder that outputs statuses; pixels go to the buffer in the storage state.
 
-    Seed and epoch reach it as the plan rows in that state, so that a new epoch compiles nothing.
+    Seed and epoch arrive with the plan rows in that state, so that a new epoch compiles nothing.
     """
 
     def __init__(self, execute: Execute) -> None:
@@ -91,15 +92,14 @@ class PlanDecoder(SimpleRGBImageDecoder):
         self._execute = execute
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        """One byte a sample, however large the images: FFCV's own decoders reserve the largest
-        image's size here."""
+        """Reserve one byte per sample; FFCV's decoders reserve the largest image's size here."""
         status = AllocationQuery((1,), np.dtype("u1"))
         return State(
             jit_mode=True, device=previous_state.device, shape=(1,), dtype=np.dtype("u1")
         ), status
 
     def generate_code(self) -> Callable:
-        """What FFCV's stage calls for a batch."""
+        """Return the function that FFCV's stage calls for a batch."""
         execute = self._execute
 
         def decode(
@@ -112,31 +112,31 @@ class PlanDecoder(SimpleRGBImageDecoder):
 
 
 class _NoPages(MemoryContext):
-    """FFCV's place for memory-mapped pages, empty: images are read as `Dataset.read` reads them.
+    """FFCV's manager of memory-mapped pages, without pages: images are read by `Dataset.read`.
 
-    A mapping would kill the process where a file shrinks or a network file system fails, and FFCV's
-    page table takes 646 MB for ImageNet.
+    Where a file shrinks or a network file system fails, a mapping kills the process. FFCV's page
+    table also takes hundreds of MB.
     """
 
     state = None
 
     def schedule_epoch(self, batches: Any) -> "_NoPages":
-        """The context of an epoch: this one."""
+        """Return the context of an epoch: this object."""
         return self
 
     def __enter__(self) -> "_NoPages":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Nothing to release."""
+        """Release nothing."""
 
 
 class _Pipeline(PipelineLoader):
-    """An FFCV loader of one output, made without its constructor.
+    """An FFCV loader with one output, made without FFCV's constructor.
 
-    That would set the thread count of torch and Numba, index every page, and make a reader that
-    prints KeyErrors at exit. The decoder is called as it is, not compiled: what it calls is machine
-    code from our own cache.
+    The constructor sets torch's and Numba's thread counts, indexes every page and makes a reader
+    that prints KeyErrors at exit. FFCV does not compile the decoder, which calls machine code from
+    our own cache.
     """
 
     def __init__(
@@ -160,15 +160,15 @@ class _Pipeline(PipelineLoader):
 
 
 class _Epoch(EpochIterator):
-    """FFCV's epoch thread, over requests: its errors reach the consumer, and closing it ends it."""
+    """FFCV's epoch thread, over requests. Unlike FFCV's, it passes errors on and can be closed."""
 
     def __init__(self, pipeline: _Pipeline, requests: Iterator[Request], pool: BufferPool) -> None:
         self._requests = requests
         self._pool = pool
-        super().__init__(pipeline, [])  # starts the thread
+        super().__init__(pipeline, [])  # FFCV's constructor starts the thread
 
     def run(self) -> None:
-        """Carry out requests until told to stop; the last item put is None or what was raised."""
+        """Render requests until closed; the last item in the queue is None or an exception."""
         self.name = "ffcv-epoch"
         slots = itertools.cycle(range(self.loader.batches_ahead + 2))
         end: BaseException | None = None
@@ -181,12 +181,12 @@ class _Epoch(EpochIterator):
                 if not self._put(Rendered(request, self._pool.tensor(pixels))):
                     return
                 del pixels
-        except BaseException as raised:  # raised again in the consumer's thread
+        except BaseException as raised:  # `__next__` raises it in the consumer's thread
             end = raised
         self._put(end)
 
     def _put(self, item: Rendered | BaseException | None) -> bool:
-        """Queue an item; False where the consumer has left."""
+        """Queue an item; False if the epoch was closed meanwhile."""
         while not self.terminate_event.is_set():
             try:
                 self.output_queue.put(item, timeout=0.05)
@@ -204,7 +204,7 @@ class _Epoch(EpochIterator):
         return item
 
     def close(self) -> None:
-        """End the thread, and let go of the batches in the queue."""
+        """End the thread and drop the batches in the queue."""
         self.terminate_event.set()
         if self.is_alive():
             self.join()
@@ -214,11 +214,10 @@ class _Epoch(EpochIterator):
 
 
 class FfcvLoader(Loader):
-    """Batches through FFCV, from .beton files or, by a directory of them in FFCV's format, from tar
-    shards.
+    """Batches through FFCV, from .beton files or tar shards.
 
-    `threads` threads of our own render a batch, not Numba's or OpenMP's: those abort with two
-    callers, or break a fork.
+    For tar shards FFCV reads a .beton file of their rows without image data. Our own threads render
+    a batch; Numba's and OpenMP's thread pools abort with two callers or break after a fork.
     """
 
     def __init__(
@@ -241,7 +240,7 @@ class FfcvLoader(Loader):
             epoch = _Epoch(pipeline, requests, self._pool)
             yield from epoch
         finally:
-            self.dataset.cancel_reads()  # first, or the threads that are ended here would wait for their bytes
+            self.dataset.cancel_reads()  # before `close` waits for threads that read
             team.closing = True
             if epoch is not None:
                 epoch.close()
@@ -249,11 +248,10 @@ class FfcvLoader(Loader):
 
 
 def _reader(dataset: Dataset) -> Reader:
-    """FFCV's reader of the dataset's rows: of its .beton where it is one, of a directory without
-    data elsewhere."""
+    """FFCV's reader of the rows, from the .beton file or a temporary one without image data."""
     if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1:
         reader = Reader(dataset.paths[0])
-        if "image" in reader.handlers:  # files of FFCV's own writer may name it otherwise
+        if "image" in reader.handlers:  # other writers may name the field differently
             return reader
     with tempfile.TemporaryDirectory(prefix="maskco-fast-") as folder:
         path = Path(folder, "directory.beton")
@@ -262,21 +260,20 @@ def _reader(dataset: Dataset) -> Reader:
 
 
 class _Team:
-    """The threads that render a batch, each with its decoder and working memory."""
+    """Threads that render a batch together, each with its own decoder and scratch memory."""
 
     def __init__(self, loader: FfcvLoader, threads: ThreadPoolExecutor) -> None:
         self.closing = False
         self._threads = threads
-        self._executors = [SampleRenderer(loader) for _ in range(loader.config.thread_count)]
+        self._renderers = [SampleRenderer(loader) for _ in range(loader.config.thread_count)]
 
     def execute(self, work: Work, status: np.ndarray) -> None:
-        """Render every sample of a batch; raise what a thread raised."""
-        begins = iter(
-            range(0, len(work[0].indices), SAMPLES_PER_CALL)
-        )  # shared: each thread takes the next
+        """Render all samples of a batch; raise the first error of a thread."""
+        # The threads share the iterator: each takes the next samples.
+        begins = iter(range(0, len(work[0].indices), SAMPLES_PER_CALL))
         futures = [
-            self._threads.submit(self._share, execute, begins, work, status)
-            for execute in self._executors
+            self._threads.submit(self._share, render, begins, work, status)
+            for render in self._renderers
         ]
         errors = [future.exception() for future in futures]
         for error in errors:
@@ -284,13 +281,13 @@ class _Team:
                 raise error
 
     def _share(
-        self, execute: SampleRenderer, begins: Iterator[int], work: Work, status: np.ndarray
+        self, render: SampleRenderer, begins: Iterator[int], work: Work, status: np.ndarray
     ) -> None:
         request, pixels = work
         for begin in begins:
             if self.closing:
                 return
-            some = slice(begin, begin + SAMPLES_PER_CALL)
-            wanted = request.indices[some].copy()
-            execute(request, range(*some.indices(len(request.indices))), pixels)
-            status[some, 0] = np.where(request.indices[some] != wanted, REPLACED, 0)
+            part = slice(begin, begin + SAMPLES_PER_CALL)
+            original = request.indices[part].copy()
+            render(request, range(*part.indices(len(request.indices))), pixels)
+            status[part, 0] = np.where(request.indices[part] != original, REPLACED, 0)

@@ -1,5 +1,4 @@
-"""The native loader: threads of one process decode an image once and render its views with the
-fused Numba kernels."""
+"""The native loader: threads decode each image once and render its views with the fused kernels."""
 
 import collections
 import queue
@@ -15,11 +14,9 @@ from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
 
 
 class NativeLoader(Loader):
-    """Batches in the plan's order from `threads` threads, `prefetch` of them in the making at a
-    time.
+    """Batches in the plan's order, `prefetch` at once, from `threads` threads.
 
-    A sample costs Python a read; decoding and rendering run without the GIL, several samples a
-    call.
+    Python only reads the bytes. Decoding and rendering run without the GIL, several samples a call.
     """
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
@@ -34,7 +31,7 @@ class NativeLoader(Loader):
             while pending:
                 yield self._finish(pending.popleft(), pool)
         finally:
-            self.dataset.cancel_reads()  # first, or the threads that are ended here would wait for their bytes
+            self.dataset.cancel_reads()  # before `close` waits for threads that read
             workers.close()
 
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:
@@ -43,18 +40,19 @@ class NativeLoader(Loader):
 
 
 class _Work:
-    """One batch in the making."""
+    """A batch that the threads are rendering."""
 
     def __init__(self, request: Request, pixels: np.ndarray) -> None:
         self.request = request
         self.pixels = pixels
         self.error: BaseException | None = None
-        self._left = len(request.indices)  # samples
+        self._left = len(request.indices)
+        """Samples that are not yet rendered."""
         self._lock = threading.Lock()
         self._done = threading.Event()
 
     def samples_done(self, count: int, error: BaseException | None) -> None:
-        """Count samples off, and keep the first error."""
+        """Count rendered samples, and keep the first error."""
         with self._lock:
             self._left -= count
             self.error = self.error or error
@@ -62,7 +60,7 @@ class _Work:
                 self._done.set()
 
     def wait(self) -> None:
-        """Return when the whole batch is there; raise what a thread raised."""
+        """Return when the whole batch is rendered; raise the first error of a thread."""
         self._done.wait()
         if self.error is not None:
             raise self.error
@@ -71,10 +69,10 @@ class _Work:
 class _Workers:
     """Threads that render samples from one queue, in the order submitted."""
 
-    def __init__(self, threads: int, make_executor: Callable[[], SampleRenderer]) -> None:
+    def __init__(self, threads: int, make_renderer: Callable[[], SampleRenderer]) -> None:
         self._queue: queue.SimpleQueue[tuple[_Work, range] | None] = queue.SimpleQueue()
         self._closing = False
-        self._make_executor = make_executor
+        self._make_renderer = make_renderer
         self._threads = [
             threading.Thread(target=self._loop, name=f"native-{i}", daemon=True)
             for i in range(threads)
@@ -83,7 +81,7 @@ class _Workers:
             thread.start()
 
     def submit(self, request: Request, pixels: np.ndarray) -> _Work:
-        """Queue every sample of a request."""
+        """Queue all samples of a request, to be rendered into `pixels` (V, N, size, size, 3)."""
         work = _Work(request, pixels)
         count = len(request.indices)
         for begin in range(0, count, SAMPLES_PER_CALL):
@@ -91,21 +89,21 @@ class _Workers:
         return work
 
     def _loop(self) -> None:
-        execute: SampleRenderer | None = None
+        render: SampleRenderer | None = None
         while (item := self._queue.get()) is not None:
             work, numbers = item
             error = None
             if not self._closing:
                 try:
-                    execute = execute or self._make_executor()
-                    execute(work.request, numbers, work.pixels)
-                except BaseException as raised:  # handed to the consumer, who raises it
+                    render = render or self._make_renderer()
+                    render(work.request, numbers, work.pixels)
+                except BaseException as raised:  # `wait` raises it in the consumer's thread
                     error = raised
             work.samples_done(len(numbers), error)
-            del work, item  # or an idle thread would hold the last batch's buffer
+            del work, item  # an idle thread must not keep the last batch's buffer alive
 
     def close(self) -> None:
-        """End the threads: what is in work is finished, what is queued is dropped."""
+        """End the threads: samples being rendered are finished, queued ones dropped."""
         self._closing = True
         for _ in self._threads:
             self._queue.put(None)

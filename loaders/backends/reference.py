@@ -1,5 +1,7 @@
-"""The reference loader: Pillow and torchvision executing the plan, sample after sample. Slow,
-obvious, the truth."""
+"""The reference loader: Pillow and torchvision execute the plan, one sample at a time.
+
+Slow and obvious: the other loaders are tested against it.
+"""
 
 from collections.abc import Generator, Iterator
 
@@ -10,11 +12,11 @@ from ...kernels.augment.reference import augment_reference, finish_reference
 from ...kernels.resize import resize_reference
 from ..loader import Loader
 from ..request import Rendered, Request
-from ..shards.decode import Decoded, decode_pillow, whole
+from ..shards.decode import Decoded, decode_pillow, require_size
 
 
 class ReferenceLoader(Loader):
-    """Runs in the calling thread; `threads`, `prefetch` and `decode` change nothing."""
+    """Batches rendered in the calling thread; `threads`, `prefetch` and `decode` are ignored."""
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
@@ -48,4 +50,5 @@ class ReferenceLoader(Loader):
 
 
 def _decode(data: bytes, sample: np.void, *_: object) -> Decoded:
-    return Decoded(whole(decode_pillow(data), sample))
+    """`Decoder.decode_scaled`'s signature, with Pillow alone."""
+    return Decoded(require_size(decode_pillow(data), sample))

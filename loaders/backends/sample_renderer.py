@@ -1,5 +1,4 @@
-"""One thread's way from encoded bytes to rendered views, for the loaders that decode in threads of
-their own."""
+"""Decode and render samples in one thread, for the backends that run their own threads."""
 
 from collections.abc import Iterable
 
@@ -14,15 +13,15 @@ from ..request import Request
 from ..shards.decode import Decoder
 
 SAMPLES_PER_CALL = 4
-"""Samples best handed over at once: few enough for threads to share a batch, enough to make
-Python's part small."""
+"""Samples that a thread takes at once: few enough to spread a batch over the threads, enough that
+Python's share of the time stays small."""
 
 
 class SampleRenderer:
-    """Decodes and renders samples, with a decoder and working memory of its own: make one a thread.
+    """Decodes and renders samples; make one per thread, as it holds a decoder and scratch memory.
 
-    JPEGs go through our own decoder, which takes the GIL once for all that are handed over.
-    Whatever it leaves, and what fast decoding makes smaller, goes one by one through a library's.
+    Plain JPEGs are decoded and rendered by our own kernels in one call without the GIL. Every other
+    image, and every JPEG that is decoded smaller, is decoded by a library, one by one.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -32,31 +31,36 @@ class SampleRenderer:
         self._decode = Decoder(fast=config.decode == "fast").decode_scaled
         renderer = JpegRenderer(config.views, FORMATS[config.dtype].name)
         renderer.whole = config.decode == "exact"
-        self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
         if config.seam:
             self._render, self._render_jpegs = renderer.resize, renderer.resize_jpegs
+        else:
+            self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
 
     def __call__(self, request: Request, numbers: Iterable[int], pixels: np.ndarray) -> None:
-        """Render samples `numbers` of a request into `pixels[:, numbers]`; one that does not decode
-        is replaced."""
-        left = []
-        together, files = [], []
+        """Render samples `numbers` of a request into `pixels[:, numbers]`, replacing bad ones.
+
+        `pixels` is (V, N, size, size, 3).
+        """
+        others: list[int] = []
+        jpegs: list[int] = []
+        files: list[bytes] = []
         dataset, quarantine = self._loader.dataset, self._loader.quarantine
         for n in numbers:
             index = request.indices[n]
             plain = dataset.samples["format"][index] == headers.JPEG and request.shrinks[n] == 1
             if plain and index not in quarantine:
-                together.append(n)
+                jpegs.append(n)
                 files.append(dataset.read(index))
             else:
-                left.append(n)
-        if together:
-            chosen = np.array(together)
+                others.append(n)
+        if jpegs:
+            chosen = np.array(jpegs)
             samples = dataset.samples[request.indices[chosen]]
             sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
             done = self._render_jpegs(files, sides, request.rows[chosen], chosen, pixels)
-            left.extend(chosen[~done].tolist())
-        for n in left:
+            quarantine.count_decoded(int(done.sum()))
+            others.extend(chosen[~done].tolist())  # not plain, or damaged: a library decides
+        for n in others:
             self._render_one(request, n, pixels)
 
     def _render_one(self, request: Request, n: int, pixels: np.ndarray) -> None:

@@ -30,7 +30,7 @@ from ..config import LoaderConfig
 from ..order import order
 from ..quarantine import BadSample, Quarantine
 from ..shards.build_index import index_image
-from ..shards.dataset import Dataset
+from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, split_name
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
 from .config import RemoteConfig
@@ -172,8 +172,9 @@ class StreamDataset(Dataset):
                     empty = False
                     yield entry
                 if empty:
-                    raise InvalidInput(
-                        f"no usable image in {len(urls)} shards ({redact_url(urls[0])} first)"
+                    raise EmptyDataset(
+                        f"no usable image in {len(urls)} shards ({redact_url(urls[0])} first); "
+                        "quarantine.json names the reasons"
                     )
 
         return passes

@@ -1,1 +1,1 @@
-"""Shards on disk: their names, their index, the samples in them and how those are decoded."""
+"""Shards: their names, indexes and samples; .beton files; decoding of images."""

@@ -1,10 +1,9 @@
-"""FFCV's .beton files: their layout, and a dataset that reads them, for any loader and without
-FFCV.
+"""FFCV's .beton files: their layout, and a dataset that reads them for any loader, without FFCV.
 
-The layout is that of FFCV 1.0 (its types.py, writer.py and fields/): header, field descriptors, a
-row a sample, pages of data, allocation table. `beton_writer` adds what FFCV has no place for (the
-shards, the samples' names, the quarantine) as a block that the descriptor of the field `sample_id`
-points to; FFCV itself ignores it and reads such files as its own.
+The layout is FFCV 1.0's (types.py, writer.py and fields/): header, field descriptors, one row per
+sample, pages of data, allocation table. `beton_writer` adds a block with what FFCV has no place
+for: the shards, the samples' names and the quarantine. The descriptor of the field `sample_id`
+points to the block; FFCV ignores it.
 """
 
 import dataclasses
@@ -25,10 +24,10 @@ from .dataset import Dataset
 from .index import SAMPLE_DTYPE, ShardIndex, sample_id
 
 VERSION = 2
-"""FFCV's, of the layout."""
+"""FFCV's version number of the layout."""
 MAGIC = b"maskco-fast 1".ljust(16, b"\0")
-"""Begins the arguments of the field `sample_id`; the block's offset and size follow, as two uint64.
-"""
+"""First bytes of the arguments of the field `sample_id`; the block's offset and size, two uint64,
+follow."""
 
 HEADER_DTYPE = np.dtype(
     [
@@ -46,11 +45,11 @@ FIELD_DTYPE = np.dtype(
 IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 MAX_SIDE = 2**16 - 1
-"""Pixels: a row holds a side in 16 bits."""
+"""Largest image side, pixels: a row stores a side in 16 bits."""
 JPEG_MODE, RAW_MODE = 0, 1
+"""How an image is stored: as a JPEG file, or as RGB pixels."""
 
-_BYTES, _ARRAY, _JSON, _TENSOR = 3, 4, 5, 6
-_FLOAT, _INT, _IMAGE = 0, 1, 2
+_FLOAT, _INT, _IMAGE, _BYTES, _ARRAY, _JSON, _TENSOR = range(7)  # FFCV's type ids
 _ROW_FORMATS: dict[int, Any] = {
     _FLOAT: "<f8",
     _INT: "<i8",
@@ -60,20 +59,22 @@ _ROW_FORMATS: dict[int, Any] = {
     _JSON: [("ptr", "<u8"), ("size", "<u8")],
     _TENSOR: "<u8",
 }
-"""What a field of each type id takes in a row."""
+"""dtype in a row of a field of each type id."""
 
 FIELDS = {"image": _IMAGE, "label": _INT, "sample_id": _INT}
-"""The fields that `beton_writer` writes, with their type ids."""
+"""Fields that `beton_writer` writes, with their type ids."""
 
 
 def row_dtype(types: Sequence[int]) -> np.dtype:
-    """The dtype of a row of fields of these type ids, named f0, f1 and so on."""
+    """dtype of a row of fields of these type ids, named f0, f1, and so on."""
     return np.dtype([("", _ROW_FORMATS[kind]) for kind in types], align=True)
 
 
 def beton_head(samples: int, page_size: int, table: int, block: tuple[int, int]) -> bytes:
-    """Header and field descriptors; `table` the allocation table's offset, `block` the offset and
-    size of our own."""
+    """Header and field descriptors of a file.
+
+    `table`: offset of the allocation table; `block`: offset and size of the block of `pack_block`.
+    """
     header = np.zeros(1, HEADER_DTYPE)
     header[0] = (VERSION, len(FIELDS), page_size, samples, table)
     fields = np.zeros(len(FIELDS), FIELD_DTYPE)
@@ -86,11 +87,11 @@ def beton_head(samples: int, page_size: int, table: int, block: tuple[int, int])
 
 
 HEAD_SIZE = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
-"""Bytes before the rows."""
+"""Size of header and field descriptors, bytes; the rows follow."""
 
 
 def pack_block(shards: Sequence[ShardIndex]) -> bytes:
-    """Shards, names and quarantine, as `read_beton` takes them back."""
+    """Pack shards, names and quarantine into the block that `read_beton` unpacks."""
     facts = [
         {
             "path": shard.path,
@@ -109,27 +110,27 @@ def pack_block(shards: Sequence[ShardIndex]) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class BetonShard(ShardIndex):
-    """A shard whose samples lie in a .beton: `path` is where they came from, so that plans and
-    quarantine agree."""
+    """A shard whose samples lie in a .beton file; `path` names the original shard."""
 
     beton: str
 
     def file(self, number: int) -> str:
-        """The .beton, whichever the sample."""
+        """The path of the .beton file, for any sample."""
         return self.beton
 
 
 def read_beton(path: str) -> list[BetonShard]:
-    """The shards that a .beton was made of; one that FFCV's own writer made is one shard, its keys
-    the row numbers.
+    """Read the indexes of the shards that a .beton file was made from.
 
-    ValueError names what is wrong with a file that is none, is cut short or has no image field.
+    A file from FFCV's own writer counts as one shard with the row numbers as keys. Raises
+    InvalidInput for a file that is no .beton, is cut short or has no image field.
     """
     length = os.path.getsize(path)
     header = np.fromfile(path, HEADER_DTYPE, 1)
     if len(header) == 0 or header[0]["version"] != VERSION:
         raise InvalidInput(
-            f"{path} is not a .beton of FFCV's layout {VERSION}: write it with `maskco-fast beton`"
+            f"{path} is not a .beton file of FFCV's layout {VERSION}: write it with "
+            "`maskco-fast beton`"
         )
     count, table_at = int(header[0]["num_samples"]), int(header[0]["alloc_table_ptr"])
     fields = np.fromfile(
@@ -139,7 +140,8 @@ def read_beton(path: str) -> list[BetonShard]:
     types = fields["type_id"].tolist()
     if not set(types) <= set(_ROW_FORMATS) or _IMAGE not in types:
         raise InvalidInput(
-            f"{path} has fields of the types {types}; a usable .beton has an RGBImageField ({_IMAGE})"
+            f"{path} must have an RGBImageField (type {_IMAGE}) and known fields only, got types "
+            f"{types}: write it with `maskco-fast beton`"
         )
     rows = np.fromfile(path, row_dtype(types), count, offset=rows_at)
     if (
@@ -148,7 +150,8 @@ def read_beton(path: str) -> list[BetonShard]:
         or (length - table_at) % 24
     ):
         raise InvalidInput(
-            f"{path} is cut short, or its writer did not finish: write it again with `maskco-fast beton`"
+            f"{path} is cut short, or its writer did not finish: write it again with "
+            "`maskco-fast beton`"
         )
     table = np.fromfile(path, ALLOCATION_DTYPE, offset=table_at)
     samples = _samples(
@@ -168,15 +171,15 @@ def read_beton(path: str) -> list[BetonShard]:
 def _samples(
     path: str, rows: np.ndarray, types: list[int], names: list[bytes], table: np.ndarray
 ) -> np.ndarray:
-    """(n,) SAMPLE_DTYPE of the rows. A raw image is of the format OTHER: `BetonDataset.read` makes
-    a file of it."""
+    """(n,) SAMPLE_DTYPE of the rows. Raw images get the format OTHER; see `BetonDataset.read`."""
     image = rows[f"f{types.index(_IMAGE)}"]
     samples = np.zeros(len(rows), SAMPLE_DTYPE)
     table = table[np.argsort(table["ptr"])]
     found = np.searchsorted(table["ptr"], image["data_ptr"]).clip(max=max(len(table) - 1, 0))
     if len(rows) > len(table) or not np.array_equal(table["ptr"][found], image["data_ptr"]):
         raise InvalidInput(
-            f"{path}: images lie outside the allocation table; write it again with `maskco-fast beton`"
+            f"{path}: images lie outside the allocation table: write it again with "
+            "`maskco-fast beton`"
         )
     samples["offset"], samples["size"] = image["data_ptr"], table["size"][found]
     samples["height"], samples["width"] = image["height"], image["width"]
@@ -189,6 +192,7 @@ def _samples(
 
 
 def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
+    """Split the samples of a file into the shards that its block lists."""
     with np.load(io.BytesIO(block), allow_pickle=False) as stored:
         facts, names = json.loads(str(stored["shards"])), stored["names"]
     shards, begin = [], 0
@@ -204,11 +208,9 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
 
 
 class BetonDataset(Dataset):
-    """The samples of one or more .beton files, under the numbering of the shards that they were
-    made of.
+    """The samples of one or more .beton files, numbered as in the shards that they were made from.
 
-    Plans, order and state are those of the shards themselves: a run may go on from one with the
-    other.
+    Plans, order and saved positions equal those of the shards: a run may resume with either.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -216,7 +218,7 @@ class BetonDataset(Dataset):
         self.paths = list(paths)
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of sample `index`; raw pixels come as a PPM file."""
+        """Read the encoded bytes of sample `index`; raw pixels are returned as a PPM file."""
         data = super().read(index)
         sample = self.samples[index]
         if sample["format"] == headers.OTHER:
@@ -225,10 +227,9 @@ class BetonDataset(Dataset):
 
 
 def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """A .beton of the dataset's rows without their data: what FFCV's reader wants to know of other
-    shards.
+    """Write a .beton file of the dataset's rows without image data, for FFCV's reader.
 
-    Data pointers are sample numbers, and no image is raw.
+    Data pointers are sample numbers; all images have the JPEG mode.
     """
     rows = np.zeros(len(dataset), row_dtype(list(FIELDS.values())))
     image = rows["f0"]
@@ -241,7 +242,7 @@ def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def without(shard: ShardIndex, kept: np.ndarray, bad: Sequence[BadSample]) -> ShardIndex:
-    """The shard with only the usable samples numbered `kept`, `bad` added to its quarantine."""
+    """Copy of a shard's index with only the samples numbered `kept`, and `bad` quarantined too."""
     return dataclasses.replace(
         shard, samples=shard.samples[kept], names=shard.names[kept], bad=(*shard.bad, *bad)
     )

@@ -1,8 +1,7 @@
-"""Writes tar shards or folders into one .beton: in parallel, resumable, the original JPEG bytes
-kept.
+"""Write a dataset into one .beton file: in parallel, resumable, keeping the original JPEG bytes.
 
-Threads read and encode; the calling thread writes in the samples' order. So the file is the same
-whatever the number of threads, and nothing waits for a worker that died.
+Threads read and encode; the calling thread writes in the samples' order. The file is therefore the
+same for any number of threads.
 """
 
 import collections
@@ -10,132 +9,44 @@ import itertools
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 
 from ...kernels import headers
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.cpus import usable_cpus
+from ..system.files import publish, write_atomically
 from ..system.progress import Progress, no_progress
 from .beton import (
     ALLOCATION_DTYPE,
     FIELDS,
     HEAD_SIZE,
-    JPEG_MODE,
-    MAX_SIDE,
-    RAW_MODE,
     BetonDataset,
     beton_head,
     pack_block,
     row_dtype,
     without,
 )
+from .beton_encode import BetonOptions, Stored, store
 from .dataset import Dataset
 from .decode import BadImage, Decoder
+from .index import ShardIndex
 
 CHUNK = 64
-"""Samples a task: about 7 MB of ImageNet."""
+"""Samples per task; about 7 MB of ImageNet."""
 COMMIT_BYTES = 256 << 20
-"""Bytes written between two syncs; an interrupted writer repeats at most these."""
+"""Bytes written between two syncs: the most that an interrupted writer repeats."""
 MIN_PAGE_SIZE = 1 << 23
-"""FFCV's default page: 8 MiB. Larger where one sample needs more."""
-PROBES = 32
-"""Samples that the estimate encodes."""
+"""FFCV's default page, 8 MiB; pages are larger where one sample needs more."""
 
 
 class BetonMismatch(InvalidInput):
-    """The file written does not hold the shards' bytes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BetonOptions:
-    """How images are stored."""
-
-    max_side: int | None = None
-    """Longest side, pixels; larger images are shrunk and encoded anew. None keeps every JPEG's
-    original bytes."""
-    quality: int = 90
-    """JPEG quality of what is encoded anew, 1..100 (FFCV's default)."""
-
-    def __post_init__(self) -> None:
-        if self.max_side is not None and not 16 <= self.max_side <= MAX_SIDE:
-            raise InvalidInput(f"max_side is {self.max_side}; it wants 16..{MAX_SIDE} pixels")
-        if not 1 <= self.quality <= 100:
-            raise InvalidInput(f"quality is {self.quality}; it wants 1..100")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What writing will take."""
-
-    samples: int
-    bytes: int
-    seconds: float
-    """From encoding a few samples; the disk's share is not known beforehand."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One sample as it is stored."""
-
-    mode: int
-    height: int
-    width: int
-    data: bytes
-
-
-def store(dataset: Dataset, index: int, options: BetonOptions, decoder: Decoder) -> Stored:
-    """Sample `index` as the options want it. BadImage where it cannot be stored.
-
-    JPEGs of one or three components keep their bytes; what FFCV's decoder does not take (PNG, CMYK,
-    …) becomes pixels.
-    """
-    sample = dataset.samples[index]
-    height, width = int(sample["height"]), int(sample["width"])
-    data = dataset.read(index)
-    shrunk = options.max_side is not None and max(height, width) > options.max_side
-    if not shrunk and max(height, width) > MAX_SIDE:
-        raise BadImage("side above 65535 pixels")
-    if not shrunk and sample["format"] == headers.JPEG:
-        return Stored(JPEG_MODE, height, width, data)
-    image = decoder.decode(data, sample)
-    if image.shape[:2] != (height, width):
-        raise BadImage("size differs from the header")
-    if not shrunk:
-        return Stored(RAW_MODE, height, width, image.tobytes())
-    scale = (options.max_side or 1) / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(resized), options.quality, "RGB", "420")
-    return Stored(JPEG_MODE, size[1], size[0], encoded)
-
-
-def estimate(dataset: Dataset, options: BetonOptions, threads: int) -> Estimate:
-    """Size and time, from samples spread evenly over the shards, of which a few that do not decode
-    are left out."""
-    decoder = Decoder()
-    began, measured, size = time.perf_counter(), 0, 0
-    for index in np.linspace(0, len(dataset) - 1, min(PROBES, len(dataset))).astype(int).tolist():
-        try:
-            size += len(store(dataset, index, options, decoder).data)
-            measured += 1
-        except BadImage:  # the writer itself quarantines it
-            continue
-    seconds = (time.perf_counter() - began) / max(measured, 1)
-    if options.max_side is None and bool((dataset.samples["format"] == headers.JPEG).all()):
-        total = int(dataset.samples["size"].sum())
-    else:
-        total = size * len(dataset) // max(measured, 1)
-    return Estimate(len(dataset), total, seconds * len(dataset) / threads)
+    """The written file does not hold the shards' bytes."""
 
 
 def write_beton(
@@ -147,13 +58,12 @@ def write_beton(
     check: bool = True,
     progress: Progress = no_progress,
 ) -> list[BadSample]:
-    """Write the dataset to `path` and return the samples left out. An interrupted call is taken up
-    by the next.
+    """Write the dataset to `path`; return the samples left out, which the file's quarantine lists.
 
-    `check`: read the file again and compare what kept its bytes with the shards; BetonMismatch
-    where it differs. `progress("written" or "checked", samples done, samples)` after every chunk.
-    OSError where the disk is too small, TooManyBadSamples never: what is left out is returned, and
-    stands in the file's quarantine.
+    The next call with the same arguments continues an interrupted one. `threads` defaults to the
+    CPUs that this process may use. `check`: run `check_beton` on the file. `progress` is called
+    with "written" or "checked" after each chunk. Raises OSError where the disk is too small,
+    InvalidInput where no sample can be stored.
     """
     writer = _Writer(dataset, Path(path), options or BetonOptions())
     threads = threads or usable_cpus()
@@ -167,20 +77,21 @@ def write_beton(
 def check_beton(
     dataset: Dataset, path: str | os.PathLike[str], progress: Progress = no_progress
 ) -> int:
-    """Compare every original JPEG in the file with the shards, and return how many; BetonMismatch
-    where one differs.
+    """Compare every original JPEG in the file with the shards; return the number compared.
 
-    A sample that was encoded anew is told by its size in pixels or its format.
+    Re-encoded samples, recognised by their size in pixels or their format, are skipped. Raises
+    BetonMismatch where a byte differs.
     """
     beton = BetonDataset([os.fspath(path)])
-    same, source = 0, -1
+    same = 0
+    source = -1  # sample of `dataset`; the file may have left some out
     for index, mine in enumerate(beton.samples):
         source += 1
         while source < len(dataset) and dataset.samples["sample_id"][source] != mine["sample_id"]:
             source += 1  # left out
         if source == len(dataset):
             raise BetonMismatch(
-                f"{path}: row {index} is not in its place among the shards' samples"
+                f"{path}: row {index} has no counterpart in the shards: write the file again"
             )
         theirs = dataset.samples[source]
         original = (
@@ -191,7 +102,8 @@ def check_beton(
             if beton.read(index) != dataset.read(source):
                 shard, number = dataset.locate(source)
                 raise BetonMismatch(
-                    f"{path}: row {index} differs from {shard.key(number)} in {shard.path}"
+                    f"{path}: row {index} differs from {shard.key(number)} in {shard.path}: write "
+                    "the file again"
                 )
             same += 1
         if index % CHUNK == CHUNK - 1 or index == len(beton) - 1:
@@ -201,8 +113,7 @@ def check_beton(
 
 
 class _Writer:
-    """One file in the making: `NAME.partial` holds rows and data, `NAME.journal` what of it is
-    complete."""
+    """Writes `NAME.partial`, with the complete chunks listed in `NAME.journal`, then renames it."""
 
     def __init__(self, dataset: Dataset, path: Path, options: BetonOptions) -> None:
         self._dataset = dataset
@@ -230,7 +141,7 @@ class _Writer:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What must agree for a partial file to be taken up."""
+        """Settings that must agree for a partial file to be continued."""
         options = self._options
         return {
             "dataset": self._dataset.fingerprint,
@@ -241,10 +152,9 @@ class _Writer:
         }
 
     def write(self, pool: ThreadPoolExecutor, ahead: int, progress: Progress) -> list[BadSample]:
-        """Encode in `pool`, `ahead` chunks at a time, and write; the finished file takes the
-        partial one's place."""
+        """Encode in `pool`, `ahead` chunks at once, write, and rename the finished file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        begin = self._take_up()
+        begin = self._resume()
         self._check_space(begin)
         with (
             self._partial.open("r+b" if begin else "w+b") as file,
@@ -266,22 +176,23 @@ class _Writer:
             finally:
                 self._commit(file.fileno(), journal, lines)
             bad = self._finish(file.fileno())
-        os.replace(self._partial, self._path)
+        publish(self._partial, self._path)
         self._journal.unlink()
         return bad
 
     def _check_space(self, begin: int) -> None:
-        """OSError before anything is written, where the images' own bytes would not fit."""
+        """Raise OSError before anything is written if the original bytes do not fit on the disk."""
         if self._options.max_side is None:
             needed = int(self._dataset.samples["size"][begin:].sum())
             free = shutil.disk_usage(self._path.parent).free
             if needed > free:
                 raise OSError(
-                    f"{self._path} needs {needed / 1e9:.1f} GB and {self._path.parent} has {free / 1e9:.1f}"
+                    f"{self._path} needs {needed / 1e9:.1f} GB, but {self._path.parent} has only "
+                    f"{free / 1e9:.1f} GB free: free some space, or set max_side to shrink images"
                 )
 
-    def _take_up(self) -> int:
-        """The first sample that is still to be written: 0 where there is nothing to go on with."""
+    def _resume(self) -> int:
+        """Read the journal; return the first sample to write, 0 where nothing can be continued."""
         try:
             lines = self._journal.read_text().splitlines()
             written = self._partial.stat().st_size
@@ -291,15 +202,15 @@ class _Writer:
                 or json.loads(lines[0]) != self._settings
                 or (whole and whole[-1]["cursor"] > written)
             ):
-                raise InvalidInput("made of other shards, with other options, or cut short")
-        except (FileNotFoundError, ValueError):  # begin anew
+                raise InvalidInput("other shards or options, or cut short")
+        except (FileNotFoundError, ValueError):  # start over
             self._journal.unlink(missing_ok=True)
             return 0
         done = 0
         for line in lines[1:]:
             try:
                 entry = json.loads(line)
-            except ValueError:  # the line at which the writer was killed
+            except ValueError:  # the writer was killed within this line
                 break
             done = entry["done"]
             self._cursor = entry["cursor"]
@@ -307,13 +218,14 @@ class _Writer:
             self._pointers += entry["pointers"]
             self._sizes += entry["sizes"]
             self._bad += [(index, reason) for index, reason in entry["bad"]]
-        self._journal.write_text("\n".join([lines[0], *lines[1 : 1 + -(-done // CHUNK)]]) + "\n")
+        with write_atomically(self._journal, "w") as journal:
+            journal.write("\n".join(lines[: 1 + -(-done // CHUNK)]) + "\n")
         return done
 
     def _encoded(
         self, pool: ThreadPoolExecutor, ahead: int, begin: int
     ) -> Iterator[tuple[int, list[Stored | BadImage]]]:
-        """(first sample, its chunk as stored), in order; what a thread raises is raised here."""
+        """Yield (first sample, encoded chunk) in order; raises what a thread raised."""
         pending: collections.deque[tuple[int, Future[list[Stored | BadImage]]]] = (
             collections.deque()
         )
@@ -342,7 +254,7 @@ class _Writer:
         return chunk
 
     def _write_chunk(self, file: int, first: int, chunk: list[Stored | BadImage]) -> str:
-        """Write a chunk's data and rows; its line for the journal."""
+        """Write a chunk's data and rows; return its line for the journal."""
         row, bad = len(self._kept), len(self._bad)
         rows = np.zeros(len(chunk), self._row_dtype)
         count = 0
@@ -351,7 +263,7 @@ class _Writer:
                 self._bad.append((index, str(stored)))
                 continue
             size = len(stored.data)
-            if self._cursor % self._page + size > self._page:  # FFCV reads page by page
+            if self._cursor % self._page + size > self._page:  # no sample may span two pages
                 self._cursor += self._page - self._cursor % self._page
             _write_all(file, stored.data, self._cursor)
             sample = self._dataset.samples[index]
@@ -376,15 +288,17 @@ class _Writer:
 
     @staticmethod
     def _commit(file: int, journal: TextIO, lines: list[str]) -> None:
-        """Data first, then the journal that vouches for it."""
+        """Sync the data, then append the journal lines that declare it complete."""
         os.fdatasync(file)
         journal.write("".join(line + "\n" for line in lines))
         journal.flush()
         lines.clear()
 
     def _finish(self, file: int) -> list[BadSample]:
-        """Our block, the allocation table, and at last the header."""
-        shards, bad, at = [], [], 0
+        """Write the block, the allocation table and the header; return the samples left out."""
+        shards: list[ShardIndex] = []
+        bad: list[BadSample] = []
+        at = 0
         kept = np.array(self._kept, np.int64)
         for shard in self._dataset.shards:
             end = at + len(shard.samples)
@@ -399,26 +313,25 @@ class _Writer:
             at = end
         if not len(kept):
             raise InvalidInput(
-                f"not one of {len(self._dataset)} samples can be stored; the first: {self._bad[0][1]}"
+                f"none of the {len(self._dataset)} samples can be stored; the first: "
+                f"{self._bad[0][1]}. Check the shards with `maskco-fast index`"
             )
         block = pack_block(shards)
         _write_all(file, block, self._cursor)
         table = np.zeros(len(kept), ALLOCATION_DTYPE)
-        table["sample_id"], table["ptr"], table["size"] = (
-            np.arange(len(kept)),
-            self._pointers,
-            self._sizes,
-        )
+        table["sample_id"] = np.arange(len(kept))
+        table["ptr"] = self._pointers
+        table["size"] = self._sizes
         table_at = self._cursor + len(block)
         _write_all(file, table.tobytes(), table_at)
         os.ftruncate(file, table_at + table.nbytes)
+        # The header comes last: without it the file is not a .beton.
         _write_all(file, beton_head(len(kept), self._page, table_at, (self._cursor, len(block))), 0)
-        os.fsync(file)
         return bad
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
-    """`os.pwrite`, which may write less than it is given, until all is written."""
+    """Repeat `os.pwrite`, which may write less than it is given, until all is written."""
     view = memoryview(data)
     while len(view):
         written = os.pwrite(file, view, offset)

@@ -128,7 +128,7 @@ def _find_images(path: str, names: Sequence[str], table: np.ndarray, data: np.nd
 
 
 def _index_folder(path: str) -> ShardIndex:
-    """Index a folder of images: each file is read whole; its first subfolder's number is its label."""
+    """Index a folder of images, each read whole; the label is the number of its first subfolder."""
     names = image_files(path)
     if not names:
         return _unusable(path, "holds no images")

@@ -1,4 +1,4 @@
-"""All usable samples of all shards under one numbering: 0..n-1, shard after shard."""
+"""A dataset: the usable samples of all shards, numbered 0..n-1, shard after shard."""
 
 import bisect
 import functools
@@ -17,14 +17,14 @@ from .reader import ShardReader
 
 
 class EmptyDataset(InvalidInput):
-    """Not one usable sample in the shards given."""
+    """The shards hold no usable sample."""
 
 
 class Dataset:
-    """The indexed samples of a list of shards.
+    """The indexed samples of a list of shards; subclasses read other kinds of shard.
 
-    `samples` (n,) SAMPLE_DTYPE; `shard_sizes` usable samples of each shard. EmptyDataset where
-    there is none.
+    `samples` is (n,) SAMPLE_DTYPE, `shard_sizes` the usable samples of each shard, `bad` the
+    samples that the index excluded. Raises EmptyDataset where there is no usable sample.
     """
 
     def __init__(self, shards: Iterable[ShardIndex]) -> None:
@@ -44,8 +44,8 @@ class Dataset:
         repeated = len(self.samples) - len(np.unique(self.samples["sample_id"]))
         if repeated:
             warnings.warn(
-                f"{repeated} of {len(self.samples)} samples share their key with another; those pairs get equal plans. "
-                "Number the keys through all shards to avoid it",
+                f"{repeated} of {len(self.samples)} samples share their key with another sample "
+                "and get the same plan; give each sample of all shards its own key to avoid it",
                 stacklevel=3,
             )
 
@@ -53,12 +53,12 @@ class Dataset:
         return len(self.samples)
 
     def locate(self, index: int) -> tuple[ShardIndex, int]:
-        """The shard that holds sample `index`, and its number among that shard's usable samples."""
+        """The shard of sample `index`, and the sample's number within that shard."""
         shard = bisect.bisect_right(self._ends, index)
         return self.shards[shard], int(index) - self._ends[shard] + self.shard_sizes[shard]
 
     def read(self, index: int) -> bytes:
-        """The encoded bytes of sample `index`."""
+        """Read the encoded bytes of sample `index`, from any thread."""
         shard, number = self.locate(index)
         sample = self.samples[index]
         return self.reader.read(shard.file(number), int(sample["offset"]), int(sample["size"]))
@@ -73,8 +73,10 @@ class Dataset:
         world_size: int,
         count: int,
     ) -> Iterator[np.ndarray]:
-        """A rank's next `count` batches after `consumed` samples of an epoch: indices
-        (config.batch_size,) int64."""
+        """Yield a rank's next `count` batches after the first `consumed` samples of an epoch.
+
+        A batch is an array of sample indices, (config.batch_size,) int64.
+        """
         positions = order(
             self.shard_sizes,
             seed=config.seed,
@@ -88,28 +90,24 @@ class Dataset:
             ].copy()
 
     def substitutes(self, index: int) -> Iterator[int]:
-        """The sample itself, then those that take its place where it does not decode, the next one
-        first."""
+        """Yield the sample itself, then its substitutes, the nearest following sample first."""
         for step in range(len(self)):
             yield (index + step) % len(self)
 
     def report_to(self, quarantine: Quarantine) -> None:
-        """Where samples are recorded that are found to be bad later than when the dataset was
-        opened."""
+        """Set where bad samples are recorded that are found after opening; an index finds all."""
 
     def cancel_reads(self) -> None:
-        """The batches are not wanted any more: until others are, reading waits for no server."""
+        """Cancel outstanding reads; called when an iterator closes. Local reads do not wait."""
 
     def interrupt(self) -> None:
-        """Until `close`, no reading waits for a server: what is not here raises ReadEnded. Any
-        thread's."""
+        """Until `close`, raise ReadEnded instead of waiting for a server. From any thread."""
 
     def close(self) -> None:
-        """Let go of the open files; they are opened anew when they are wanted."""
+        """Close the files; they are reopened by the next read."""
         self.reader.close()
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the samples and their order; 16 hex digits. Equal where positions mean the same
-        samples."""
+        """Hash of the samples and their order, 16 hex digits; equal where sample numbers agree."""
         return hashlib.blake2b(self.samples["sample_id"].tobytes(), digest_size=8).hexdigest()

@@ -1,8 +1,6 @@
-"""From encoded bytes to RGB pixels, by one rule: what Pillow decodes is used, whichever library is
-the faster one.
+"""Decode images to RGB pixels. One rule for all loaders: an image is usable if Pillow decodes it.
 
-EXIF orientation is left as it is, as torchvision leaves it, so that the header's height and width
-hold.
+EXIF orientation is ignored, as in torchvision, so that the header's height and width hold.
 """
 
 import io
@@ -13,18 +11,30 @@ import simplejpeg
 from PIL import Image
 
 from ...kernels import headers
+from ...kernels.errors import MaskCoError
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-"""Images that claim more are quarantined before anything is allocated (Pillow's own limit for a
-warning)."""
+"""Images that declare more pixels are quarantined before memory is allocated. Pillow's limit."""
+
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+)
+"""What Pillow's plugins raise for damaged files."""
 
 
-class BadImage(Exception):
-    """An image that cannot be used; the message is the reason, short enough to count by."""
+class BadImage(MaskCoError):
+    """An image cannot be used. The message is a reason of a few words, equal for equal causes."""
 
 
 def decode_pillow(data: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 as torchvision's `pil_loader` yields it; BadImage where Pillow cannot."""
+    """Decode to (H, W, 3) uint8 like torchvision's `pil_loader`; BadImage where Pillow fails."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -34,75 +44,79 @@ def decode_pillow(data: bytes) -> np.ndarray:
         raise BadImage("not an image") from None
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ) as error:
+    except _PILLOW_ERRORS as error:
         reason = "truncated" if "truncated" in str(error).lower() else "does not decode"
         raise BadImage(reason) from error
 
 
-class Decoded(NamedTuple):
-    """An image, as large as it was or smaller."""
+def image_size(data: bytes) -> tuple[int, int]:
+    """Read (height, width) from the header with Pillow.
 
-    image: np.ndarray
-    """(h, w, 3) uint8, C-contiguous."""
-    shrink: int = 1
-    """How many times smaller it is than the original."""
+    Raises BadImage where Pillow does not recognise the data or the image has too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        raise BadImage("too many pixels") from None
+    except _PILLOW_ERRORS:
+        raise BadImage("not an image") from None
+    if width * height > MAX_PIXELS:
+        raise BadImage("too many pixels")
+    return height, width
 
 
-def whole(image: np.ndarray, sample: np.void) -> np.ndarray:
-    """The image; BadImage where it has not the size that its header said, by which its crops were
-    drawn."""
+def require_size(image: np.ndarray, sample: np.void) -> np.ndarray:
+    """The image, if it has the size in its header, for which its crops are drawn; else BadImage."""
     if image.shape[:2] != (sample["height"], sample["width"]):
         raise BadImage("size differs from the header")
     return image
 
 
+class Decoded(NamedTuple):
+    """A decoded image."""
+
+    image: np.ndarray
+    """(h, w, 3) uint8, C-contiguous."""
+    shrink: int = 1
+    """Factor by which it is smaller than the original."""
+
+
 class Decoder:
-    """One thread's decoder, with a buffer of its own, so that an image costs no allocation.
+    """Decodes images for one thread, into a buffer that it reuses.
 
-    `decode` is exact, and so is `decode_scaled`, but for `fast`: then by libjpeg's fast IDCT and
-    plain chroma upsampling, and scaled down in the IDCT as far as it is allowed to.
+    `decode` is exact. With `fast`, `decode_scaled` uses libjpeg's fast IDCT and plain chroma
+    upsampling, and scales down in the IDCT.
 
-    Always the whole image, as libjpeg-turbo's regions take nearly as long and pass over damage
-    below them. Threads of our own decode plain JPEGs by `kernels.jpeg` instead, whose pixels and
-    verdicts are the same.
+    It decodes whole images: libjpeg-turbo takes nearly as long for a region and ignores damage
+    below it. `kernels.jpeg` decodes plain JPEGs to the same pixels and rejects the same images.
     """
 
-    KEPT = 64 << 20
-    """Bytes of the largest buffer kept: 22 megapixels. Larger images are allocated one by one."""
+    MAX_BUFFER = 64 << 20
+    """Bytes of the largest buffer kept, 22 megapixels; larger images are allocated one by one."""
 
     def __init__(self, *, fast: bool = False) -> None:
         self.fast = fast
         self._buffer = np.empty(1 << 20, np.uint8)
 
     def decode(self, data: bytes, sample: np.void) -> np.ndarray:
-        """(H, W, 3) uint8, C-contiguous, valid until the next call. BadImage where no library
-        decodes it.
+        """Decode to (H, W, 3) uint8, C-contiguous, valid until the next call.
 
-        `sample` is its SAMPLE_DTYPE record. JPEGs of one or three components go to libjpeg-turbo
-        through simplejpeg, at its exact settings; whatever it warns of is Pillow's to judge, so
-        that every loader uses the same images.
+        `sample` is the SAMPLE_DTYPE record. JPEGs of one or three components are decoded by
+        libjpeg-turbo at its exact settings; Pillow decides on those with a warning or an error, so
+        that every loader uses the same images. Raises BadImage where Pillow fails too.
         """
         if sample["format"] != headers.JPEG:
-            return whole(decode_pillow(data), sample)
+            return require_size(decode_pillow(data), sample)
         buffer = self._room(3 * int(sample["height"]) * int(sample["width"]))
         try:
-            return whole(simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True), sample)
-        except (
-            ValueError
-        ):  # a warning or an error of libjpeg's, or an image larger than its header said
-            return whole(decode_pillow(data), sample)
+            image = simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True)
+        except ValueError:  # libjpeg's warning or error, or an image larger than its header says
+            image = decode_pillow(data)
+        return require_size(image, sample)
 
     def decode_scaled(self, data: bytes, sample: np.void, shrink: int = 1) -> Decoded:
-        """As `decode`, but where `fast`, `shrink` (1, 2, 4 or 8) times smaller."""
+        """As `decode`; with `fast`, `shrink` (1, 2, 4 or 8) times smaller."""
         if not self.fast or sample["format"] != headers.JPEG:
             return Decoded(self.decode(data, sample))
         height, width = (-(-int(sample[side]) // shrink) for side in ("height", "width"))
@@ -119,37 +133,13 @@ class Decoder:
                 strict=True,
             )
         except ValueError:
-            return Decoded(whole(decode_pillow(data), sample))
+            return Decoded(require_size(decode_pillow(data), sample))
         if image.shape[:2] != (height, width):
             raise BadImage("size differs from the header")
         return Decoded(image, shrink=shrink)
 
     def _room(self, size: int) -> np.ndarray | None:
-        """The buffer, of at least `size` bytes; None for images too large to keep one."""
-        if len(self._buffer) < size <= self.KEPT:
+        """The buffer, grown to at least `size` bytes; None above `MAX_BUFFER`."""
+        if len(self._buffer) < size <= self.MAX_BUFFER:
             self._buffer = np.empty(size * 3 // 2, np.uint8)
         return self._buffer if size <= len(self._buffer) else None
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """(height, width) that Pillow reads from the header; BadImage where it recognises nothing or
-    too much."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        raise BadImage("too many pixels") from None
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        OverflowError,
-    ):
-        raise BadImage("not an image") from None
-    if width * height > MAX_PIXELS:
-        raise BadImage("too many pixels")
-    return height, width

@@ -1,5 +1,4 @@
-"""What an index holds: the position, size and label of every usable sample of a shard, and why the
-other samples are not used."""
+"""The index of a shard: position, size and label of its usable samples; reasons of its bad ones."""
 
 import functools
 import hashlib

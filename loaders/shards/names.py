@@ -1,4 +1,4 @@
-"""Names of shards: patterns expanded to paths, URLs recognised and redacted, images listed."""
+"""Names of shards: patterns expanded to paths, kinds told apart, URLs redacted, images listed."""
 
 import glob
 import os
@@ -14,11 +14,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 PIPE = "pipe:"
 REMOTE = ("http://", "https://", "s3://", PIPE)
-"""How the names of shards begin that are not files."""
+"""Prefixes of shards that are not files."""
 
 
 def is_remote(name: str) -> bool:
-    """Whether a shard is named by a URL or is a command's output."""
+    """Whether a shard's name is a URL or a `pipe:` command."""
     return name.startswith(REMOTE)
 
 
@@ -28,8 +28,7 @@ def is_beton(name: str) -> bool:
 
 
 def redact_url(name: str) -> str:
-    """A shard's name as it may stand in a log: a URL without its user and its query, which may hold
-    secrets."""
+    """A shard's name for logs: a URL without user and query, which may hold secrets."""
     if name.startswith(PIPE) or not is_remote(name):
         return name
     scheme, _, rest = name.partition("://")
@@ -38,18 +37,17 @@ def redact_url(name: str) -> str:
 
 
 def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The shards that a pattern, or a list of patterns, names: in the order given, a glob's matches
-    sorted.
+    """Expand a pattern or a list of patterns to shard names, in the order given.
 
-    Understands paths, globs, `{0000..0331}` with the rest of bash's braces, and `<0000..0331>`. A
-    folder of tar files stands for those; any other folder is itself a shard, its images found
-    recursively. Names that begin as `REMOTE` says are expanded but not looked up. FileNotFoundError
-    names each pattern that matches nothing and each shard that is missing.
+    Patterns are paths, globs (matches sorted), bash braces such as `{0000..0331}`, or
+    `<0000..0331>`. A folder that holds tar files expands to them; any other folder is itself a
+    shard, its images found recursively. URLs and commands (see `REMOTE`) are expanded but not
+    looked up. Raises FileNotFoundError naming missing shards and patterns without a match.
     """
     patterns = [shards] if isinstance(shards, str | os.PathLike) else list(shards)
     if not patterns:
         raise FileNotFoundError(
-            "no shards were given; name tar files such as 'cc3m-{0000..0331}.tar', or a folder"
+            "no shards were given: pass tar files such as 'cc3m-{0000..0331}.tar', or a folder"
         )
     paths: list[str] = []
     missing: list[str] = []
@@ -66,14 +64,14 @@ def expand(shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) ->
         )
         raise FileNotFoundError(
             f"{len(missing)} of {len(missing) + len(paths)} shards do not exist: {listed}. "
-            f"The pattern was {', '.join(names)}, seen from {os.getcwd()}"
+            f"Check the pattern {', '.join(names)}; the working directory is {os.getcwd()}"
         )
     return paths
 
 
 def _expand_ranges(pattern: str) -> Iterator[str]:
     braces = _ANGLE_RANGE.sub(r"{\1..\2}", pattern)
-    if os.path.exists(pattern):  # a name that happens to hold braces
+    if os.path.exists(pattern):  # a file whose name contains braces
         yield pattern
     else:
         yield from braceexpand.braceexpand(braces)
@@ -88,7 +86,7 @@ def _expand_path(name: str) -> list[str]:
 
 
 def image_files(folder: str) -> list[str]:
-    """Names of the images under a folder, relative to it, sorted, hidden files left out."""
+    """Sorted names of the images under a folder, relative to it; hidden files are left out."""
     names = []
     for path in Path(folder).rglob("*"):
         relative = path.relative_to(folder)

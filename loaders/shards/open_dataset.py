@@ -1,4 +1,4 @@
-"""Open a dataset: the one place that knows which kinds of shard there are and which class reads each.
+"""Open a dataset: the one place that knows the kinds of shard and the class that reads each.
 
 | shards | class |
 |---|---|
@@ -60,13 +60,13 @@ def _require_local_betons(betons: list[str], shards: int, remote: RemoteConfig) 
     """InvalidInput unless all shards are .beton files on this machine, read without streaming."""
     if len(betons) != shards:
         raise InvalidInput(
-            f"{len(betons)} of {shards} shards are .beton files: give them alone, or none"
+            f"{len(betons)} of {shards} shards are .beton files: pass only .beton files, or none"
         )
     on_servers = [redact_url(path) for path in betons if is_remote(path)]
     if on_servers:
         raise InvalidInput(
             f".beton files must be on this machine, got {on_servers[0]}: download the file, "
-            "or give the tar shards that it was made from"
+            "or pass the tar shards that it was made from"
         )
     if remote.mode == "stream":
         raise InvalidInput(

@@ -4,44 +4,51 @@ import functools
 import io
 import os
 
-OPEN_FILES = 128
+from ...kernels.errors import MaskCoError
+
+MAX_OPEN_FILES = 128
 """Files that a `ShardReader` keeps open."""
 
 
+class ShardTruncated(MaskCoError, EOFError):
+    """A shard has become shorter since it was indexed."""
+
+
 def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
-    """`size` bytes at `offset` of an open file, from any thread; EOFError names `path` where it has
-    become shorter."""
+    """Read `size` bytes at `offset` of an open file, from any thread.
+
+    Raises ShardTruncated, naming `path`, where the file ends earlier.
+    """
     data = os.pread(file.fileno(), size, offset)
-    while len(data) < size:
+    while len(data) < size:  # a signal or a network file system may cut a read short
         more = os.pread(file.fileno(), size - len(data), offset + len(data))
         if not more:
-            raise EOFError(
-                f"{path}: {len(data)} of {size} bytes at offset {offset}; the file has changed since it was "
-                "indexed: run `maskco-fast index` again"
+            raise ShardTruncated(
+                f"{path}: {len(data)} of {size} bytes at offset {offset}. The file has changed "
+                "since it was indexed: run `maskco-fast index` again"
             )
         data += more
     return data
 
 
 class ShardReader:
-    """Reads bytes at an offset of a file, from any thread, keeping the most recently used files
-    open.
+    """Reads at offsets of files, from any thread; the most recently used files stay open.
 
-    It reads rather than maps: a shard that shrinks under a mapping, or a network file system that
-    fails, would kill the process, where a read raises.
+    Files are read, not mapped: where a file shrinks or a network file system fails, a read raises
+    and a mapping kills the process.
     """
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(maxsize=OPEN_FILES)(self._open_file)
+        self._open = functools.lru_cache(maxsize=MAX_OPEN_FILES)(self._open_file)
 
     @staticmethod
     def _open_file(path: str) -> io.FileIO:
-        return io.FileIO(path, "rb")  # closed when the cache and the last reader have let go of it
+        return io.FileIO(path, "rb")  # closes once the cache and the last reading thread drop it
 
     def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`; EOFError names the file where it has become shorter."""
+        """Read `size` bytes at `offset`; ShardTruncated where the file ends earlier."""
         return read_at(self._open(path), path, offset, size)
 
     def close(self) -> None:
-        """Let go of the open files."""
+        """Close the files; they are reopened by the next read."""
         self._open.cache_clear()

@@ -1,2 +1,1 @@
-"""What loaders and programs ask of the operating system: files that survive a crash, usable CPUs,
-progress."""
+"""The operating system's side of loaders and programs: atomic files, usable CPUs, progress."""

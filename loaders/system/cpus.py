@@ -1,4 +1,4 @@
-"""How many CPUs this process may use: its affinity mask, and the CPU quota of its control groups."""
+"""CPUs that this process may use, by its affinity mask and its control groups' CPU quota."""
 
 import math
 import os
@@ -9,12 +9,11 @@ PROC, CGROUPS = pathlib.Path("/proc"), pathlib.Path("/sys/fs/cgroup")
 
 
 def usable_cpus(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> int:
-    """CPUs that this process may use, at least 1: the affinity mask's, or fewer where a quota
-    allows less.
+    """CPUs that this process may use, at least 1: those of the affinity mask, capped by the quota.
 
-    A container limited to 4 of 64 CPUs usually sees all 64 in its affinity mask; only the quota
-    says 4. A quota of 2.5 CPUs counts as 3. `proc` and `cgroups` are where Linux mounts /proc and
-    the control groups.
+    A container limited to 4 of 64 CPUs usually has all 64 in its affinity mask and a quota of 4. A
+    quota of 2.5 CPUs counts as 3. `proc` and `cgroups` are the mount points of /proc and the
+    control groups.
     """
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
@@ -25,8 +24,7 @@ def usable_cpus(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> i
 
 
 def cpu_quota(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> float | None:
-    """The tightest CPU quota of this process's control groups (v1 or v2) and their parents, in
-    CPUs; None without one."""
+    """The smallest quota of this process's control groups (v1 or v2), in CPUs; None without one."""
     quotas = [quota for folder in _folders(proc, cgroups) for quota in _quotas(folder)]
     return min(quotas, default=None)
 
@@ -46,8 +44,7 @@ def _folders(proc: pathlib.Path, cgroups: pathlib.Path) -> Iterator[pathlib.Path
         else:
             continue
         for root in roots:
-            # Inside a container the path may be the host's and not exist here: the mount's root is
-            # then the group.
+            # In a container the path may be the host's and absent here: the root is then the group.
             inner = root / group.lstrip("/")
             yield inner
             yield from (
@@ -56,17 +53,12 @@ def _folders(proc: pathlib.Path, cgroups: pathlib.Path) -> Iterator[pathlib.Path
 
 
 def _quotas(folder: pathlib.Path) -> Iterator[float]:
-    """The quota that one control group sets, in CPUs: v2's cpu.max ("max" or microseconds a
-    period), v1's two files."""
+    """The quotas of one control group, in CPUs: v2's cpu.max, v1's cpu.cfs_quota_us."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         if quota != "max":
             yield int(quota) / int(period)
-    except (
-        OSError,
-        ValueError,
-        ZeroDivisionError,
-    ):  # absent, or nothing that this kernel version explains
+    except (OSError, ValueError, ZeroDivisionError):  # absent, or an unknown format
         pass
     try:
         microseconds = int((folder / "cpu.cfs_quota_us").read_text())

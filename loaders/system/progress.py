@@ -1,12 +1,11 @@
-"""Progress of long work: the one form in which indexing, writing, drawing and downloading report
-it."""
+"""The progress callback of long work: indexing, writing, drawing, downloading."""
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]
-"""`progress(what, done, total)`: "shards indexed", 3, 332. Called now and then, from any thread,
-`done` never falling."""
+"""`progress(what, done, total)`, such as ("shards indexed", 3, 332). Called from any thread; `done`
+never decreases."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Report nothing: the default."""
+    """The default: report nothing."""

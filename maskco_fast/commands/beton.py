@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from maskco_fast.errors import SUCCESS
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Quarantine, RemoteConfig, open_dataset
-from maskco_fast.loaders.shards.beton_writer import BetonOptions, estimate, write_beton
+from maskco_fast.loaders.shards.beton_encode import BetonOptions, estimate
+from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.progress import ProgressLines, duration
 

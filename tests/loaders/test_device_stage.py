@@ -1,5 +1,4 @@
-"""The device stage: order of its work by fake streams that keep account, and its batches on the
-CPU."""
+"""The device stage: the order of its work, recorded by fake streams, and its batches on the CPU."""
 
 import gc
 import itertools
@@ -11,16 +10,14 @@ import torch
 
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import ViewConfig, make_loader
-from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrder
-from tests.support.batches import key_boxes
+from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrderStreams
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(64)
 
 
-class Log(InOrder):
-    """Streams that note what is queued: copies by their target, and the ends of the current
-    stream's work."""
+class Log(InOrderStreams):
+    """Streams that record copies by their target, and the events of the current stream."""
 
     def __init__(self):
         self.lines = []
@@ -33,13 +30,12 @@ class Log(InOrder):
         self.lines.append(("done", None))
 
 
-class RaceDetector(InOrder):
-    """Streams with vector clocks: what of each other's work the host and the two streams are known
-    to come after.
+class RaceDetector(InOrderStreams):
+    """Streams with vector clocks, which detect accesses that no event orders.
 
-    Copies are made at once, but held against what a device would be free to do: run them at any
-    time between the events that bound them. `races` names each pair of accesses that nothing
-    orders.
+    `seen[x][y]` counts the operations of y that x is known to come after. Copies are made at once
+    but checked as if the device ran them at any time between the events that bound them. `races`
+    lists each pair of unordered accesses.
     """
 
     def __init__(self):
@@ -48,9 +44,8 @@ class RaceDetector(InOrder):
         self.reads = 0
         self._touched = {}  # address: [(who, when by its own clock)]
         self._targets, self._reading = [], []
-        self._work(
-            "current"
-        )  # whatever was queued before: it may still read memory that the allocator gives out
+        # Earlier work may still read memory that the allocator returns.
+        self._work("current")
 
     def _work(self, stream):
         self.seen[stream] |= self.seen["host"]  # nothing runs before it is queued
@@ -70,11 +65,11 @@ class RaceDetector(InOrder):
         self._work("side")
         self._touch("side", target.data_ptr())
         self._targets.append(target.data_ptr())
-        weakref.finalize(source, self._let_go, self.seen["side"]["side"])
+        weakref.finalize(source, self._freed, self.seen["side"]["side"])
 
-    def _let_go(self, copy):
+    def _freed(self, copy):
         if self.seen["host"]["side"] < copy:
-            self.races.append("the host lets go of what is being copied")
+            self.races.append("the host frees what is being copied")
 
     def copied(self):
         targets, self._targets = self._targets, []
@@ -100,7 +95,7 @@ class RaceDetector(InOrder):
 
 
 def staged(shards, batch_size, streams, backend="native", **options):
-    """Batches of a loader whose host stops at the seam, finished on the CPU by the stage."""
+    """Batches of a loader that stops at the seam, finished by the stage on the CPU."""
     loader = make_loader(shards, batch_size, views=VIEWS, device="meta", backend=backend, **options)
     stage = DeviceStage(loader.dataset, loader.config, streams, torch.device("cpu"))
     return stage.batches(loader._run(loader._requests(0, 1, len(loader))))
@@ -109,7 +104,7 @@ def staged(shards, batch_size, streams, backend="native", **options):
 def test_the_stage_finishes_what_the_host_would(backend, make_shards):
     shards = make_shards(1, 16)
     with make_loader(shards, 4, views=VIEWS, backend=backend) as loader:
-        for one, other in zip(loader, staged(shards, 4, InOrder(), backend), strict=True):
+        for one, other in zip(loader, staged(shards, 4, InOrderStreams(), backend), strict=True):
             for name in ("sample_id", "target", "index", "masked_box", "key_boxes"):
                 assert torch.equal(getattr(one, name), getattr(other, name)), name
             for view, truth in zip(other.views, one.views, strict=True):
@@ -123,7 +118,7 @@ def test_views_without_boxes(make_shards):
     shards = make_shards(1, 8)
     views = ViewConfig.moco_v2(64, views=3)
     loader = make_loader(shards, 4, views=views, device="meta", dtype=torch.bfloat16)
-    stage = DeviceStage(loader.dataset, loader.config, InOrder(), torch.device("cpu"))
+    stage = DeviceStage(loader.dataset, loader.config, InOrderStreams(), torch.device("cpu"))
     batches = list(stage.batches(loader._run(loader._requests(0, 1, 2))))
     assert [len(batch.views) for batch in batches] == [3, 3]
     assert batches[0].masked_box is None
@@ -138,24 +133,25 @@ def test_the_next_batch_is_copied_beside_the_augmentation_of_this_one(make_shard
     assert [name for name, _ in log.lines] == [*allocated_and_copied, *allocated_and_copied, "done"]
     kept = [tensor.clone() for tensor in first]
     assert len(list(batches)) == 5
-    assert all(
-        torch.equal(one, copy) for one, copy in zip(first, kept, strict=True)
-    )  # the caller's own memory
+    # The first batch lies in the caller's own memory.
+    assert all(torch.equal(one, copy) for one, copy in zip(first, kept, strict=True))
     targets = {target for name, target in log.lines if name == "copy"}
     assert len(targets) == 3 * SLOTS, "no further memory than the slots'"
 
 
 @pytest.mark.parametrize("taken", [1, 2, 5, 6])
 def test_no_memory_is_written_while_it_is_in_use(make_shards, taken):
-    """Neither by a copy into a slot nor by whoever gets a buffer or a slot's memory next, in a
-    whole epoch or part."""
+    """Neither a copy into a slot nor the next owner of freed memory writes too early.
+
+    Holds for a whole epoch and for a part of one.
+    """
     streams = RaceDetector()
     batches = staged(make_shards(1, 24), 4, streams)
     assert len(list(itertools.islice(batches, taken))) == taken
     batches.close()
     assert streams.reads == 3 * taken, "a batch is augmented before its copies have been waited for"
     assert streams.seen["host"]["side"] == streams.seen["side"]["side"], (
-        "memory is let go of with copies under way"
+        "memory is freed while copies are pending"
     )
     del batches
     gc.collect()
@@ -172,7 +168,7 @@ def test_leaving_early_closes_the_host_side(make_shards):
         finally:
             closed.append(True)
 
-    stage = DeviceStage(loader.dataset, loader.config, InOrder(), torch.device("cpu"))
+    stage = DeviceStage(loader.dataset, loader.config, InOrderStreams(), torch.device("cpu"))
     batches = stage.batches(rendered())
     next(batches)
     batches.close()
@@ -181,7 +177,7 @@ def test_leaving_early_closes_the_host_side(make_shards):
 
 @pytest.mark.gpu
 def test_on_cuda_the_batches_are_the_hosts(make_shards):
-    """Over three epochs, with a device that lags behind the host by more than its buffers hold."""
+    """Three epochs on a device that lags behind the host by more batches than it buffers."""
     shards = make_shards(1, 24)
     device = torch.device("cuda")
     assert CudaStreams(device)

@@ -1,4 +1,4 @@
-"""The order: a permutation, the same whatever the ranks, and well mixed."""
+"""The order: a permutation, equal for any number of ranks, and well mixed."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_an_order_is_a_permutation_in_blocks_of_shards(sizes, seed, epoch, block
     positions = order(sizes, seed=seed, epoch=epoch, block=block, shuffle=shuffle)
     assert sorted(positions) == list(range(sum(sizes)))
     assert (positions == order(sizes, seed=seed, epoch=epoch, block=block, shuffle=shuffle)).all()
-    # A reader that holds `block` shards never goes back to one that it let go of.
+    # A reader that holds `block` shards never needs one again that it released.
     shards = np.repeat(np.arange(len(sizes)), sizes)[positions]
     spans: dict[int, tuple[int, int]] = {}
     for place, shard in enumerate(shards):
@@ -54,8 +54,7 @@ def test_ranks_are_disjoint_equal_and_complete(samples, batch_size, world_size, 
     ]
     assert all(len(part) == batch_size for part in taken)
     joined = np.concatenate([*taken, []]).astype(int)
-    # Global batch after global batch, the ranks' slices are the order itself: no world size changes
-    # it.
+    # The ranks' slices of all global batches, joined, are the order: no world size changes it.
     assert joined.tolist() == list(range(consumed, consumed + batches * batch_size * world_size))
     assert left - len(joined) < batch_size * world_size
 
@@ -73,25 +72,23 @@ def test_the_order_is_the_same_on_every_machine():
 def test_it_mixes_well_and_says_so():
     sizes = [1000] * 64
     assert mixing(order(sizes, seed=0, epoch=0, block=64), sizes, 256) == pytest.approx(1, abs=0.01)
-    assert (
-        0.2 < mixing(order(sizes, seed=0, epoch=0, block=16), sizes, 256) < 0.3
-    )  # 16 of 64 shards at a time
+    # 16 of 64 shards at a time.
+    assert 0.2 < mixing(order(sizes, seed=0, epoch=0, block=16), sizes, 256) < 0.3
     assert mixing(order(sizes, seed=0, epoch=0, shuffle=False), sizes, 256) < 0.03
-    # Two epochs bring other samples together: few pairs of neighbours stay neighbours.
+    # Few pairs of neighbours are neighbours in both of two epochs.
     first, second = (order(sizes, seed=0, epoch=epoch, block=16) for epoch in (0, 1))
     pairs = [set(zip(one[:-1].tolist(), one[1:].tolist(), strict=True)) for one in (first, second)]
     assert len(pairs[0] & pairs[1]) < 10
-    # Within a block the shuffle is uniform: where a sample comes in it is not tied to where it
-    # lies.
+    # Within a block the shuffle is uniform: position and sample number are uncorrelated.
     place = np.empty(len(first))
     place[first] = np.arange(len(first))
     assert abs(np.corrcoef(place[:1000], np.arange(1000))[0, 1]) < 0.15
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="block is 0"):
+    with pytest.raises(ValueError, match="`block` must be at least 1 shard, got 0"):
         order([3], seed=0, epoch=0, block=0)
-    with pytest.raises(ValueError, match="holds no batch"):
+    with pytest.raises(ValueError, match="at least one batch of 4"):
         mixing(np.arange(3), [3], 4)
 
 

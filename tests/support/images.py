@@ -1,4 +1,4 @@
-"""Generated images and tar shards, and which loaders can be tested here."""
+"""Generated images and tar shards; skips for backends whose packages are missing."""
 
 import io
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def skip_without_packages(backend: str) -> None:
-    """Skip the test where the loader `backend` lacks a package, saying how to install it."""
+    """Skip the test where `backend` lacks a package; the reason says how to install it."""
     if backend == "dali":
         pytest.importorskip(
             "nvidia.dali",
@@ -18,14 +18,12 @@ def skip_without_packages(backend: str) -> None:
             exc_type=ImportError,
         )
     if backend == "ffcv":
-        pytest.importorskip(
-            "maskco_fast.loaders.backends.ffcv", exc_type=ImportError
-        )  # whose error says what to install
+        # The module's error says what to install.
+        pytest.importorskip("maskco_fast.loaders.backends.ffcv", exc_type=ImportError)
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:
-    """(height, width, 3) uint8: smooth waves with edges and a little noise, so that JPEG and
-    resizing have work."""
+    """(height, width, 3) uint8: waves, edges and a little noise, which JPEG and resizing change."""
     random = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width] / 32.0
     waves = [
@@ -38,7 +36,7 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def encode(image: np.ndarray, suffix: str = "jpg", **options: object) -> bytes:
-    """The picture as the bytes of an image file."""
+    """Encode an image as a file of the format `suffix`; `options` go to Pillow."""
     buffer = io.BytesIO()
     formats = {
         "jpg": "JPEG",
@@ -55,7 +53,7 @@ def encode(image: np.ndarray, suffix: str = "jpg", **options: object) -> bytes:
 def write_tar(
     path: pathlib.Path, members: dict[str, bytes], *, form: int = tarfile.USTAR_FORMAT
 ) -> pathlib.Path:
-    """A tar archive of these members."""
+    """Write a tar archive of these members; return its path."""
     with tarfile.open(path, "w", format=form) as archive:
         for name, data in members.items():
             info = tarfile.TarInfo(name)

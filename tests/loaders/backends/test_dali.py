@@ -1,4 +1,4 @@
-"""What is DALI's own in its loader; the contract is test_conformance's business."""
+"""The DALI loader's own parts; the contract is tested in test_conformance."""
 
 import os
 import subprocess
@@ -19,14 +19,10 @@ VIEWS = ViewConfig.maskco(48)
 def test_importing_the_module_leaves_dali_alone():
     code = (
         "import sys, maskco_fast.loaders.backends.dali as _; "
-        "print([n for n in sys.modules if n.startswith('nvidia')])"
+        "print([name for name in sys.modules if name.startswith('nvidia')])"
     )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        ).stdout
-        == "[]\n"
-    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
 def test_an_absent_dali_is_named_with_its_extra(make_shards, monkeypatch):
@@ -37,7 +33,7 @@ def test_an_absent_dali_is_named_with_its_extra(make_shards, monkeypatch):
 
 @pytest.fixture
 def dali():
-    """The modules under test; skips where DALI is not installed."""
+    """The modules under test; skipped where DALI is not installed."""
     skip_without_packages("dali")
     from maskco_fast.loaders.backends import dali as loader
     from maskco_fast.loaders.backends import dali_graph as graph
@@ -71,15 +67,11 @@ def plan_of(count, height, width):
 
 
 def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
-    """PNGs are Pillow's to decode: DALI's views of their regions are the native loader's to the
-    last bit."""
+    """Pillow decodes PNGs: DALI's views of their regions equal the native loader's bit for bit."""
     members = {f"{n}.png": encode(picture(40 + 9 * n, 90 - 7 * n, n), "png") for n in range(8)}
-    members["lines.png"] = encode(
-        np.full((50, 60, 3), 10, np.uint8), "png"
-    )  # pixels that look like line feeds
-    members["hashes.png"] = encode(
-        np.full((50, 60, 3), 35, np.uint8), "png"
-    )  # and like comments in a PPM's header
+    # Pixels that look like line feeds and comments in a PPM's header.
+    members["lines.png"] = encode(np.full((50, 60, 3), 10, np.uint8), "png")
+    members["hashes.png"] = encode(np.full((50, 60, 3), 35, np.uint8), "png")
     shard = write_tar(tmp_path / "png.tar", members)
     batches = []
     for backend in ("dali", "native"):
@@ -91,7 +83,7 @@ def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
 
 
 def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monkeypatch):
-    """DALI refuses damaged Huffman tables; a decoder that repairs them stands in for Pillow."""
+    """DALI refuses damaged Huffman tables; here the host's decoder is one that repairs them."""
     loader_module, _ = dali
     shards = make_shards(1, 16)
     with make_loader(shards, 4, views=VIEWS, backend="native") as loader:
@@ -118,14 +110,13 @@ def test_a_jpeg_that_dali_refuses_is_decoded_on_the_host(dali, make_shards, monk
     with loader:
         mine = list(loader)
         assert not loader.quarantine.entries
-        assert loader._aside == {2, 9, 10}  # type: ignore[attr-defined]
+        assert loader._refused == {2, 9, 10}
         loader.set_epoch(0)
         again = list(loader)
     for one, two, three in zip(mine, again, truth, strict=True):
         assert torch.equal(one.sample_id, three.sample_id)
-        assert torch.equal(
-            one.query, two.query
-        )  # set aside from the start now, and the same to the last bit
+        # In the second epoch the host decodes them from the start, to the same pixels.
+        assert torch.equal(one.query, two.query)
         assert (one.query - three.query).abs().mean() <= 0.02
 
 
@@ -133,7 +124,7 @@ def test_a_failure_that_no_image_explains_is_raised(dali, make_shards, monkeypat
     _, graph = dali
     loader = make_loader(make_shards(1, 8, bad=(1,)), 8, views=VIEWS, backend="dali")
     monkeypatch.setattr(graph.Probe, "decodes", lambda *_: True)
-    with pytest.raises(RuntimeError, match="though it decodes each image"):
+    with pytest.raises(RuntimeError, match="although DALI decodes each image"):
         list(loader)
 
 
@@ -155,7 +146,7 @@ def test_errors_come_in_their_turn(dali, make_shards, monkeypatch):
 
 
 def test_a_crop_outside_of_what_was_decoded_is_an_error(dali):
-    """`numba_function` swallows exceptions, and the kernels check no bounds."""
+    """DALI's Numba functions swallow exceptions, and the kernels check no bounds."""
     _, graph = dali
     rows = plan_of(2, 60, 60)
     samples = make_samples(
@@ -163,13 +154,13 @@ def test_a_crop_outside_of_what_was_decoded_is_an_error(dali):
     )
     samples.regions[1, 2] -= 1
     host = graph.HostGraph(LoaderConfig(batch_size=2, views=VIEWS))
-    with pytest.raises(RuntimeError, match="sample 1 was not made: a crop lies outside"):
+    with pytest.raises(RuntimeError, match="sample 1 was not rendered: a crop lies outside"):
         run_once(host, samples)
 
 
 @pytest.mark.parametrize("kind", ["host", "device", "device, decoding too"])
 def test_the_seams_values_by_the_cpus_operators(dali, kind):
-    """Within 1 level of the reference, as any seam; one sample's region is cut out by the host."""
+    """Views at the seam are within 1 level of the reference; the host cut out one region."""
     from maskco_fast.kernels.resize import resize_reference
 
     _, graph = dali
@@ -201,8 +192,7 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind):
 
 @pytest.mark.parametrize("decode_on_device", [False, True])
 def test_the_device_graph_is_defined_on_the_device(dali, decode_on_device):
-    """As far as a machine without CUDA goes: DALI takes every operator with its arguments, for the
-    right device."""
+    """DALI accepts every operator with its arguments for the right device, also without CUDA."""
     from nvidia.dali import Pipeline, fn
 
     _, graph = dali
@@ -217,7 +207,7 @@ def test_the_device_graph_is_defined_on_the_device(dali, decode_on_device):
 
 
 def test_many_views_and_other_depths(dali, make_shards):
-    """DALI's `numba_function` takes at most six outputs; views have one each."""
+    """A DALI Numba function has at most six outputs; ours makes one view per call."""
     shards, views = make_shards(1, 12), ViewConfig.moco_v2(48, views=7)
     epochs = []
     for prefetch in (1, 4):
@@ -233,7 +223,7 @@ def test_many_views_and_other_depths(dali, make_shards):
 
 def test_native_threads_end_with_the_iterator(dali, make_shards):
     loader = make_loader(make_shards(1, 24), 4, views=VIEWS, backend="dali", threads=3)
-    list(loader)  # what DALI keeps for the process is there by now
+    list(loader)  # DALI has started the threads that it keeps
     before = len(os.listdir("/proc/self/task"))
     for _ in range(3):
         for _ in loader:
@@ -242,7 +232,7 @@ def test_native_threads_end_with_the_iterator(dali, make_shards):
         batch = next(iterator)
         loader.close()
         copy = batch.query.clone()
-        deadline = time.monotonic() + 5  # DALI's executor lets its last thread end by itself
+        deadline = time.monotonic() + 5  # DALI does not wait for its last thread
         while len(os.listdir("/proc/self/task")) > before and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(os.listdir("/proc/self/task")) <= before

@@ -1,4 +1,4 @@
-"""What is particular to the FFCV loader; the contract itself is in test_conformance."""
+"""The FFCV loader's own parts; the contract is tested in test_conformance."""
 
 import subprocess
 import sys
@@ -17,21 +17,19 @@ from tests.support.images import encode, picture, write_tar
 
 VIEWS = ViewConfig.maskco(48)
 
-ffcv = pytest.importorskip(
-    "maskco_fast.loaders.backends.ffcv", exc_type=ImportError
-)  # its error says what to install
+# The module's error says what to install.
+ffcv = pytest.importorskip("maskco_fast.loaders.backends.ffcv", exc_type=ImportError)
 
 
 def run(code):
-    """stderr of a Python process that runs the code without failing."""
+    """Run code in a Python process that must succeed; return its stderr."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
 def test_importing_and_leaving_disturb_nothing(make_shards):
-    """Thread counts stay, Numba's thread pool is not started, no noise at exit, and a fork lives,
-    with two loaders."""
+    """With two loaders: thread counts stay, Numba's pool is off, forks work, exits are silent."""
     shards = make_shards(1, 8)
     code = f"""
 import os, random, torch, numba, numpy as np
@@ -79,7 +77,7 @@ def test_ffcv_reads_our_betons(make_shards, tmp_path):
 
 
 def test_we_read_ffcvs_betons(tmp_path):
-    """FFCV's own writer's layout, by its own types; JPEG and raw images, no sample_id."""
+    """A file in the layout of FFCV's writer: JPEG and raw images, no sample_id."""
     from ffcv.fields import FloatField, IntField, RGBImageField
     from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType, get_metadata_type
 

@@ -1,4 +1,4 @@
-"""Betons: original bytes kept, the tar path's plans and order, resuming, quarantine."""
+""".beton files: original bytes, plans and order of the tar shards, resuming, quarantine."""
 
 import itertools
 import os
@@ -10,19 +10,19 @@ import torch
 
 from maskco_fast.commands.beton import BetonConfig, beton
 from maskco_fast.kernels import headers
-from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
+from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.loaders import RemoteConfig, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton import (
     ALLOCATION_DTYPE,
     HEADER_DTYPE,
     BetonDataset,
     read_beton,
 )
+from maskco_fast.loaders.shards.beton_encode import BetonOptions, estimate
 from maskco_fast.loaders.shards.beton_writer import (
     CHUNK,
     BetonMismatch,
-    BetonOptions,
     check_beton,
-    estimate,
     write_beton,
 )
 from tests.support.batches import key_boxes
@@ -33,8 +33,7 @@ VIEWS = ViewConfig.maskco(48)
 
 @pytest.fixture
 def write(tmp_path):
-    """A function that writes shards into a .beton and returns (shards' dataset, beton's path,
-    samples left out)."""
+    """A function that writes a .beton file; returns (shards' dataset, path, samples left out)."""
 
     def writer(shards, options=None, **settings):
         dataset = open_dataset(shards)
@@ -179,7 +178,7 @@ def test_an_interrupted_writer_goes_on(make_shards, tmp_path, monkeypatch):
         write_beton(dataset, tmp_path / "parts.beton", threads=1)
     assert not (tmp_path / "parts.beton").exists()
     with open(tmp_path / "parts.beton.journal", "a") as journal:
-        journal.write('{"done": 19')  # as a kill in mid-line leaves it
+        journal.write('{"done": 19')  # a kill within a line
     reads.clear()
     reads.extend([0] * 10**6)
     before = len(reads)
@@ -239,8 +238,16 @@ def test_files_that_are_no_betons_are_named(tmp_path, make_shards, write):
         file.truncate(os.path.getsize(path) - 2 * ALLOCATION_DTYPE.itemsize - 40)
     with pytest.raises(ValueError, match=r"all\.beton is cut short"):
         open_dataset([path])
-    with pytest.raises(ValueError, match="give them alone"):
+    with pytest.raises(ValueError, match="pass only"):
         open_dataset([path, str(tmp_path / "shard-0000.tar")])
+
+
+def test_betons_on_servers_and_in_streams_are_refused(make_shards, write):
+    _, path, _ = write(make_shards(1, 4))
+    with pytest.raises(InvalidInput, match=r"must be on this machine, got https://host/a\.beton"):
+        open_dataset("https://user:secret@host/a.beton?token=secret")
+    with pytest.raises(InvalidInput, match="set remote.mode to 'cache'"):
+        open_dataset(path, remote=RemoteConfig(mode="stream", epoch_samples=4))
 
 
 def test_the_estimate_is_near_the_file(make_shards, write):
@@ -261,13 +268,12 @@ def test_the_command(make_shards, tmp_path, capsys, monkeypatch):
     assert "16 samples from 2 shards" in told.out
     assert "MB" in told.out
     assert "16/16 checked" in told.err
-    assert (
-        len(BetonDataset([str(out)])) == 16
-    )  # the damaged one keeps its bytes too: loaders replace it alike
+    # The damaged image keeps its bytes too; loaders replace it as in the shards.
+    assert len(BetonDataset([str(out)])) == 16
     with pytest.raises(ValueError, match=r"must end in \.beton"):
         BetonConfig(shards=("x.tar",), out=tmp_path / "set")
     for wrong in ({"max_side": 3}, {"quality": 0}):
-        with pytest.raises(ValueError, match="wants"):
+        with pytest.raises(ValueError, match="must be in"):
             BetonOptions(**wrong)
 
 

@@ -1,4 +1,4 @@
-"""Exact and fast decoding, and the part of an image that its crops need."""
+"""Exact and fast decoding, and the region of an image that its crops need."""
 
 from typing import Any
 
@@ -76,9 +76,8 @@ def test_fast_decoding_shrinks_as_told(kind, tmp_path):
         small, by = Decoder(fast=True).decode_scaled(data, sample, shrink)
         assert by == shrink
         means = torch.nn.functional.avg_pool2d(exact, by, ceil_mode=True)[0].permute(1, 2, 0)
-        loss = (
-            2 * shrink + 1 if kind == "4:2:2" else 3
-        )  # there chroma keeps half the width, at whatever scale
+        # 4:2:2 chroma keeps half the width at every scale.
+        loss = 2 * shrink + 1 if kind == "4:2:2" else 3
         assert (means - torch.from_numpy(small)).abs().mean() < loss
     assert Decoder().decode_scaled(data, sample, 8).shrink == 1
 
@@ -98,8 +97,7 @@ def test_damage_is_judged_alike(fast, tmp_path):
 
 
 def test_fast_views_are_those_of_the_plan(tmp_path):
-    """A crop begins and ends within half a pixel of the smaller image; colours and boxes are the
-    plan's own."""
+    """Crop edges are off by at most half a pixel of the smaller image; colours and boxes agree."""
     members = {f"{n}.jpg": encode(picture(400 + n, 601, n), quality=95) for n in range(4)}
     path = str(write_tar(tmp_path / "s.tar", members))
     batches = {}
@@ -115,5 +113,5 @@ def test_fast_views_are_those_of_the_plan(tmp_path):
         [(one.float() - other.float()).abs() for one, other in zip(exact.views, fast.views)]
     )
     assert 0 < apart.mean() < 6
-    with pytest.raises(ValueError, match="exact or fast"):
+    with pytest.raises(ValueError, match="must be exact or fast"):
         make_loader(open_dataset(path), 4, views=VIEWS, decode="quick")

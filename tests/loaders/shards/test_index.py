@@ -1,4 +1,4 @@
-"""The index: names, labels, verdicts, re-use, and what a web crawl contains."""
+"""The index: names, labels, verdicts, reuse, and the damage that a web crawl contains."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Patterns to paths, and reading that survives threads and shrinking files."""
+"""Expanding patterns to paths; reading from threads and from files that shrink."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from maskco_fast.loaders.shards.names import expand
-from maskco_fast.loaders.shards.reader import OPEN_FILES, ShardReader
+from maskco_fast.loaders.shards.reader import MAX_OPEN_FILES, ShardReader
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_missing_shards_are_all_named(folder):
 
 def test_reading_from_more_files_than_stay_open(tmp_path):
     paths = []
-    for number in range(OPEN_FILES + 20):
+    for number in range(MAX_OPEN_FILES + 20):
         path = tmp_path / str(number)
         path.write_bytes(number.to_bytes(2, "little") * 50)
         paths.append(str(path))
@@ -68,7 +68,7 @@ def test_reading_from_more_files_than_stay_open(tmp_path):
         parts = list(pool.map(lambda n: reader.read(paths[n], 10, 4), [*range(len(paths))] * 3))
     assert parts == [n.to_bytes(2, "little") * 2 for n in range(len(paths))] * 3
     if before:
-        assert len(os.listdir("/proc/self/fd")) - before <= OPEN_FILES + 1
+        assert len(os.listdir("/proc/self/fd")) - before <= MAX_OPEN_FILES + 1
     reader.close()
 
 

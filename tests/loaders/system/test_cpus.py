@@ -1,4 +1,4 @@
-"""CPU quotas of control groups, v1 and v2, as containers see them."""
+"""Usable CPUs under the quotas of control groups, v1 and v2, as in containers."""
 
 import os
 import pathlib
@@ -68,7 +68,7 @@ def test_without_control_groups_the_affinity_decides(tmp_path, monkeypatch):
 def test_a_container_of_a_large_machine_starts_as_many_threads_as_its_quota(
     tmp_path, monkeypatch, quota, expected
 ):
-    """What was 64 threads on 4 CPUs."""
+    """Without the quota it would start 64 threads on 4 CPUs."""
     proc, groups = machine(tmp_path, "0::/", {"cpu.max": f"{quota} 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(cpus.usable_cpus, "__defaults__", (proc, groups))

@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files written atomically."""
 
 import os
 
@@ -27,7 +27,7 @@ def test_an_error_leaves_what_was_there(tmp_path):
 
 
 def test_permissions_are_those_of_any_new_file(tmp_path):
-    """Not a temporary file's 0600: others read a run folder too."""
+    """Not the 0600 of a temporary file: other users may read a run folder."""
     (tmp_path / "plain").touch()
     with write_atomically(tmp_path / "file"):
         pass
