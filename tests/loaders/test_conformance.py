@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import TooManyBadSamples, View, ViewConfig, make_loader
+from maskco_fast.loaders import TooManyBadSamples, ViewConfig, make_loader
 from tests.support.batches import key_boxes, masked_box
 from tests.support.images import encode, picture, write_tar
 

@@ -11,6 +11,7 @@ import torch
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrderStreams
+from tests.support.batches import key_boxes
 
 LEVEL = 1 / (255 * min(IMAGENET_STD))
 VIEWS = ViewConfig.maskco(64)

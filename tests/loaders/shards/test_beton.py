@@ -246,7 +246,7 @@ def test_betons_on_servers_and_in_streams_are_refused(make_shards, write):
     _, path, _ = write(make_shards(1, 4))
     with pytest.raises(InvalidInput, match=r"must be on this machine, got https://host/a\.beton"):
         open_dataset("https://user:secret@host/a.beton?token=secret")
-    with pytest.raises(InvalidInput, match="set remote.mode to 'cache'"):
+    with pytest.raises(InvalidInput, match=r"set remote\.mode to 'cache'"):
         open_dataset(path, remote=RemoteConfig(mode="stream", epoch_samples=4))
 
 
