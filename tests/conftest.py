@@ -5,11 +5,20 @@ import pathlib
 import signal
 from collections.abc import Callable, Iterator
 
-import pytest
+# Workers run a test per core: more threads each would wait for one another, in OpenMP by spinning.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from maskco_fast.loaders import LOADERS
-from tests.support.images import encode, picture, skip_without_packages, write_tar
-from tests.support.remote_servers import s3_api  # noqa: F401 a fixture, for every test
+import pytest  # noqa: E402
+
+from maskco_fast.loaders import LOADERS  # noqa: E402
+from tests.support.images import (  # noqa: E402
+    encode,
+    picture,
+    skip_without_packages,
+    write_tar,
+)
+from tests.support.remote_servers import s3_api  # noqa: E402, F401 a fixture, for every test
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import TooManyBadSamples, ViewConfig, make_loader
+from maskco_fast.loaders import TooManyBadSamples, View, ViewConfig, make_loader
 from tests.support.batches import key_boxes, masked_box
 from tests.support.images import encode, picture, write_tar
 
@@ -78,9 +78,8 @@ def test_views_and_boxes_are_the_references(backend, make_shards):
 
 def test_the_seam_is_within_a_level(backend, make_shards):
     """Decode, crop, resize and flip alone: views with unchanged colours, as levels."""
-    plain = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": 0.0}
-    view = type(VIEWS.views[0])(**plain)
-    views = ViewConfig(views=(view, view, view), size=97)
+    plain = View(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0)
+    views = ViewConfig(views=(plain, plain, plain), size=97)
     shards = make_shards(1, 12)
     options: dict[str, Any] = {"views": views, "dtype": torch.uint8}
     with (

@@ -355,10 +355,7 @@ def test_groups_of_one_batch_equal_batches_of_one_group():
     method = TinyMaskCo(config).train()
     batch = next(iter(NoiseLoader()))
     whole = method(batch)["loss"]
-    halves = [
-        method(batch._map(lambda tensor, part=part: tensor[part]))
-        for part in (slice(0, 3), slice(3, 6))
-    ]
+    halves = [method(half) for half in batch.split(3)]
     assert whole.item() == pytest.approx(sum(half["loss"].item() for half in halves) / 2, rel=1e-6)
 
 
