@@ -19,7 +19,7 @@ train: install ## set up, then train MaskCo on the built-in demo set into runs/d
 	$(BIN)/maskco-fast train --recipe demo --run-dir $(RUN_DIR)
 
 test: install-dev lint ## set up, check format, lint and types, run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 install: $(VENV)/.installed ## make the virtual environment and install the package
 

@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterator
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
-from maskco_fast.loaders import LOADERS  # noqa: E402
-from tests.support.images import (  # noqa: E402
+from maskco_fast.loaders import LOADERS
+from tests.support.images import (
     encode,
     picture,
     skip_without_packages,
     write_tar,
 )
-from tests.support.remote_servers import s3_api  # noqa: E402, F401 a fixture, for every test
+from tests.support.remote_servers import s3_api  # noqa: F401 a fixture, for every test
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,11 +1,12 @@
-"""What one GPU asks of the loader: a written model, printed with the origin of every number.
+"""Budget of one GPU: how many images/s it needs, and how many CPU cores each loader takes for them.
 
-    python benchmarks/gpu_budget.py --shards 'in1k-sample-{0000..0003}.tar' [--bench bench.json]
+    python -m benchmarks.gpu.budget --shards 'in1k-sample-{0000..0003}.tar' [--bench bench.json]
 
-Counted: bytes and floating point operations, from the shapes, the view configuration's
-probabilities and torch's own counters. Measured: the CPU-milliseconds that each loader spends here
-on an image up to the seam, and what `maskco-fast bench --json` has measured. Datasheet: NVIDIA's
-figures for the H100 SXM. Assumed: everything that only a GPU could tell, each a flag.
+A written model; each number is printed with its origin. Counted: bytes and floating-point
+operations, from the shapes, the view configuration's probabilities and torch's counters. Measured:
+each loader's CPU-milliseconds an image up to the seam on this machine, and the rows of
+`maskco-fast bench --json`. Datasheet: NVIDIA's figures for the H100 SXM. Assumed: what only a GPU
+could show, each with an option.
 """
 
 import json
@@ -28,6 +29,7 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.augment.triton import Workspace
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS, plan_columns
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import LOADERS, Dataset, ViewConfig, make_loader, open_dataset
@@ -38,7 +40,7 @@ from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import RegionEncoder
 
 SEAM_DEVICE = "meta"
-"""Any device but a CPU has a loader's host stop at the seam; this one needs no hardware."""
+"""A loader for a device other than the CPU stops at the seam; "meta" needs no hardware."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +48,29 @@ class Options:
     """Print the budget of one GPU."""
 
     shards: tuple[str, ...] = ()
-    """Photographs to time the loaders on, as `maskco-fast train` takes them; without, scenes drawn
-    at 375-500 pixels, which decode faster than photographs."""
+    """Photographs to time the loaders on. Default: scenes drawn at 375 x 500 pixels, which decode
+    faster than photographs."""
     loaders: tuple[str, ...] = tuple(LOADERS)
-    """Loaders to time; one whose packages are missing is left out, saying so."""
+    """Loaders to time; one whose packages are missing is reported and left out."""
     rounds: int = 5
-    """Epochs of each loader that are counted; the median is used."""
+    """Epochs of each loader that are counted. The median is used."""
     bench: pathlib.Path | None = None
-    """Rows of `maskco-fast bench --json`: further loaders' CPU-milliseconds an image."""
+    """A JSON file of `maskco-fast bench`: further loaders' CPU-milliseconds an image."""
     cpu_ms: tuple[str, ...] = ()
     """Further loaders, as NAME=MILLISECONDS."""
     batch: int = 256
     """Images a batch."""
     peak_tflops: float = 989.4
-    """Dense bfloat16 (datasheet, H100 SXM)."""
+    """Dense bfloat16 peak (datasheet, H100 SXM)."""
     memory_tb_per_s: float = 3.35
-    """Device memory (datasheet, H100 SXM)."""
+    """Device memory bandwidth (datasheet, H100 SXM)."""
     pcie_gb_per_s: float = 50.0
-    """From pinned memory over PCIe 5 x16 (assumed; the bus itself does 63)."""
+    """Transfers from pinned memory over PCIe 5 x16 (assumed; the bus itself reaches 63)."""
     usage: tuple[float, float] = (0.08, 0.20)
-    """Share of the peak that the step reaches: a plain channels-last autocast ResNet-50, and a
-    fully tuned one (assumed)."""
+    """Shares of the peak that the step reaches (assumed): a plain channels-last autocast ResNet-50,
+    and a fully tuned one."""
     json: pathlib.Path | None = None
-    """Write the lines here too."""
+    """Write the lines here as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +86,22 @@ class Line:
 
 @dataclass(frozen=True)
 class Host:
-    """What one loader costs the host."""
+    """One loader's cost on the host."""
 
     name: str
     cpu_ms: tuple[float, ...]
-    """CPU-milliseconds an image, a round each."""
+    """CPU-milliseconds an image, by round."""
     origin: str
     """measured or given."""
 
     @property
     def median(self) -> float:
-        """CPU-milliseconds an image."""
+        """Median CPU-milliseconds an image."""
         return statistics.median(self.cpu_ms)
 
 
 class ByteCounter(TorchDispatchMode):
-    """Adds up the bytes of the tensors that every operator reads and writes; views of a tensor cost
-    nothing."""
+    """Counts the bytes of the tensors that operators read and write. Views of a tensor are free."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Of a tensor's elements; an expanded one has no more than its storage."""
+    """Bytes of a tensor's elements; of its storage where the tensor is expanded."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -142,8 +143,10 @@ def count_bytes(call: Callable[[], object]) -> int:
 
 
 def torchvision_bytes(config: ViewConfig) -> float:
-    """Of one view, the mean over the configuration's views: torchvision's functional operators, one
-    after the other, each only where the view has it."""
+    """Bytes a view moved by torchvision's functional operators, one after the other.
+
+    The mean over the configuration's views; each operator counts with its probability.
+    """
     image = torch.randint(0, 256, (3, config.size, config.size), dtype=torch.uint8)
     jitter = (
         count_bytes(lambda: F.adjust_brightness(image, 1.2))
@@ -172,7 +175,8 @@ def torchvision_bytes(config: ViewConfig) -> float:
 
 
 def plain_torch_bytes(config: ViewConfig) -> float:
-    """Of one view: `augment_torch`, eager, which does everything to every view and selects."""
+    """Bytes a view moved by `augment_torch`, eager: it computes every operator for every view and
+    selects."""
     rows = torch.zeros(4, VIEW_FLOATS)
     rows[:, ORDER : ORDER + 4] = torch.arange(4.0)
     rows[:, FACTORS : FACTORS + 3] = 1.0
@@ -186,7 +190,7 @@ def plain_torch_bytes(config: ViewConfig) -> float:
 
 
 def fused_bytes(config: ViewConfig) -> tuple[float, float]:
-    """Of one view: the three Triton passes, and the least that could be, both with float16 output."""
+    """Bytes a view moved by the three Triton passes, and the least possible; float16 output."""
     image = 3 * config.size**2
     jitter = sum(view.jitter_probability for view in config.views) / len(config.views)
     blur = sum(view.blur_probability for view in config.views) / len(config.views)
@@ -194,8 +198,7 @@ def fused_bytes(config: ViewConfig) -> tuple[float, float]:
 
 
 def step_gflops(batch: int = 4) -> float:
-    """Of one image: query forward and backward and key forward, of the paper's encoders; 1e9
-    operations."""
+    """GFLOP an image of the paper's encoders: query forward and backward, key forward."""
     method = MaskCoConfig()
     with FakeTensorMode():  # shapes alone: no weights, no arithmetic
         encoder = RegionEncoder(
@@ -213,8 +216,8 @@ def step_gflops(batch: int = 4) -> float:
 
 
 def seam_times(options: Options, dataset: Dataset) -> list[Host]:
-    """What each loader that is installed spends to the seam: interleaved epochs, of which the first
-    is not counted."""
+    """CPU time to the seam of each installed loader, in interleaved epochs; the first is not
+    counted."""
     times: dict[str, list[float]] = {name: [] for name in options.loaders}
     for _ in range(1 + options.rounds):
         for name in list(times):
@@ -229,13 +232,13 @@ def seam_times(options: Options, dataset: Dataset) -> list[Host]:
 
 
 def seam_cpu_ms(dataset: Dataset, backend: str) -> float:
-    """CPU-milliseconds of this process an image: one epoch to the seam."""
+    """CPU-milliseconds of this process an image, over one epoch to the seam."""
     batch_size = min(50, len(dataset))
     with make_loader(
         dataset, batch_size, backend=backend, device=SEAM_DEVICE, rank=0, world_size=1
     ) as loader:
-        # Not by its batches: on a device that computes nothing the stage behind the seam still
-        # costs the host time.
+        # The loader's own iterator would add the device stage, which costs the host time even on a
+        # device that computes nothing.
         rendered = loader._run(loader._requests(0, 1, len(loader)))
         began = time.process_time()
         images = sum(len(one.request.indices) for one in rendered)
@@ -243,7 +246,7 @@ def seam_cpu_ms(dataset: Dataset, backend: str) -> float:
 
 
 def hosts(options: Options, dataset: Dataset) -> list[Host]:
-    """The CPU-milliseconds an image of every loader that is known: timed here, from a bench, given."""
+    """CPU-milliseconds an image of every known loader: timed here, from a bench, and given."""
     found = seam_times(options, dataset)
     if options.bench is not None:
         rows = json.loads(options.bench.read_text())
@@ -255,13 +258,13 @@ def hosts(options: Options, dataset: Dataset) -> list[Host]:
     for text in options.cpu_ms:
         name, _, value = text.rpartition("=")
         if not name:
-            raise ValueError(f"--cpu-ms {text!r}; NAME=MILLISECONDS is wanted")
+            raise InvalidInput(f"`cpu_ms` must have the form NAME=MILLISECONDS, got {text!r}")
         found.append(Host(name, (float(value),), "given"))
     return found
 
 
 def budget(options: Options) -> list[Line]:
-    """All lines but those of the hosts."""
+    """All lines except those of the hosts."""
     config = ViewConfig.maskco()
     views = len(config.views)
     passes, floor = (views * value for value in fused_bytes(config))
@@ -334,7 +337,7 @@ def budget(options: Options) -> list[Line]:
 
 
 def photographs(options: Options) -> Dataset:
-    """The photographs named, or scenes of a photograph's size."""
+    """The photographs of `--shards`, or scenes of a photograph's size."""
     return open_dataset(options.shards or demo_shards(samples=256, shards=1, size=(375, 500)))
 
 
@@ -351,13 +354,14 @@ def main(options: Options) -> int:
     dataset = photographs(options)
     samples = dataset.samples
     print(
-        f"\n{machine()}\n{len(samples)} images {'of --shards' if options.shards else 'drawn'}, in the mean "
-        f"{samples['height'].mean():.0f} by {samples['width'].mean():.0f} pixels and {samples['size'].mean():,.0f} "
-        f"bytes; medians of {options.rounds} epochs, fastest-slowest"
+        f"\n{machine()}\n{len(samples)} images {'of --shards' if options.shards else 'drawn'}, "
+        f"in the mean {samples['height'].mean():.0f} by {samples['width'].mean():.0f} pixels and "
+        f"{samples['size'].mean():,.0f} bytes; medians of {options.rounds} epochs, fastest-slowest"
     )
     found = hosts(options, dataset)
     print(
-        f"\n{'cores that the GPU needs':26}{'CPU-ms/image':>14}{'spread':>14}{'plain step':>12}{'tuned step':>12}"
+        f"\n{'cores that the GPU needs':26}{'CPU-ms/image':>14}{'spread':>14}"
+        f"{'plain step':>12}{'tuned step':>12}"
     )
     for host in found:
         spread = (
@@ -368,8 +372,9 @@ def main(options: Options) -> int:
         cores = [f"{speed * host.median / 1000:.1f}" for speed in (slow, fast)]
         print(f"{host.name:26}{host.median:>14.2f}{spread:>14}{cores[0]:>12}{cores[1]:>12}")
     print(
-        "\nCores are those of the machine that the milliseconds were measured on. A loader that stops at the seam "
-        "leaves the\ncolours to the Triton passes; a row of the bench has finished views on the CPU."
+        "\nCores are those of the machine on which the milliseconds were measured. A loader to the "
+        "seam leaves the\ncolours to the Triton passes; a row of the bench finishes its views on "
+        "the CPU, unless it is a seam row."
     )
     if options.json is not None:
         record = {

@@ -144,7 +144,8 @@ def environment(device: str) -> dict[str, str]:
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found["device"] = (
-            f"{properties.name}, {properties.multi_processor_count} SMs, {properties.total_memory >> 20} MB"
+            f"{properties.name}, {properties.multi_processor_count} SMs, "
+            f"{properties.total_memory >> 20} MB"
         )
         query = [
             "nvidia-smi",

@@ -152,7 +152,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 def table() -> str:
-    """The report: every kernel on every architecture, float16 and float32 output, masked, at 224."""
+    """The report: each kernel on each architecture, float16 and float32 output, masked, at 224."""
     lines = [
         "| kernel | output | sm | registers | spilled bytes | shared bytes | warps | programs/SM "
         "| global loads | global stores |",
