@@ -23,8 +23,8 @@ def is_remote(name: str) -> bool:
 
 
 def is_beton(name: str) -> bool:
-    """Whether a shard is a .beton file, by its suffix."""
-    return name.endswith(".beton")
+    """Whether a shard is a .beton file, by the suffix of its name without a URL's query."""
+    return redact_url(name).endswith(".beton")
 
 
 def redact_url(name: str) -> str:
