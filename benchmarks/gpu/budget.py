@@ -40,7 +40,7 @@ from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import RegionEncoder
 
 SEAM_DEVICE = "meta"
-"""A loader for a device other than the CPU stops at the seam; "meta" needs no hardware."""
+"""On any device but the CPU a loader's host part ends at the seam; "meta" needs no hardware."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class Options:
     """Print the budget of one GPU."""
 
     shards: tuple[str, ...] = ()
-    """Photographs to time the loaders on. Default: scenes drawn at 375 x 500 pixels, which decode
-    faster than photographs."""
+    """Photographs to time the loaders on. Default: drawn scenes with sides of 375 to 500 pixels,
+    which decode faster than photographs."""
     loaders: tuple[str, ...] = tuple(LOADERS)
     """Loaders to time; one whose packages are missing is reported and left out."""
     rounds: int = 5

@@ -1,12 +1,11 @@
-"""Checks and times the device half on your GPU, and writes a report to attach.
+"""Checks and times the device half on your GPU, and writes a report to attach to an issue.
 
-    python benchmarks/gpu_check.py --report gpu-report
+    python -m benchmarks.gpu.check --report gpu-report
 
-Needs a CUDA device, which its authors did not have: nothing below has been run on one. It compiles
-the kernels for the present architectures, holds their values against torchvision's operators, runs
-the tests marked `gpu`, and times the Triton passes against the bytes that must move, the plain
-torch version, and other libraries on the same batch. No time of ours is printed unless its values
-agree.
+Needs a CUDA device; not yet run on one. It compiles the kernels for the present architectures,
+compares their values with torchvision's operators, runs the tests marked `gpu`, and times the
+Triton passes beside a copy of as many bytes, the plain torch version, and other libraries on the
+same batch. Our times are reported only where the values agree.
 """
 
 import dataclasses
@@ -38,13 +37,14 @@ from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig, plan_dtype
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
 HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.dtype != torch.uint8}
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
-"""After normalisation."""
+"""One level of 255 after normalisation, at most."""
 MAX_SHARE = 1e-3
-"""Of the levels that may lie one beside torchvision's."""
+"""Largest share of the levels that may differ from torchvision's by one."""
 AFTER_HUE = 6
-"""Levels that one level's difference in the hue can grow to by MaskCo's factors, 1.4 at most."""
+"""Largest difference in levels: one level's difference at the hue operator grows by MaskCo's later
+factors, at most 1.4 each."""
 MAX_GROWN_SHARE = 1e-5
-"""Of the levels that may lie further beside than one. In 64 images at 224 pixels it is 2e-7."""
+"""Largest share of the levels that may differ by more than one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,21 +52,21 @@ class Options:
     """Check and time the device half on this GPU."""
 
     report: pathlib.Path = pathlib.Path("gpu-report")
-    """Written as REPORT.json and REPORT.md."""
+    """The report's name, without the endings .json and .md."""
     batch: int = 256
-    """Images, of two views each."""
+    """Images a batch, two views each."""
     size: int = 224
     """Side of the views, pixels."""
     checked: int = 64
-    """Images whose values are compared, a view at a time on the CPU."""
+    """Images whose values are compared with torchvision's, a view at a time on the CPU."""
     repeats: int = 20
-    """Timings a row; the median is reported."""
+    """Timings of each row; the median is reported."""
     calls: int = 10
-    """Calls a timing."""
+    """Calls in a timing."""
     memory_tb_per_s: float = 3.35
-    """The device's memory, for the floor (datasheet; 3.35 is the H100 SXM's)."""
+    """Bandwidth of the device's memory, for the floor (datasheet; 3.35 is the H100 SXM's)."""
     tests: bool = True
-    """Run the tests marked `gpu` as well."""
+    """Also run the tests marked `gpu`."""
 
 
 @dataclass
@@ -75,24 +75,24 @@ class Row:
 
     name: str
     ms: float | None = None
-    """Median milliseconds a batch, launches included, the device idle before and after."""
+    """Median milliseconds a batch, launches included; the device is idle before and after."""
     spread: tuple[float, float] | None = None
-    """Fastest and slowest."""
+    """Fastest and slowest timing, milliseconds."""
     gb_per_s: float | None = None
-    """The bytes that must move (views in, float16 out) over the time."""
+    """Bytes that must move (views in, float16 out) over the time."""
     of_floor: float | None = None
-    """The time that those bytes need at the memory's rate, over the time."""
+    """Time of those bytes at the memory's bandwidth, over the row's time."""
     note: str = ""
 
 
 @dataclass
 class Report:
-    """Everything that is written down."""
+    """The contents of the report."""
 
     environment: dict[str, str]
     values: dict[str, str] = field(default_factory=dict)
     green: bool = False
-    """Whether every value agrees."""
+    """Whether all values agree."""
     compiled: str = ""
     tests: str = ""
     rows: list[Row] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Problem:
 
 
 def make_problem(options: Options, device: str) -> Problem:
-    """Smooth pictures with noise, and MaskCo's plans for them."""
+    """Smooth pictures with noise, and MaskCo's plans for photographs of 375 x 500 pixels."""
     config = ViewConfig.maskco(options.size)
     count = options.batch
     drawn = plan(config, 0, 0, np.arange(count), np.full(count, 375), np.full(count, 500))
@@ -164,8 +164,8 @@ def environment(device: str) -> dict[str, str]:
 def check_values(
     options: Options, problem: Problem, augment: Callable[..., torch.Tensor]
 ) -> dict[str, str]:
-    """What `augment` makes of the first images against torchvision's operators: "ok, …" or "RED, …"
-    for each dtype."""
+    """Compare `augment` with torchvision's operators on the first images: "ok, …" or "RED, …" by
+    dtype."""
     count = min(options.checked, options.batch)
     part = Problem(
         problem.views[:, :count].contiguous(), problem.rows[:, :count], problem.boxes[:count]
@@ -218,7 +218,7 @@ def check_values(
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device."""
+    """Wait until the device is idle."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -226,9 +226,9 @@ def synchronize(device: str) -> None:
 def measure(
     name: str, call: Callable[[], Any], options: Options, device: str, floor_bytes: int
 ) -> Row:
-    """Time one row; what fails is noted in it."""
+    """Time one row; a failure becomes its note."""
     try:
-        for _ in range(3):  # compiles, fills caches
+        for _ in range(3):  # warm-up: compiles and fills caches
             call()
         synchronize(device)
         times = []
@@ -246,7 +246,7 @@ def measure(
 
 
 def pinned_copy(options: Options, problem: Problem) -> Row:
-    """The batch's uint8 views from page-locked memory: what the next batch's copy takes beside a
+    """Copy of the batch's uint8 views from page-locked memory, as for the next batch during a
     step."""
     source, target = problem.views.cpu().pin_memory(), torch.empty_like(problem.views)
     row = measure(
@@ -256,12 +256,12 @@ def pinned_copy(options: Options, problem: Problem) -> Row:
         "cuda",
         source.nbytes,
     )
-    row.of_floor = None  # the floor is of the device's memory
+    row.of_floor = None  # the floor holds for the device's memory, not for the bus
     return row
 
 
 def graphed(call: Callable[[], Any]) -> Callable[[], None]:
-    """A call captured in a CUDA graph: the device's own time, without the launches."""
+    """The call captured in a CUDA graph, which leaves out the launches."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -273,7 +273,7 @@ def graphed(call: Callable[[], Any]) -> Callable[[], None]:
 def triton_calls(
     options: Options, problem: Problem, device: str
 ) -> dict[str, Callable[[], Callable[[], Any]]]:
-    """Our rows: what each is, and how to make it."""
+    """Our rows by name; each value makes the row's call."""
     columns = torch.tensor([JITTER, GRAY, BLUR_SIGMA, SOLARIZE], device=device)
     nothing = problem.rows.index_fill(-1, columns, 0)
     everything = problem.rows.index_fill(-1, columns[:1], 1).index_fill(-1, columns[2:3], 1.0)
@@ -305,8 +305,8 @@ def triton_calls(
 
 
 def time_rows(options: Options, problem: Problem, device: str, green: bool) -> list[Row]:
-    """Every row, ours only where the values are green."""
-    floor = 9 * options.size**2 * 2 * options.batch  # a byte in and two out for every channel
+    """Time every row, ours only where the values are green."""
+    floor = 9 * options.size**2 * 2 * options.batch  # each channel: one byte in, two out
     source = torch.empty(floor // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     out = augment_torch.empty_output(problem.views, torch.float16)
@@ -343,7 +343,7 @@ def time_rows(options: Options, problem: Problem, device: str, green: bool) -> l
 def _made(
     name: str, make: Callable[[], Callable[[], Any]], options: Options, device: str, floor: int
 ) -> Row:
-    """Make and time a row; one that cannot be made says why."""
+    """Make and time a row; where it cannot be made, its note has the reason."""
     try:
         call = make()
     except Exception as error:  # a library that is missing or refuses is that row's result
@@ -352,7 +352,7 @@ def _made(
 
 
 def run_tests() -> str:
-    """The last line of the tests marked `gpu`."""
+    """Run the tests marked `gpu`; returns the exit code and the last line of their output."""
     root = pathlib.Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", str(root / "tests")]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -363,8 +363,10 @@ def run_tests() -> str:
 
 
 def check(options: Options, device: str) -> Report:
-    """Values, compilation, tests and timings on `device`; the values of plain torch where Triton
-    cannot run."""
+    """Values, compilation, tests and timings on `device`.
+
+    Where Triton cannot run, the values are those of the plain torch version.
+    """
     report = Report(environment(device))
     problem = make_problem(options, device)
     augment = augment_triton.augmenter(options.size, device)
@@ -378,7 +380,7 @@ def check(options: Options, device: str) -> Report:
 
 
 def markdown(report: Report, options: Options) -> str:
-    """The report for reading."""
+    """The report as Markdown."""
     lines = [
         "# Device check",
         "",
@@ -428,8 +430,10 @@ def markdown(report: Report, options: Options) -> str:
 
 
 def main(options: Options) -> int:
-    """Check, print and write; 0 where values and tests are green, 1 where not, 2 without a CUDA
-    device."""
+    """Check, print and write the report.
+
+    Returns 0 where values and tests are green, 1 where one is not, 2 without a CUDA device.
+    """
     if not torch.cuda.is_available():
         built = (
             f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"

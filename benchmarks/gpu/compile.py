@@ -1,11 +1,11 @@
-"""Compiles the device kernels for NVIDIA architectures without a GPU, and reads registers, spills
-and accesses.
+"""Compiles the device kernels for NVIDIA architectures without a GPU; prints registers, spills and
+memory accesses.
 
-    python benchmarks/gpu_compile.py
+    python -m benchmarks.gpu.compile
 
-prints a table for sm_80 (A100), sm_90 (H100) and sm_100 (B200). Triton brings the compiler, the
-assembler and the tool that reads the machine code; `tests/kernels/test_augment_triton_compile.py`
-holds what is read.
+The table covers sm_80 (A100), sm_90 (H100) and sm_100 (B200). Triton ships the compiler, the
+assembler and the tool that reads the machine code. tests/kernels/augment/test_triton_compile.py
+holds the figures.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from maskco_fast.kernels.formats import FORMATS
 
 ARCHITECTURES = (80, 90, 100)
 KERNELS = ("gray_sums", "colour", "blur")
-# Always a whole number of 16 bytes for dense views of a size that is a multiple of 16.
+# Multiples of 16 bytes for dense views of a size that is a multiple of 16.
 ALIGNED_STRIDES = ("stride_v", "stride_n", "stride_y")
 
 
@@ -45,14 +45,14 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler made of a variant."""
+    """The machine code of a variant."""
 
     registers: int
-    """Of a thread."""
+    """Registers a thread."""
     spilled: int
-    """Bytes of stack and local memory of a thread."""
+    """Bytes of stack and local memory a thread."""
     shared: int
-    """Bytes of shared memory of a program, without the kilobyte that the system keeps from sm_90
+    """Bytes of shared memory a program, without the kilobyte that the system reserves from sm_90
     on."""
     warps: int
     accesses: Counter[str]
@@ -61,14 +61,14 @@ class Compiled:
 
     @property
     def programs(self) -> int:
-        """Programs that fit a multiprocessor's 65 536 registers (allotted by 256 a warp) and 64
-        warps."""
+        """Programs that fit a multiprocessor's 65 536 registers (allocated in units of 256 a warp)
+        and 64 warps."""
         of_a_warp = -(-self.registers * 32 // 256) * 256
         return min(65536 // (of_a_warp * self.warps), 64 // self.warps)
 
 
 def compile_variant(variant: Variant) -> Compiled:
-    """Compile one variant; RuntimeError where the machine code cannot be read."""
+    """Compile one variant. Raises RuntimeError where the machine code cannot be read."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -116,7 +116,7 @@ def compile_variant(variant: Variant) -> Compiled:
 
 
 def _constants(variant: Variant, names: list[str]) -> dict[str, Any]:
-    """The compile-time arguments, as `augment_triton` sets them."""
+    """The compile-time arguments, with `augment_triton`'s values."""
     size = variant.size
     constants = {
         "S": size,
@@ -132,7 +132,7 @@ def _constants(variant: Variant, names: list[str]) -> dict[str, Any]:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers of a thread, and its bytes of stack and local memory."""
+    """Registers, and bytes of stack and local memory, a thread."""
     import triton
 
     tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -152,7 +152,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 def table() -> str:
-    """The report: each kernel on each architecture, float16 and float32 output, masked, at 224."""
+    """Every kernel on every architecture: float16 and float32 output, masked, 224 pixels."""
     lines = [
         "| kernel | output | sm | registers | spilled bytes | shared bytes | warps | programs/SM "
         "| global loads | global stores |",
@@ -189,7 +189,7 @@ def _line(variant: Variant, compiled: Compiled) -> str:
 
 
 def main() -> int:
-    """Print the table; exit code 1 where a kernel spills or a kernel cannot be compiled here."""
+    """Print the table; returns 1 where a kernel spills, else 0."""
     import triton
 
     report = table()

@@ -1,10 +1,10 @@
-"""Other libraries' augmentation of views that are on the device already, as their users would write
+"""Other libraries' augmentation of views that are already on the device, as their users would write
 it.
 
-Each takes the views (V, N, S, S, 3) uint8 on the device and returns a function of nothing that
-makes them augmented float16 views (or float32 where the library has no other). They draw their own
-random numbers, by MoCo v2's probabilities; cropping, resizing and flipping have been done. What a
-library needs is imported when it is called.
+Each function takes the views (V, N, S, S, 3) uint8 on the device. It returns a call that makes
+augmented float16 views, or float32 where the library has no float16. The libraries draw their own
+random numbers by MoCo v2's probabilities; crop, resize and flip are done already. A library is
+imported when its function is called.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,7 @@ BLUR_WINDOW = 23
 
 
 def torchvision_v2(views: torch.Tensor) -> Call:
-    """torchvision's v2 transforms, an image at a time, since a batch would share its random
-    numbers."""
+    """torchvision's v2 transforms, image by image: a batch would share its random numbers."""
     transform = v2.Compose(
         [
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8),
@@ -37,8 +36,7 @@ def torchvision_v2(views: torch.Tensor) -> Call:
 
 
 def kornia(views: torch.Tensor) -> Call:
-    """kornia's batched augmentation in float32, the precision that its colour operators are written
-    for."""
+    """kornia's batched augmentation in float32, its colour operators' precision."""
     import kornia.augmentation as K
 
     augment = K.AugmentationSequential(
