@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import tyro
 
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.formats import FORMATS
@@ -27,6 +29,14 @@ ARCHITECTURES = (80, 90, 100)
 KERNELS = ("gray_sums", "colour", "blur")
 # Multiples of 16 bytes for dense views of a size that is a multiple of 16.
 ALIGNED_STRIDES = ("stride_v", "stride_n", "stride_y")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compile the device kernels and print their resources."""
+
+    architectures: tuple[int, ...] = ARCHITECTURES
+    """Compute capabilities, 10 · major + minor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +161,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     return registers, stack + local
 
 
-def table() -> str:
+def table(architectures: Sequence[int] = ARCHITECTURES) -> str:
     """Every kernel on every architecture: float16 and float32 output, masked, 224 pixels."""
     lines = [
         "| kernel | output | sm | registers | spilled bytes | shared bytes | warps | programs/SM "
@@ -160,7 +170,7 @@ def table() -> str:
     ]
     for kernel in KERNELS:
         for dtype in (torch.float16, torch.float32):
-            for architecture in ARCHITECTURES:
+            for architecture in architectures:
                 variant = Variant(kernel=kernel, architecture=architecture, dtype=dtype)
                 if kernel == "gray_sums" and dtype != torch.float16:
                     continue  # writes no output
@@ -188,11 +198,11 @@ def _line(variant: Variant, compiled: Compiled) -> str:
     return "| " + " | ".join(map(str, [*cells, count("ld.global."), count("st.global.")])) + " |"
 
 
-def main() -> int:
+def main(options: Options) -> int:
     """Print the table; returns 1 where a kernel spills, else 0."""
     import triton
 
-    report = table()
+    report = table(options.architectures)
     print(
         f"Triton {triton.__version__}, torch {torch.__version__}, views of 224 pixels\n\n{report}"
     )
@@ -205,4 +215,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(tyro.cli(Options)))
