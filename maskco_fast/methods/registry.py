@@ -5,7 +5,7 @@ A new method adds its module, an entry of `METHODS` and a field of `MethodFields
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -35,6 +35,12 @@ METHODS: Mapping[str, MethodEntry] = {
 }
 """By the name that `--method` takes."""
 
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+    """A name in `METHODS`; `--help` lists them."""
+
 
 def find_method(name: str) -> MethodEntry:
     """Return the entry of method `name`; InvalidInput where `METHODS` has none."""
@@ -50,9 +56,8 @@ class MethodFields:
     There is one config per entry of `METHODS`, by the same name; only the chosen method's is used.
     """
 
-    method: str = "maskco"
-    """Pre-training method: maskco, moco_v2, simclr or npid. It also selects the recipe's
-    defaults."""
+    method: MethodName = "maskco"
+    """Pre-training method. It also selects the recipe's defaults."""
     maskco: MaskCoConfig = field(default_factory=MaskCoConfig)
     moco_v2: MoCoV2Config = field(default_factory=MoCoV2Config)
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)

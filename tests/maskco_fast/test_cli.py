@@ -14,7 +14,9 @@ from maskco_fast.cli import COMMANDS, main
 from maskco_fast.errors import report_user_errors
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
+from maskco_fast.methods.registry import METHODS
 from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.recipes import RECIPES
 from tests.support.images import encode, picture, write_tar
 
 
@@ -54,8 +56,8 @@ def test_unknown_words_are_refused_with_the_choices(capsys):
     told = capsys.readouterr().err
     assert "unknown command 'trian'. Choose one of train, index," in told
     for option, choices in (
-        ("recipe", "paper, cpu_small, demo"),
-        ("method", "maskco, moco_v2, simclr, npid"),
+        ("recipe", ", ".join(RECIPES)),
+        ("method", ", ".join(METHODS)),
     ):
         for arguments in ([f"--{option}", "huge"], [f"--{option}=huge"]):
             with pytest.raises(SystemExit) as end:

@@ -10,7 +10,7 @@ import torch
 import maskco_fast
 from maskco_fast.methods.maskco import MaskCoConfig
 from maskco_fast.methods.moco_v2 import MoCoV2Config
-from maskco_fast.methods.registry import METHODS, MethodFields, make_method
+from maskco_fast.methods.registry import METHODS, MethodFields, MethodName, make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.recipes import RECIPES
@@ -20,7 +20,7 @@ SMALL = ModelConfig(trunk="resnet18", view_size=32)
 
 def test_every_method_has_a_config_field():
     configs = {field.name: field.type for field in dataclasses.fields(MethodFields)}
-    assert configs.pop("method") is str
+    assert configs.pop("method") == MethodName
     assert configs == {name: entry.config for name, entry in METHODS.items()}
 
 

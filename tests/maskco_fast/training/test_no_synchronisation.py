@@ -23,6 +23,7 @@ from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.optimizer import LARS, OptimizerConfig, make_optimizer
+from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import Trainer
 from tests.support.tiny_run import NoiseLoader, tiny_config
@@ -65,7 +66,7 @@ def small_config(method: str) -> TrainConfig:
         model=ModelConfig(trunk="resnet18", view_size=SIDE, group_size=4, features=16),
         moco_v2=MoCoV2Config(queue=20),
         npid=NPIDConfig(negatives=5),
-        optimizer=OptimizerConfig(name="lars" if method == "simclr" else "sgd"),
+        optimizer=OptimizerConfig(name=RECIPES["paper"](method).optimizer.name),
     )
 
 
