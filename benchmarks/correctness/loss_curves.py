@@ -19,7 +19,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from maskco_fast.bench.harness import machine
-from maskco_fast.loaders import Dataset, make_loader, open_dataset
+from maskco_fast.loaders import LOADERS, Dataset, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.registry import make_method
@@ -33,7 +33,7 @@ CHANGE = 1e-3
 NOISE = tuple(f"changed-{draw}" for draw in (1, 2, 3))
 """Runs of the reference loader from slightly changed weights: the scale for the loaders'
 differences."""
-RUNS = ("reference", *NOISE, "native", "dali", "ffcv")
+RUNS = ("reference", *NOISE, *(name for name in LOADERS if name != "reference"))
 """Names of the run folders."""
 
 

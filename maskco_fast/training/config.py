@@ -7,16 +7,22 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import RemoteConfig
+from maskco_fast.loaders import LOADERS, RemoteConfig
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
 from maskco_fast.training.optimizer import OptimizerConfig
 
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 """Metadata of the fields that a resumed run may change; the others must equal the checkpoint's."""
+
+if TYPE_CHECKING:
+    LoaderName = str
+else:
+    LoaderName = Literal[("auto", *LOADERS)]
+    """"auto" or a name in `LOADERS`; `--help` lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +44,9 @@ class TrainConfig(MethodFields):
     accumulate: int = field(default=1, metadata=MAY_CHANGE)
     """Micro-batches per process and step: the same gradients in less memory. BatchNorm's running
     statistics move once per micro-batch."""
-    loader: str = field(default="auto", metadata=MAY_CHANGE)
-    """Loader backend: native, dali, ffcv (these two where installed), reference, or auto. auto
-    measures the installed ones on the run's shards for a few seconds and stores its choice in
-    loader.json."""
+    loader: LoaderName = field(default="auto", metadata=MAY_CHANGE)
+    """Loader backend; dali and ffcv are optional packages. auto measures the installed ones on the
+    run's shards for a few seconds and stores its choice in loader.json."""
     loader_threads: int | None = field(default=None, metadata=MAY_CHANGE)
     """Threads of the loader; None leaves the choice to the loader."""
     decode: Literal["exact", "fast"] = "exact"

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.correctness import loss_curves, parity
 from maskco_fast.bench.parity import Difference
+from maskco_fast.loaders import LOADERS
 from tests.support.images import skip_without_packages
 
 MakeShards = Callable[..., list[str]]
@@ -15,8 +16,8 @@ MakeShards = Callable[..., list[str]]
 
 @pytest.fixture(autouse=True)
 def _needs_every_loader() -> None:
-    skip_without_packages("dali")
-    skip_without_packages("ffcv")
+    for name in LOADERS:
+        skip_without_packages(name)
 
 
 def test_every_loader_is_within_its_limits_at_every_seam(
@@ -26,9 +27,7 @@ def test_every_loader_is_within_its_limits_at_every_seam(
     assert parity.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[3:]] == [
-        "| native",
-        "| dali",
-        "| ffcv",
+        *(f"| {name}" for name in LOADERS if name != "reference"),
         f"| {parity.DEVICE_GRAPH}",
     ]
 
@@ -54,7 +53,7 @@ def test_losses_are_the_references_within_the_noise(
     curves = json.loads((out / "loss-curves.json").read_text())
     truth = curves["reference"]
     assert len(set(truth)) == 2
-    for name in ("native", "dali", "ffcv"):
+    for name in LOADERS:
         assert curves[name] == pytest.approx(truth, abs=0.2), name
         assert curves[name][0] == pytest.approx(truth[0], abs=0.05), name
     assert curves["native"] == curves["ffcv"]

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import TooManyBadSamples, View, ViewConfig, make_loader
+from maskco_fast.loaders import LOADERS, TooManyBadSamples, View, ViewConfig, make_loader
 from tests.support.batches import key_boxes, masked_box
 from tests.support.images import encode, picture, write_tar
 
@@ -31,9 +31,7 @@ VIEWS = ViewConfig.maskco(48)
 def own_threads():
     """Names of the running threads that loaders started."""
     return [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name.startswith(("native", "dali", "ffcv"))
+        thread.name for thread in threading.enumerate() if thread.name.startswith(tuple(LOADERS))
     ]
 
 

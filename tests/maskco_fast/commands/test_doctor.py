@@ -1,6 +1,7 @@
 """The doctor: outcomes of probes, usable loaders and devices, no side effects on the caller."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -54,7 +55,9 @@ def test_this_environment_can_train(report):
 
 
 def test_every_loader_is_reported():
-    assert set(LOADERS) <= set(doctor.LOADER_NEEDS)
+    assert set(doctor.LOADER_NEEDS) == set(LOADERS)
+    needs = set(itertools.chain.from_iterable(doctor.LOADER_NEEDS.values()))
+    assert needs <= set(PROBES)
 
 
 def test_text_and_json_say_the_same(report):
