@@ -21,7 +21,7 @@ MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
 if TYPE_CHECKING:
     LoaderName = str
 else:
-    LoaderName = Literal[("auto", *LOADERS)]
+    LoaderName = Literal[tuple(["auto", *LOADERS])]
     """"auto" or a name in `LOADERS`; `--help` lists them."""
 
 
