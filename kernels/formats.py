@@ -1,7 +1,7 @@
 """Output formats: the table of dtypes that views can be rendered to.
 
-A new dtype needs a row here, a branch in `augment/numba.py` (`_encode`) and, for GPUs, one in
-`augment/triton_pixels.py` (`_element`).
+Elements have at most 4 bytes. A new dtype needs a row here, a branch in `augment/numba.py`
+(`_encode`) and, for GPUs, one in `augment/triton_kernels.py` (`_finish`).
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,13 @@ class OutputFormat:
 
     @property
     def name(self) -> str:
-        """The name on command lines: "float32", "float16", "bfloat16" or "uint8"."""
+        """The name on command lines, such as "float32"."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def normalised(self) -> bool:
+        """Whether views are normalised and masked. Integers hold levels in 0..255 instead."""
+        return self.dtype.is_floating_point
 
 
 FORMATS: dict[torch.dtype, OutputFormat] = {
@@ -44,7 +49,7 @@ FORMATS: dict[torch.dtype, OutputFormat] = {
         OutputFormat(UINT8, torch.uint8, np.uint8, "u8", 0.0),
     )
 }
-"""Formats by torch dtype. uint8 views hold levels in 0..255, neither normalised nor masked."""
+"""Formats by torch dtype."""
 
 FORMAT_NAMES: dict[str, OutputFormat] = {form.name: form for form in FORMATS.values()}
 """Formats by name."""

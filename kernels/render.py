@@ -224,7 +224,7 @@ class Renderer:
         self.config = config
         self._form = FORMAT_NAMES[dtype].code
         self._views = len(config.views)
-        self._mask = config.mask and dtype != "uint8"
+        self._mask = config.mask and FORMAT_NAMES[dtype].normalised
         std64 = np.asarray(std, np.float64)
         if std64.min() <= 0:
             raise InvalidInput(f"`std` must be positive, got {tuple(std)}.")

@@ -93,7 +93,7 @@ MUTANTS = (
     Mutant(
         "order: shards are never shuffled",
         ORDER,
-        'np.argsort(_keys(len(sizes), seed, epoch, 0), kind="stable")',
+        'np.argsort(_keys(len(sizes), seed, epoch, _SHARDS), kind="stable")',
         "np.arange(len(sizes))",
         TEST_ORDER,
     ),

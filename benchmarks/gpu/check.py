@@ -35,7 +35,7 @@ from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FL
 from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig, plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
-HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.dtype != torch.uint8}
+HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.normalised}
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
 """One level of 255 after normalisation, at most."""
 MAX_SHARE = 1e-3

@@ -68,7 +68,8 @@ def augment(
     levels_NCSS = blur(levels_NCSS, rows_N[:, BLUR_SIGMA], max_blur_sigma)
     inverted = _flag(rows_N, SOLARIZE) & (levels_NCSS >= SOLARIZE_THRESHOLD)
     levels_NCSS = torch.where(inverted, 255 - levels_NCSS, levels_NCSS)
-    finished = levels_NCSS if dtype == torch.uint8 else _normalize(levels_NCSS, masked_box)
+    normalised = FORMATS[dtype].normalised
+    finished = _normalize(levels_NCSS, masked_box) if normalised else levels_NCSS
     if out is None:
         out = empty_output(views, dtype)
     return out.copy_(finished.view(out.shape))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ...kernels.errors import MaskCoError
+from ...kernels.formats import FORMATS
 from ...kernels.plan import CROP, FLIP, VIEW_FLOATS
 from ..config import LoaderConfig
 from ..request import Request
@@ -135,7 +136,7 @@ class HostGraph(Graph):
         tail = rows[:, self.views_count * VIEW_FLOATS :]  # the boxes
         fed: list[Any] = [samples.encoded, samples.starts, samples.regions[:, 2:].astype(np.int32)]
         for v in range(self.views_count):
-            masked = self.config.views.mask and v == 0 and self.config.dtype != torch.uint8
+            masked = self.config.views.mask and v == 0 and FORMATS[self.config.dtype].normalised
             origins = np.concatenate(
                 [samples.regions[:, :2], np.full((len(rows), 1), masked, np.int64)], 1
             )
@@ -144,7 +145,7 @@ class HostGraph(Graph):
         return tuple(fed)
 
     def define(self, inputs: list[Any]) -> list[Any]:
-        form = SEAM if self.config.seam else str(self.config.dtype).removeprefix("torch.")
+        form = SEAM if self.config.seam else FORMATS[self.config.dtype].name
         render = render_operator(self.config.views.size, form)
         images = _decode(*inputs[:3])
         # Inputs: encoded image, start, shape; then origins and plan columns of each view.

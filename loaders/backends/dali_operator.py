@@ -62,11 +62,10 @@ def render_operator(size: int, form: str) -> Any:
     from nvidia.dali import types
     from nvidia.dali.plugin.numba import NumbaFunction
 
-    dali_types = {"float32": types.FLOAT, "uint16": types.UINT16, "uint8": types.UINT8}
     return NumbaFunction(
         _run_function(size, form),
         setup_fn=_setup_function(size),
-        out_types=[dali_types[_storage(form).name], types.INT32],
+        out_types=[types.to_dali_type(_storage(form).name), types.INT32],
         outs_ndim=[3, 1],
         in_types=[types.UINT8, types.INT64, types.FLOAT],
         ins_ndim=[3, 1, 1],

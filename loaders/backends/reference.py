@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...kernels.augment.reference import augment_reference, finish_reference
+from ...kernels.formats import FORMATS
 from ...kernels.resize import resize_reference
 from ..loader import Loader
 from ..request import Rendered, Request
@@ -43,7 +44,7 @@ class ReferenceLoader(Loader):
         if config.seam:
             return torch.from_numpy(levels)
         levels = augment_reference(levels, view)
-        if config.dtype == torch.uint8:
+        if not FORMATS[config.dtype].normalised:
             return torch.from_numpy(levels)
         masked_box = plan["masked_box"] if config.views.mask and v == 0 else None
         return torch.as_tensor(finish_reference(levels, masked_box)).to(config.dtype)

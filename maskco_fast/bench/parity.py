@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from maskco_fast.kernels.errors import MaskCoError
+from maskco_fast.kernels.formats import FORMATS
 from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig
 from maskco_fast.loaders import Batch
 
@@ -69,8 +70,8 @@ def level_differences(batch: Batch, truth: Batch) -> torch.Tensor:
     for name in ("index", "sample_id", "target", "masked_box", "key_boxes"):
         if not torch.equal(getattr(batch, name), getattr(truth, name)):
             raise ParityError(f"parity is red: {name} differs from the reference loader's")
-    is_levels = batch.views[0].dtype == torch.uint8
-    scale = (torch.ones(3) if is_levels else 255 * torch.tensor(IMAGENET_STD)).view(3, 1, 1)
+    normalised = FORMATS[batch.views[0].dtype].normalised
+    scale = (255 * torch.tensor(IMAGENET_STD) if normalised else torch.ones(3)).view(3, 1, 1)
     differences = [
         (view.float() - true.float()).abs() * scale for view, true in zip(batch.views, truth.views)
     ]

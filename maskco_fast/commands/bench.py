@@ -7,7 +7,7 @@ views pass the parity gate; a peer's row says how its recipe differs.
 import dataclasses
 import pathlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -19,8 +19,15 @@ from maskco_fast.bench.stages import print_stages
 from maskco_fast.bench.timing import time_rows
 from maskco_fast.errors import FAILURE, SUCCESS, say
 from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.pictures.bars import bench_picture
+
+if TYPE_CHECKING:
+    DtypeName = str
+else:
+    DtypeName = Literal[tuple(FORMAT_NAMES)]
+    """A name in `FORMAT_NAMES`; `--help` lists them."""
 
 DEFAULT_ROWS = "native,torchvision_pil,torchvision_v2,decode_only,cached_batch"
 
@@ -46,7 +53,7 @@ class BenchConfig:
     """Side of the views, pixels."""
     workers: int | None = None
     """Threads of our loaders and worker processes of the others; None for one each usable CPU."""
-    dtype: Literal["float32", "float16", "bfloat16", "uint8"] = "float32"
+    dtype: DtypeName = "float32"
     """Of our views."""
     decode: Literal["exact", "fast"] = "exact"
     """Of our rows native and ffcv. Fast decoding has no parity gate; the table shows its

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import LOADERS, TooManyBadSamples, View, ViewConfig, make_loader
 from tests.support.batches import key_boxes, masked_box
@@ -91,16 +92,18 @@ def test_the_seam_is_within_a_level(backend, make_shards):
         assert difference.float().mean() <= 0.2
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
-def test_dtypes_hold_the_same_values(backend, make_shards, dtype, tolerance):
+@pytest.mark.parametrize(
+    "form", [form for form in FORMAT_NAMES.values() if form.half_unit], ids=lambda form: form.name
+)
+def test_dtypes_hold_the_same_values(backend, make_shards, form):
     shards = make_shards(1, 8)
     with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
         (full,) = loader
-    with make_loader(shards, 8, views=VIEWS, backend=backend, dtype=dtype) as loader:
+    with make_loader(shards, 8, views=VIEWS, backend=backend, dtype=form.dtype) as loader:
         (half,) = loader
     for one, other in zip(full.views, half.views, strict=True):
-        assert other.dtype == dtype
-        assert (one - other.float()).abs().max() <= tolerance
+        assert other.dtype == form.dtype
+        assert (one - other.float()).abs().max() <= 4 * form.half_unit
 
 
 def test_the_masked_box_is_zero_and_nothing_else(backend, make_shards):

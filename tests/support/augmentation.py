@@ -4,7 +4,6 @@ levels."""
 import itertools
 
 import numpy as np
-import torch
 
 from maskco_fast.kernels.augment.reference import augment_reference
 from maskco_fast.kernels.formats import FORMATS
@@ -13,7 +12,7 @@ from maskco_fast.kernels.views import plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
 ORDERS = list(itertools.permutations(range(4)))
-HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.dtype != torch.uint8}
+HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.normalised}
 """Largest relative rounding error by dtype: half a unit in the last place."""
 
 

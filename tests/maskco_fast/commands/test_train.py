@@ -53,7 +53,7 @@ def test_the_command_names_what_is_wrong_in_one_line(tmp_path, make_shards, caps
     assert "nothing-*.tar" in error_of(small_run([str(tmp_path / "nothing-*.tar")], tmp_path / "a"))
     good = make_shards(shards=1, samples=3, side=64)
     assert "Lower --batch-size" in error_of(small_run(good, tmp_path / "b"))
-    assert "no loader 'warp'" in error_of(small_run(good, tmp_path / "c", loader="warp"))
+    assert "got 'warp'" in error_of(small_run(good, tmp_path / "c", loader="warp"))
     garbage = tmp_path / "garbage.tar"
     garbage.write_bytes(b"\0" * 512 + b"no tar" * 100)
     assert "garbage.tar" in error_of(small_run([str(garbage)], tmp_path / "d"))
