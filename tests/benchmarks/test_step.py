@@ -7,7 +7,7 @@ from benchmarks.speed import step
 
 
 def test_both_sides_compute_one_loss_and_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    step.main(step.Options(trunk="resnet18", size=64, batch_size=4, rounds=1, precision="fp32"))
+    step.main(step.Options(trunk="resnet18", size=32, batch_size=4, rounds=1, precision="fp32"))
     shown, told = capsys.readouterr()
     assert "loss of ours in fp32" in told
     assert all(stage in shown for stage in step.STAGES)
