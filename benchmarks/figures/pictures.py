@@ -53,7 +53,7 @@ def draw_stages(figures: dict[str, Any], out: pathlib.Path) -> None:
     """An image's milliseconds on one thread, as one stacked bar."""
     took = {name: figures["stages"][name] for name in STAGE_COLOURS}
     total = sum(took.values())
-    figure = new_figure(9, 2.2)
+    figure = new_figure(9, 2.6)
     axes = figure.subplots()
     left = 0.0
     for name, colour in STAGE_COLOURS.items():
@@ -65,7 +65,7 @@ def draw_stages(figures: dict[str, Any], out: pathlib.Path) -> None:
     axes.set_xlim(0, left)
     axes.set_xlabel(f"milliseconds an image, both views, one thread: {total:.2f} in all")
     axes.set_title(_title(figures), fontsize=9, loc="left")
-    axes.legend(ncols=4, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.45), frameon=False)
+    figure.legend(ncols=4, fontsize=8, loc="outside lower center", frameon=False)
     write_png(figure, out)
 
 
