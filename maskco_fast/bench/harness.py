@@ -150,7 +150,7 @@ def _serve(pipe: Connection, open_row: Callable[[], Any]) -> None:
     os.setpgid(0, 0)
     pipe.send("ready")
     row = None
-    while (question := pipe.recv()) is not None:
+    while (question := _next_question(pipe)) is not None:
         method, arguments = question
         try:
             row = open_row() if row is None else row
@@ -160,6 +160,14 @@ def _serve(pipe: Connection, open_row: Callable[[], Any]) -> None:
         pipe.send(answer)
     if row is not None and hasattr(row, "close"):
         row.close()
+
+
+def _next_question(pipe: Connection) -> tuple[str, tuple[Any, ...]] | None:
+    """A method and its arguments; None at the end, and where the parent has died."""
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        return None
 
 
 def _row_error(error: Exception) -> RowError:

@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -77,3 +80,32 @@ def test_an_ended_process_and_a_missing_package_are_told_apart() -> None:
         with pytest.raises(RowError, match="no such package") as lacking:
             row.ask("next", 1)
         assert lacking.value.missing
+
+
+def test_rows_end_with_a_killed_parent(tmp_path: pathlib.Path) -> None:
+    """A stopped row would otherwise outlive the bench, with its memory."""
+    parent = """
+import os, signal
+from maskco_fast.bench.harness import RowProcess
+from tests.maskco_fast.bench.test_harness import Counter
+if __name__ == "__main__":
+    row = RowProcess("counter", Counter)
+    row.ask("next", 1)
+    print(row.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = pathlib.Path(__file__).parents[3]
+    script = tmp_path / "parent.py"
+    script.write_text(parent)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=root, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    row = int(done.stdout)
+    for _ in range(200):
+        if not pathlib.Path(f"/proc/{row}").exists():
+            return
+        time.sleep(0.05)
+    os.kill(row, signal.SIGKILL)
+    pytest.fail("the row's process outlived its parent")
