@@ -1,4 +1,5 @@
 """What a network has learned: weights, probes, k-NN and the paper's measures.
 
+weights.py    `--weights`: run folders, checkpoints, exported files, torchvision's, random ones
 paper.py      the paper's numbers
 """

@@ -57,10 +57,11 @@ def pointwise(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     return product.unflatten(0, pixels_NHWC.shape[:3]).permute(0, 3, 1, 2)
 
 
-_TRUNKS: dict[str, tuple[type[FusedBasicBlock] | type[FusedBottleneck], list[int]]] = {
+TRUNKS: dict[str, tuple[type[FusedBasicBlock] | type[FusedBottleneck], list[int]]] = {
     "resnet18": (FusedBasicBlock, [2, 2, 2, 2]),
     "resnet50": (FusedBottleneck, [3, 4, 6, 3]),
 }
+"""Name of a trunk to its block and the number of blocks in each layer."""
 
 
 class Trunk(ResNet):
@@ -71,7 +72,7 @@ class Trunk(ResNet):
     """
 
     def __init__(self, name: str, norm_layer: Callable[..., nn.Module]) -> None:
-        block, layers = _TRUNKS[name]
+        block, layers = TRUNKS[name]
         super().__init__(block, layers, norm_layer=norm_layer)
         self.channels: int = self.fc.in_features
         del self.avgpool, self.fc
@@ -80,3 +81,16 @@ class Trunk(ResNet):
         """Return the conv5 map (N, C, H, W) of images (N, 3, 32·H, 32·W)."""
         x = self.maxpool(self.bn1(self.conv1(x), relu=True))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps of conv1 (after the ReLU, before the max-pool), conv2, ..., conv5.
+
+        conv1 is (N, 64, 16·H, 16·W), conv2 (N, C/8, 8·H, 8·W), conv5 (N, C, H, W), for images
+        (N, 3, 32·H, 32·W).
+        """
+        maps = [self.bn1(self.conv1(x), relu=True)]
+        x = self.maxpool(maps[0])
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return tuple(maps)

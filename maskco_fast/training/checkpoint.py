@@ -51,6 +51,11 @@ def checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
+def has_checksum(path: pathlib.Path) -> bool:
+    """Whether the checksum that `load` verifies lies beside the file."""
+    return _checksum_path(path).exists()
+
+
 def load(path: pathlib.Path) -> dict[str, Any]:
     """Read the state that `save` wrote, onto the CPU.
 
