@@ -51,6 +51,11 @@ COMMANDS = (
         "maskco_fast.commands.bench",
     ),
     Command(
+        "export",
+        "write a trunk for torchvision, timm, detectron2, openmmlab, lightly or safetensors",
+        "maskco_fast.commands.export",
+    ),
+    Command(
         "doctor",
         "report installed packages, usable loaders and devices, and what to install",
         "maskco_fast.commands.doctor",

@@ -56,7 +56,7 @@ def detectron2_key(name: str) -> str:
 
 
 def rename(trunk_state: Mapping[str, torch.Tensor], key_map: KeyMap) -> dict[str, torch.Tensor]:
-    """The trunk's tensors under new names, contiguous and on the CPU, in the order of the trunk.
+    """Copies of the trunk's tensors under new names, contiguous and on the CPU, in their order.
 
     Raises InvalidInput for a name that is not one of torchvision's ResNet trunk.
     """
@@ -67,5 +67,5 @@ def rename(trunk_state: Mapping[str, torch.Tensor], key_map: KeyMap) -> dict[str
                 f"the trunk's state must have the names of torchvision's ResNet without fc, "
                 f"got {name!r}. Read the weights with maskco_fast.evaluation.weights.read_weights."
             )
-        renamed[key_map(name)] = value.detach().cpu().contiguous()
+        renamed[key_map(name)] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     return renamed
