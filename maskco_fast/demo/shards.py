@@ -16,6 +16,9 @@ from maskco_fast.loaders.system.progress import Progress, no_progress
 
 QUALITY = 90
 """JPEG quality of the members."""
+VAL_SAMPLES = 1024
+VAL_SEED = 1
+"""Scenes and seed of the validation part."""
 
 
 def demo_folder() -> pathlib.Path:
@@ -61,6 +64,13 @@ def demo_shards(
         if not path.exists():
             _write_shard(path, range(start, stop), seed, size, progress, samples)
     return paths
+
+
+def demo_val_shards(
+    folder: str | os.PathLike[str] | None = None, *, progress: Progress = no_progress
+) -> list[pathlib.Path]:
+    """The demo set's validation part: 1024 other scenes, from another seed than `demo_shards`."""
+    return demo_shards(folder, samples=VAL_SAMPLES, shards=1, seed=VAL_SEED, progress=progress)
 
 
 def _write_shard(
