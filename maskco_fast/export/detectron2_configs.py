@@ -12,6 +12,7 @@ _HEADER = """\
 """
 
 _SHARED = """\
+VERSION: 2
 MODEL:
   META_ARCHITECTURE: "GeneralizedRCNN"
   WEIGHTS: "{weights}"
