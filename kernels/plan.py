@@ -14,6 +14,10 @@ from .compiler.jit import inline_jit, jit
 from .errors import InvalidInput
 from .views import (
     BOX_PARAMETERS,
+    INTERPOLATIONS,
+    LIGHTING_EIGENVALUES,
+    LIGHTING_EIGENVECTORS,
+    POSITIONS,
     VIEW_PARAMETERS,
     VIEW_ROW,
     ViewConfig,
@@ -32,6 +36,8 @@ BOX_TRIES = 64
 # Columns of one view in a plan row, relative to the view's first.
 VIEW_FLOATS = plan_columns(VIEW_ROW)
 CROP = column(VIEW_ROW, "crop")
+WINDOW = column(VIEW_ROW, "window")
+BICUBIC = column(VIEW_ROW, "bicubic")
 FLIP = column(VIEW_ROW, "flip")
 JITTER = column(VIEW_ROW, "jitter")
 ORDER = column(VIEW_ROW, "order")
@@ -39,6 +45,7 @@ FACTORS = column(VIEW_ROW, "factors")
 GRAY = column(VIEW_ROW, "gray")
 BLUR_SIGMA = column(VIEW_ROW, "blur_sigma")
 SOLARIZE = column(VIEW_ROW, "solarize")
+LIGHTING = column(VIEW_ROW, "lighting")
 
 # Columns of a plan row after the last view.
 MASKED_BOX = column(plan_dtype(0, 0), "masked_box")
@@ -55,6 +62,12 @@ _BLUR_PROBABILITY = column(VIEW_PARAMETERS, "blur_probability")
 _SIGMA = column(VIEW_PARAMETERS, "blur_sigma")
 _SOLARIZE_PROBABILITY = column(VIEW_PARAMETERS, "solarize_probability")
 _FLIP_PROBABILITY = column(VIEW_PARAMETERS, "flip_probability")
+_LIGHTING = column(VIEW_PARAMETERS, "lighting")
+_INTERPOLATION = column(VIEW_PARAMETERS, "interpolation")
+_SHORT_SIDE = column(VIEW_PARAMETERS, "short_side")
+_POSITION = column(VIEW_PARAMETERS, "position")
+_BICUBIC_CODE = INTERPOLATIONS.index("bicubic")
+_CENTRE_CODE = POSITIONS.index("centre")
 
 # Columns of `ViewConfig.box_parameters`.
 _SIZE = column(BOX_PARAMETERS, "size")
@@ -67,6 +80,10 @@ _MAX_MASK_SHARE = column(BOX_PARAMETERS, "max_mask_share")
 _CROP_STREAM = np.uint64(0)
 _BOX_STREAM = np.uint64(1)
 _COLOUR_STREAM = np.uint64(2)
+_PATCH_STREAM = np.uint64(1 << 32)
+
+# Offsets in RGB by component: the standard deviation along it times its direction.
+_LIGHTING_BASIS = np.array(LIGHTING_EIGENVECTORS) * np.array(LIGHTING_EIGENVALUES)
 
 # splitmix64: increment, multipliers and shifts; and the spacing of 53-bit fractions.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -110,6 +127,8 @@ def plan(
         config.view_parameters(),
         config.box_parameters(),
         config.boxes,
+        config.patch_grid,
+        config.patch_size,
         np.uint64(seed & mask64),
         np.uint64(epoch & mask64),
         sample_ids,
@@ -171,8 +190,52 @@ def _draw_crop(stream, height, width, area_low, area_high, ratio_low, ratio_high
 
 
 @inline_jit()
-def _put_crop(stream, height, width, parameters, view):
-    """Draw a view's crop into its columns. `parameters`: the view's row of `view_parameters`."""
+def _put_span(length, resized, first, size, bicubic, view, axis):
+    """Write one axis of a view of a resized image: its window, and the crop that the filter reads.
+
+    `length`: the image's side, resized to `resized` pixels; the view shows `size` of these from
+    `first` on. `axis`: 0 for y, 1 for x.
+    """
+    scale = length / resized
+    view[WINDOW + axis] = first * scale
+    view[WINDOW + 2 + axis] = size * scale
+    # Pillow's bounds of the first pixel's filter, and of the last one's.
+    support = max(scale, 1.0) * (2.0 if bicubic else 1.0)
+    begin = max(int((first + 0.5) * scale - support + 0.5), 0)
+    end = min(int((first + size - 0.5) * scale + support + 0.5), length)
+    view[CROP + axis] = begin
+    view[CROP + 2 + axis] = end - begin
+
+
+@inline_jit()
+def _put_square(stream, height, width, parameters, size, view):
+    """Place a view of `size` pixels in the image resized to `short_side`, as torchvision's Resize
+    and then its CenterCrop or RandomCrop do."""
+    short = int(parameters[_SHORT_SIDE])
+    tall, wide = short, short
+    if height > width:
+        tall = int(short * height / width)
+    else:
+        wide = int(short * width / height)
+    if parameters[_POSITION] == _CENTRE_CODE:
+        # Halves are rounded to even, as Python's `round` does.
+        top, left = round((tall - size) / 2.0), round((wide - size) / 2.0)
+    else:
+        top = _integer_below(stream, tall - size + 1)
+        left = _integer_below(stream, wide - size + 1)
+    bicubic = parameters[_INTERPOLATION] == _BICUBIC_CODE
+    _put_span(height, tall, top, size, bicubic, view, 0)
+    _put_span(width, wide, left, size, bicubic, view, 1)
+
+
+@inline_jit()
+def _put_crop(stream, height, width, parameters, size, view):
+    """Draw a view's crop and window into its columns. `parameters`: the view's row of
+    `view_parameters`; `size`: the view's side."""
+    view[BICUBIC] = parameters[_INTERPOLATION] == _BICUBIC_CODE
+    if parameters[_SHORT_SIDE] > 0:
+        _put_square(stream, height, width, parameters, int(size), view)
+        return
     y, x, h, w = _draw_crop(
         stream,
         height,
@@ -182,15 +245,33 @@ def _put_crop(stream, height, width, parameters, view):
         parameters[_RATIO],
         parameters[_RATIO + 1],
     )
-    view[CROP] = y
-    view[CROP + 1] = x
-    view[CROP + 2] = h
-    view[CROP + 3] = w
+    _put_box(view, CROP, y, x, h, w)
+    _put_box(view, WINDOW, y, x, h, w)
+
+
+@inline_jit()
+def _draw_lighting(stream, strength, view):
+    """Draw AlexNet's PCA lighting: three normal factors of deviation `strength`, as RGB offsets."""
+    # Box-Muller: two uniform numbers make two normal ones, so that the fourth is spare.
+    u1, u2 = _uniform(stream, 0.0, 1.0), _uniform(stream, 0.0, 2.0 * math.pi)
+    u3, u4 = _uniform(stream, 0.0, 1.0), _uniform(stream, 0.0, 2.0 * math.pi)
+    view[LIGHTING : LIGHTING + 3] = 0.0
+    if strength == 0.0:
+        return
+    radius = strength * math.sqrt(-2.0 * math.log(1.0 - u1))
+    first, second = radius * math.cos(u2), radius * math.sin(u2)
+    third = strength * math.sqrt(-2.0 * math.log(1.0 - u3)) * math.cos(u4)
+    for channel in range(3):
+        view[LIGHTING + channel] = (
+            first * _LIGHTING_BASIS[channel, 0]
+            + second * _LIGHTING_BASIS[channel, 1]
+            + third * _LIGHTING_BASIS[channel, 2]
+        )
 
 
 @inline_jit()
 def _draw_colour(stream, parameters, view):
-    """Draw a view's flip, jitter, gray, blur and solarisation into its columns.
+    """Draw a view's flip, jitter, gray, blur, solarisation and lighting into its columns.
 
     Every number is drawn whether it is used or not, so that probabilities and strengths do not
     shift the stream. A new augmentation draws last: the draws before it keep their values.
@@ -214,13 +295,14 @@ def _draw_colour(stream, parameters, view):
     sigma = _uniform(stream, parameters[_SIGMA], parameters[_SIGMA + 1])
     view[BLUR_SIGMA] = sigma if blurred else 0.0
     view[SOLARIZE] = _uniform(stream, 0.0, 1.0) < parameters[_SOLARIZE_PROBABILITY]
+    _draw_lighting(stream, parameters[_LIGHTING], view)
 
 
 @inline_jit()
 def _overlap_in_key(query, key, size):
-    """The crops' intersection (x1, y1, x2, y2) in pixels of the unflipped key view.
+    """The views' intersection (x1, y1, x2, y2) in pixels of the unflipped key view.
 
-    `query` and `key` are crops (y, x, h, w), pixels of the image. The intersection is empty where
+    `query` and `key` are windows (y, x, h, w), pixels of the image. The intersection is empty where
     x2 <= x1 or y2 <= y1.
     """
     scale_y, scale_x = size / key[2], size / key[3]
@@ -235,7 +317,7 @@ def _overlap_in_key(query, key, size):
 def project_box(x1, y1, x2, y2, key, key_flip, query, query_flip, size):
     """Project a box of the key view to the query view: (x1, y1, x2, y2), both after their flips.
 
-    `key` and `query` are crops (y, x, h, w), pixels of the image; `size` is the views' side.
+    `key` and `query` are windows (y, x, h, w), pixels of the image; `size` is the views' side.
     Source: docs/method.md, masked box.
     """
     if key_flip:
@@ -258,12 +340,12 @@ def box_iou(a1, b1, a2, b2, c1, d1, c2, d2):
 
 
 @inline_jit()
-def _put_box(row, at, x1, y1, x2, y2):
+def _put_box(row, at, first, second, third, fourth):
     """Write a box to four columns of a row."""
-    row[at] = x1
-    row[at + 1] = y1
-    row[at + 2] = x2
-    row[at + 3] = y2
+    row[at] = first
+    row[at + 1] = second
+    row[at + 2] = third
+    row[at + 3] = fourth
 
 
 @inline_jit()
@@ -271,7 +353,7 @@ def _draw_boxes(stream, boxes, parameters, query, key, query_flip, key_flip, tai
     """Draw the positive box, its masked box and the negatives into `tail`, the columns after the
     views.
 
-    `boxes`: their number, at least 1. `parameters`: `box_parameters`. `query` and `key`: crops
+    `boxes`: their number, at least 1. `parameters`: `box_parameters`. `query` and `key`: windows
     (y, x, h, w). Boxes are rounded to float32 before they are tested, so that the stored numbers
     satisfy the constraints.
     """
@@ -316,9 +398,28 @@ def _draw_boxes(stream, boxes, parameters, query, key, query_flip, key_flip, tai
         _put_box(tail, KEY_BOXES + 4 * box, nx1, ny1, nx2, ny2)
 
 
+@inline_jit()
+def _draw_patches(stream, grid, patch, size, corners):
+    """Draw a patch in every cell of view 0, row by row, as `corners` (2 · grid²,): y, x of each."""
+    cell = size // grid
+    for n in range(grid * grid):
+        corners[2 * n] = n // grid * cell + _integer_below(stream, cell - patch + 1)
+        corners[2 * n + 1] = n % grid * cell + _integer_below(stream, cell - patch + 1)
+
+
 @jit(allocates=True)
 def plan_rows(
-    view_parameters, box_parameters, boxes, seed, epoch, sample_ids, heights, widths, rows
+    view_parameters,
+    box_parameters,
+    boxes,
+    patch_grid,
+    patch_size,
+    seed,
+    epoch,
+    sample_ids,
+    heights,
+    widths,
+    rows,
 ):
     """Write the plan of every sample into `rows` (N, columns) float32, without the GIL.
 
@@ -331,7 +432,7 @@ def plan_rows(
     for n in range(len(sample_ids)):
         row, height, width = rows[n], heights[n], widths[n]
         query_view, key_view = row[:VIEW_FLOATS], row[VIEW_FLOATS:]
-        query, key = query_view[CROP : CROP + 4], key_view[CROP : CROP + 4]
+        query, key = query_view[WINDOW : WINDOW + 4], key_view[WINDOW : WINDOW + 4]
         tail = row[views * VIEW_FLOATS :]
         _put_box(tail, MASKED_BOX, 0.0, 0.0, 0.0, 0.0)
 
@@ -340,7 +441,7 @@ def plan_rows(
         for draw in range(1, PAIR_TRIES + 1):
             for v in range(min(views, 2)):
                 view = row[v * VIEW_FLOATS :]
-                _put_crop(stream, height, width, view_parameters[v], view)
+                _put_crop(stream, height, width, view_parameters[v], size, view)
             tail[DRAWS] = draw
             if min_overlap == 0.0:
                 break
@@ -349,11 +450,12 @@ def plan_rows(
                 break
         else:
             key[:] = query
+            key_view[CROP : CROP + 4] = query_view[CROP : CROP + 4]
             tail[DRAWS] = PAIR_TRIES + 1
         # Crops of further views, independent of the first two and of each other.
         for v in range(2, views):
             view = row[v * VIEW_FLOATS :]
-            _put_crop(stream, height, width, view_parameters[v], view)
+            _put_crop(stream, height, width, view_parameters[v], size, view)
 
         for v in range(views):
             _seed_stream(stream, seed, epoch, sample_ids[n], _COLOUR_STREAM + np.uint64(v))
@@ -363,3 +465,8 @@ def plan_rows(
             _seed_stream(stream, seed, epoch, sample_ids[n], _BOX_STREAM)
             query_flip, key_flip = query_view[FLIP] != 0, key_view[FLIP] != 0
             _draw_boxes(stream, boxes, box_parameters, query, key, query_flip, key_flip, tail)
+
+        if patch_grid > 0:
+            _seed_stream(stream, seed, epoch, sample_ids[n], _PATCH_STREAM)
+            corners = tail[KEY_BOXES + 4 * boxes :]
+            _draw_patches(stream, patch_grid, patch_size, int(size), corners)

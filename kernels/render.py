@@ -18,7 +18,7 @@ from .compiler.vector import load, store
 from .compiler.vector_shuffle import load_interleaved, store_interleaved
 from .errors import InvalidInput
 from .formats import FORMAT_NAMES
-from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS, plan_columns
+from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view
 from .views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
 
@@ -61,6 +61,8 @@ class Scratch(NamedTuple):
     """
     tail: np.ndarray
     """(12 · LANES,) uint8: the last pixels of a row, where they are fewer than one store writes."""
+    normalisation: np.ndarray
+    """(2, 3) float32: scale and offset of each channel, the view's lighting included."""
 
 
 @inline_jit(allocates=True)
@@ -92,6 +94,7 @@ def make_scratch(size, width):
         _aligned((MAX_RADIUS + 1) * 32, np.uint16),
         _aligned(2 * (MAX_RADIUS + 1), np.int64),
         _aligned(3 * LANES * 4, np.uint8),
+        np.zeros((2, 3), np.float32),
     )
 
 
@@ -100,9 +103,14 @@ def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
     """Resize view `v` of a plan row into `scratch.levels`; arguments as for `render_views`."""
     view = row[v * VIEW_FLOATS :]
     y, x = int(view[CROP]) - origin_y, int(view[CROP + 1]) - origin_x
-    resize_view(
-        image, y, x, int(view[CROP + 2]), int(view[CROP + 3]), view[FLIP] != 0, size, scratch
+    axes = (
+        np.float64(view[WINDOW]) - view[CROP],
+        np.float64(view[WINDOW + 2]),
+        np.float64(view[WINDOW + 1]) - view[CROP + 1],
+        np.float64(view[WINDOW + 3]),
     )
+    height, width = int(view[CROP + 2]), int(view[CROP + 3])
+    resize_view(image, y, x, height, width, axes, view[FLIP] != 0, size, scratch)
 
 
 @inline_jit()

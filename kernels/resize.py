@@ -1,7 +1,8 @@
-"""Crop, antialiased bilinear resize and flip of one view, in uint8.
+"""Crop, antialiased resize and flip of one view, in uint8.
 
 The result is the seam: every loader renders to it, and augmentation starts from it. The definition
 is Pillow's: a triangle filter whose support grows with the downscaling, normalised over the crop.
+What the view shows, the window, is the crop or a part of it, and not always whole pixels.
 `resize_reference` is Pillow itself. The kernel resizes vertically first (contiguous memory), then
 horizontally, in 16-bit fixed point with 8 fractional bits, and rounds once. Pillow rounds to whole
 levels in between, so the two differ by at most one level (see `NARROW_TAPS`).
@@ -9,6 +10,8 @@ levels in between, so the two differ by at most one level (see `NARROW_TAPS`).
 Shapes: H, W the image's sides; S the view's side; P the pitch of a planar row, S rounded up to a
 multiple of 32; T = `NARROW_TAPS`. Scratch arrays are flat; `render.Scratch` describes them.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -46,32 +49,50 @@ _HALF_LEVEL = 128  # in units of 1/256 level
 
 
 def resize_reference(
-    image: np.ndarray, crop: tuple[int, int, int, int], size: int, flip: bool
+    image: np.ndarray,
+    crop: Sequence[float],
+    size: int,
+    flip: bool,
+    *,
+    window: Sequence[float] | None = None,
+    bicubic: bool = False,
 ) -> np.ndarray:
     """Crop, resize and flip by Pillow: `image` (H, W, 3) uint8 to a view (S, S, 3) uint8.
 
-    `crop`: (y, x, height, width), pixels of the image.
+    `crop`: (y, x, height, width), whole pixels of the image. `window`: likewise, not whole; None
+    for the crop.
     """
-    y, x, height, width = crop
+    y, x, height, width = (int(side) for side in crop)
+    top, left, tall, wide = (float(side) for side in (crop if window is None else window))
     patch = Image.fromarray(np.ascontiguousarray(image[y : y + height, x : x + width]))
-    view = np.asarray(patch.resize((size, size), Image.Resampling.BILINEAR))
+    # Pillow's box is what the view shows; its filter also reads around it, within the crop. The
+    # box is kept inside the crop, which its edges may leave by float32's rounding.
+    box = (
+        max(left - x, 0.0),
+        max(top - y, 0.0),
+        min(left - x + wide, width),
+        min(top - y + tall, height),
+    )
+    resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    view = np.asarray(patch.resize((size, size), resample, box))
     return view[:, ::-1].copy() if flip else view.copy()
 
 
 @inline_jit()
-def resize_view(image, y, x, height, width, flip, size, scratch):
+def resize_view(image, y, x, height, width, axes, flip, size, scratch):
     """Crop, resize and flip one view into `scratch.levels` (P · 3 · P,) uint8, planar by row.
 
     `image` (H, W, 3) uint8, C-contiguous. `y`, `x`, `height`, `width`: the crop, inside the image.
+    `axes` (first y, side y, first x, side x): the window, pixels of the crop, float64.
     """
+    top, tall, left, wide = axes
     levels, pitch, narrow = scratch.levels, scratch.pitch, scratch.narrow
     flat, stride = image.reshape(-1), 3 * image.shape[1]
     begin, values = y * stride + 3 * x, 3 * width
     # 1. Crops that fixed point cannot take: scaled down too far, or both narrow and too tall.
-    if max(height, width) > _MAX_SCALE * size or (values < TILE and height * TILE > len(narrow)):
-        _resize_wide(
-            image, y, x, height, width, flip, size, scratch.columns.view(np.float32), levels, pitch
-        )
+    if max(tall, wide) > _MAX_SCALE * size or (values < TILE and height * TILE > len(narrow)):
+        line = scratch.columns.view(np.float32)
+        _resize_wide(image, y, x, height, width, axes, flip, size, line, levels, pitch)
         return
     # 2. A crop narrower than a tile is copied to rows of a tile, so that loads stay inside memory.
     if values < TILE:
@@ -82,8 +103,8 @@ def resize_view(image, y, x, height, width, flip, size, scratch):
     spans, weights = scratch.spans, scratch.weights
     tile, columns, block = scratch.tile, scratch.columns, scratch.block
     # 3. Source pixels and weights of all output rows (axis 0) and columns (axis 1).
-    _fill_taps(height, size, False, spans, weights, 0, pitch)
-    _fill_taps(width, size, flip, spans, weights, 1, pitch)
+    _fill_taps(height, top, tall, size, False, spans, weights, 0, pitch)
+    _fill_taps(width, left, wide, size, flip, spans, weights, 1, pitch)
     # 4. Strip by strip: resize into columns of `STRIP` values, then transpose them to rows.
     for top in range(0, size, STRIP):
         _resize_strip(
@@ -108,20 +129,21 @@ def resize_view(image, y, x, height, width, flip, size, scratch):
 
 
 @inline_jit()
-def _fill_taps(length, size, flip, spans, weights, axis, pitch):
+def _fill_taps(length, first, side, size, flip, spans, weights, axis, pitch):
     """Compute the taps of all outputs along one axis by Pillow's rules (precompute_coeffs in its
     Resample.c).
 
-    `length`: the crop's side along `axis`. `spans` (2, 2, P) int32, flat: for each axis, the first
-    source pixel of output i and the number of pixels. `weights` (2, T, P) uint16, flat: their
-    weights in 1/65536. `flip` mirrors the outputs.
+    `length`: the crop's side along `axis`; `first` and `side`: the window's first pixel and side.
+    `spans` (2, 2, P) int32, flat: for each axis, the first source pixel of output i and the number
+    of pixels. `weights` (2, T, P) uint16, flat: their weights in 1/65536. `flip` mirrors the
+    outputs.
 
     The rounding error of a weight is carried to the next, so that weights add up to 65536 and
     constant images stay constant. A single weight of 65536 is capped at 65535, which costs less
     than 1/256 level.
     """
     # 16 outputs at a time, in float64.
-    scale = length / size
+    scale = side / size
     support = max(scale, 1.0)
     zero = broadcast(0.0, 16)
     for at in range(0, size, 16):
@@ -129,7 +151,7 @@ def _fill_taps(length, size, flip, spans, weights, axis, pitch):
         if flip:
             output = np.float64(size - 1) - output
         # Source pixels of each output: those under its triangle, inside the crop.
-        centre = (output + 0.5) * scale
+        centre = (output + 0.5) * scale + first
         begin = convert(convert(maximum(centre - support + 0.5, zero), np.int32), np.float64)
         end = convert(
             convert(minimum(centre + support + 0.5, broadcast(np.float64(length), 16)), np.int32),
@@ -250,16 +272,17 @@ def _scalar_triangle(pixel, centre, inverse_support):
 
 
 @inline_jit()
-def _resize_wide(image, y, x, height, width, flip, size, line, levels, pitch):
+def _resize_wide(image, y, x, height, width, axes, flip, size, line, levels, pitch):
     """`resize_view` in floating point, for the rare crops that fixed point cannot take; slow.
 
     `line` (at least 3 W,) float32: scratch, one output row resized vertically.
     """
-    scale_y, scale_x = height / size, width / size
+    top, tall, left, wide = axes
+    scale_y, scale_x = tall / size, wide / size
     support_y, support_x = max(scale_y, 1.0), max(scale_x, 1.0)
     for row in range(size):
         # Vertical: the weighted sum of the source rows.
-        centre = (row + 0.5) * scale_y
+        centre = (row + 0.5) * scale_y + top
         line[: 3 * width] = np.float32(0.0)
         row_weight = 0.0
         for k in range(
@@ -272,7 +295,7 @@ def _resize_wide(image, y, x, height, width, flip, size, line, levels, pitch):
                     line[3 * j + channel] += np.float32(image[y + k, x + j, channel]) * weight
         # Horizontal: the weighted sum of pixels, normalised over both axes at once.
         for i in range(size):
-            centre = (i + 0.5) * scale_x
+            centre = (i + 0.5) * scale_x + left
             total = red = green = blue = 0.0
             for k in range(
                 max(int(centre - support_x + 0.5), 0), min(int(centre + support_x + 0.5), width)

@@ -15,12 +15,26 @@ from .errors import InvalidInput
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Codes of the four colour-jitter operations in a plan's `order`; indices into its `factors`."""
+INTERPOLATIONS = BILINEAR, BICUBIC = "bilinear", "bicubic"
+"""Filters of the resize, antialiased as in Pillow and torchvision; the plan holds their index."""
+POSITIONS = RANDOM, CENTRE = "random", "centre"
+"""Where a view of `short_side` lies in the resized image; the plan kernel reads the index."""
 SOLARIZE_THRESHOLD = 128
 """Solarisation inverts levels from here up (BYOL; the default of torchvision and timm)."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each channel, for levels scaled to 0..1 (torchvision; docs/method.md)."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of each channel, for levels scaled to 0..1 (torchvision; docs/method.md)."""
+LIGHTING_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+"""Standard deviations of ImageNet's RGB values, scaled to 0..1, along their principal components.
+
+From fb.resnet.torch (datasets/imagenet.lua), which OpenSelfSup and most others copy."""
+LIGHTING_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+"""The principal components, one a column; rows are red, green and blue. Same source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +61,16 @@ class View:
     """Probability of solarisation, after the blur (BYOL)."""
     flip_probability: float = 0.5
     """Probability of a horizontal flip."""
+    lighting: float = 0.0
+    """Standard deviation of the three factors of AlexNet's PCA lighting: an RGB offset along the
+    principal components of ImageNet's colours, added last, before normalisation."""
+    interpolation: str = BILINEAR
+    """Filter of the resize, one of `INTERPOLATIONS`."""
+    short_side: int | None = None
+    """Resize the image's short side to so many pixels, then crop a `ViewConfig.size` square; `area`
+    and `ratio` are then unused. None for a random resized crop."""
+    position: str = RANDOM
+    """Position of the square, one of `POSITIONS`; only with `short_side`."""
 
     def __post_init__(self) -> None:
         for name in ("jitter", "gray", "blur", "solarize", "flip"):
@@ -67,15 +91,46 @@ class View:
                 "`View.blur_sigma` must satisfy 0 < low <= high <= 5 pixels, "
                 f"got {self.blur_sigma}."
             )
+        if self.lighting < 0:
+            raise InvalidInput(f"`View.lighting` must be at least 0, got {self.lighting}.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise InvalidInput(
+                f"`View.interpolation` must be {' or '.join(INTERPOLATIONS)}, "
+                f"got {self.interpolation!r}."
+            )
+        if self.position not in POSITIONS:
+            raise InvalidInput(
+                f"`View.position` must be {' or '.join(POSITIONS)}, got {self.position!r}."
+            )
+        if self.short_side is None and self.position != RANDOM:
+            raise InvalidInput(
+                f"`View.position` needs a `short_side`, got {self.position!r} without one: the "
+                "place of a random resized crop is always random."
+            )
+
+    def parameters(self) -> tuple[float | tuple[float, ...], ...]:
+        """The fields as numbers, in their order: names as indices, no `short_side` as 0."""
+        codes = {
+            "interpolation": INTERPOLATIONS.index(self.interpolation),
+            "short_side": self.short_side or 0,
+            "position": POSITIONS.index(self.position),
+        }
+        names = [field.name for field in dataclasses.fields(self)]
+        return tuple(codes.get(name, getattr(self, name)) for name in names)
 
 
 VIEW_PARAMETERS = np.dtype(
     [
-        (field.name, np.float64, np.shape(getattr(View(), field.name)))
-        for field in dataclasses.fields(View)
+        (field.name, np.float64, np.shape(value))
+        for field, value in zip(dataclasses.fields(View), View().parameters())
     ]
 )
 """One view's settings as the plan kernel reads them: the fields of `View`, in their order."""
+
+_PLAIN = View(
+    jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0, flip_probability=0.0
+)
+"""A crop and nothing else."""
 
 BOX_PARAMETERS = np.dtype(
     [
@@ -91,6 +146,8 @@ BOX_PARAMETERS = np.dtype(
 VIEW_ROW = np.dtype(
     [
         ("crop", np.float32, (4,)),
+        ("window", np.float32, (4,)),
+        ("bicubic", np.float32),
         ("flip", np.float32),
         ("jitter", np.float32),
         ("order", np.float32, (4,)),
@@ -98,6 +155,7 @@ VIEW_ROW = np.dtype(
         ("gray", np.float32),
         ("blur_sigma", np.float32),
         ("solarize", np.float32),
+        ("lighting", np.float32, (3,)),
     ]
 )
 """One view's part of a plan row; `plan_dtype` describes the fields."""
@@ -124,6 +182,11 @@ class ViewConfig:
     """Upper bound on the masked box's area as a fraction of the query view."""
     mask: bool = False
     """Zero the masked box in the query view, after normalisation."""
+    patch_grid: int = 0
+    """Patches on each axis of view 0, one at a random place in each cell of a grid; 0 for none, 3
+    for relative location (docs/method.md)."""
+    patch_size: int = 0
+    """Side of a patch, pixels of the view."""
 
     def __post_init__(self) -> None:
         if not self.views:
@@ -134,6 +197,22 @@ class ViewConfig:
             raise InvalidInput(
                 "`ViewConfig.boxes` and `ViewConfig.min_overlap` relate a query to a key and need "
                 f"at least two views, got {len(self.views)}. Add a view, or set both to 0."
+            )
+        short_sides = [view.short_side for view in self.views if view.short_side is not None]
+        if min(short_sides, default=self.size) < self.size:
+            raise InvalidInput(
+                f"`View.short_side` must be at least `ViewConfig.size` = {self.size} pixels, "
+                f"got {min(short_sides)}."
+            )
+        if self.patch_grid < 0 or (self.patch_grid == 0) != (self.patch_size == 0):
+            raise InvalidInput(
+                "`ViewConfig.patch_grid` and `ViewConfig.patch_size` must both be at least 1, or "
+                f"both 0, got {self.patch_grid} and {self.patch_size}."
+            )
+        if self.patch_grid and not 1 <= self.patch_size <= self.size // self.patch_grid:
+            raise InvalidInput(
+                "`ViewConfig.patch_size` must be in [1, size // patch_grid = "
+                f"{self.size // self.patch_grid}] pixels, got {self.patch_size}."
             )
         if self.mask and not self.boxes:
             raise InvalidInput(
@@ -186,8 +265,13 @@ class ViewConfig:
 
     @classmethod
     def byol(cls, size: int = 224) -> "ViewConfig":
-        """BYOL: view 0 is always blurred; view 1 is blurred with 0.1 and solarised with 0.2."""
-        view = View(area=(0.08, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur_probability=1.0)
+        """BYOL: view 0 is always blurred; view 1 is blurred with 0.1 and solarised
+        with 0.2."""
+        view = View(
+            area=(0.08, 1.0),
+            jitter=(0.4, 0.4, 0.2, 0.1),
+            blur_probability=1.0,
+        )
         second = dataclasses.replace(view, blur_probability=0.1, solarize_probability=0.2)
         return cls(views=(view, second), size=size)
 
@@ -197,9 +281,47 @@ class ViewConfig:
         view = View(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, blur_probability=0.0)
         return cls(views=(view,), size=size)
 
+    @classmethod
+    def rotation(cls, size: int = 224) -> "ViewConfig":
+        """Rotation: a random resized crop and a flip; the method turns it on the device."""
+        return cls(
+            views=(dataclasses.replace(_PLAIN, area=(0.08, 1.0), flip_probability=0.5),), size=size
+        )
+
+    @classmethod
+    def relative_loc(cls, size: int = 255) -> "ViewConfig":
+        """Relative location: a random crop of the image at short side 292, often gray, and nine
+        patches of it. Pixel lengths scale with `size`/255. No flip, which would swap the labels of
+        left and right."""
+        view = dataclasses.replace(
+            _PLAIN, short_side=round(size * 292 / 255), gray_probability=0.66
+        )
+        return cls(views=(view,), size=size, patch_grid=3, patch_size=round(size * 64 / 255))
+
+    @classmethod
+    def supervised(cls, size: int = 224) -> "ViewConfig":
+        """Training of classifiers and linear probes: crop, flip, jitter and PCA lighting."""
+        view = View(
+            area=(0.08, 1.0),
+            jitter=(0.4, 0.4, 0.4, 0.0),
+            jitter_probability=1.0,
+            gray_probability=0.0,
+            blur_probability=0.0,
+            lighting=0.1,
+        )
+        return cls(views=(view,), size=size)
+
+    @classmethod
+    def evaluation(cls, size: int = 224, short_side: int | None = None) -> "ViewConfig":
+        """Testing: the centre of the image at `short_side`, by default 256 · `size`/224 pixels."""
+        side = round(size * 256 / 224) if short_side is None else short_side
+        return cls(
+            views=(dataclasses.replace(_PLAIN, short_side=side, position=CENTRE),), size=size
+        )
+
     def view_parameters(self) -> np.ndarray:
         """(V, columns) float64: each view's settings, laid out as `VIEW_PARAMETERS`."""
-        views = [dataclasses.astuple(view) for view in self.views]
+        views = [view.parameters() for view in self.views]
         return np.array(views, VIEW_PARAMETERS).view(np.float64).reshape(len(views), -1)
 
     def box_parameters(self) -> np.ndarray:
@@ -215,25 +337,30 @@ class ViewConfig:
     @functools.cached_property
     def plan_dtype(self) -> np.dtype:
         """The structured dtype of this configuration's plan rows; see `plan_dtype`."""
-        return plan_dtype(len(self.views), self.boxes)
+        return plan_dtype(len(self.views), self.boxes, self.patch_grid**2)
 
 
 @functools.cache
-def plan_dtype(views: int, boxes: int) -> np.dtype:
+def plan_dtype(views: int, boxes: int, patches: int = 0) -> np.dtype:
     """The structured dtype of a plan row: `rows.view(dtype)[:, 0]` names the columns of flat rows.
 
     Every field is float32. Each of `views` has:
-      `crop`: (y, x, height, width), whole pixels of the image.
+      `crop`: (y, x, height, width), whole pixels of the image: all that the resize reads.
+      `window`: (y, x, height, width), pixels of the image: what the view shows, not always whole.
+        Equal to `crop`, except with `short_side`, where the filter also reads around the window.
+      `bicubic`: 0 or 1, the resize's filter.
       `flip`, `jitter`, `gray`, `solarize`: 0 or 1.
       `order`: the four jitter operations' codes, in the order of application.
       `factors`: by code; brightness, contrast and saturation as factors (1 is the identity), hue
         in turns (0 is the identity).
       `blur_sigma`: standard deviation in pixels of the view; 0 for no blur.
+      `lighting`: what is added to red, green and blue, of levels scaled to 0..1.
     The sample has:
       `masked_box`: (x1, y1, x2, y2) in pixels of the query view, after its flip.
       `draws`: pairs of crops drawn; 65 where all 64 failed and the key took the query's crop.
-      `key_boxes`: (boxes, 4), likewise in pixels of the key view, the positive first. The last
-        field, since the number of boxes varies.
+      `key_boxes`: (boxes, 4), likewise in pixels of the key view, the positive first.
+      `patch_corners`: (patches, 2): y, x of each patch, whole pixels of view 0, row by row.
+    The last two come last, since their numbers vary.
     """
     return np.dtype(
         [
@@ -241,6 +368,7 @@ def plan_dtype(views: int, boxes: int) -> np.dtype:
             ("masked_box", np.float32, (4,)),
             ("draws", np.float32),
             ("key_boxes", np.float32, (boxes, 4)),
+            ("patch_corners", np.float32, (patches, 2)),
         ]
     )
 

@@ -31,6 +31,9 @@ class Batch:
     """(N, 4) float32: x1, y1, x2, y2 of the masked box, pixels of the query view."""
     key_boxes: torch.Tensor | None = None
     """(N, B, 4) float32: x1, y1, x2, y2 of B boxes, pixels of the key view, the positive first."""
+    patch_corners: torch.Tensor | None = None
+    """(N, P, 2) int64: y, x of the corner of each of P patches, pixels of the first view, row by
+    row; the side of a patch is `ViewConfig.patch_size`."""
 
     def __len__(self) -> int:
         return len(self.sample_id)

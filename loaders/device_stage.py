@@ -203,10 +203,14 @@ class DeviceStage:
         # Plan rows hold the columns of V views, here (V, N, VIEW_FLOATS), and then the boxes.
         parameters = slot.plan[:, :columns].unflatten(1, (count, VIEW_FLOATS)).movedim(1, 0)
         tail = slot.plan[:, columns:]
-        masked_box = key_boxes = None
+        masked_box = key_boxes = patch_corners = None
         if views.boxes:
             masked_box = tail[:, MASKED_BOX : MASKED_BOX + 4].clone()
-            key_boxes = tail[:, KEY_BOXES:].unflatten(1, (views.boxes, 4)).clone()
+            boxes = tail[:, KEY_BOXES : KEY_BOXES + 4 * views.boxes]
+            key_boxes = boxes.unflatten(1, (views.boxes, 4)).clone()
+        if views.patch_grid:
+            corners = tail[:, KEY_BOXES + 4 * views.boxes :]
+            patch_corners = corners.unflatten(1, (views.patch_grid**2, 2)).long()
         pixels = self._augment(
             slot.pixels,
             parameters,
@@ -221,6 +225,7 @@ class DeviceStage:
             index=index,
             masked_box=masked_box,
             key_boxes=key_boxes,
+            patch_corners=patch_corners,
         )
         slot.free = streams.done()
         return batch

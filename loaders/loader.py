@@ -245,6 +245,11 @@ class Loader(ABC):
             index=torch.from_numpy(indices.copy()),
             masked_box=torch.from_numpy(named["masked_box"].copy()) if views.boxes else None,
             key_boxes=torch.from_numpy(named["key_boxes"].copy()) if views.boxes else None,
+            patch_corners=(
+                torch.from_numpy(named["patch_corners"].astype(np.int64))
+                if views.patch_grid
+                else None
+            ),
         )
 
 

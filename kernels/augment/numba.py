@@ -1,4 +1,4 @@
-"""Augmentation of one view on the CPU, compiled: colour, blur, normalisation and mask.
+"""Augmentation of one view on the CPU, compiled: colour, blur, lighting, normalisation and mask.
 
 Colour equals torchvision's operators bit for bit (`numba_colour`). The blur is fixed point and
 within one level.
@@ -27,10 +27,10 @@ from ..compiler.half_precision import bfloat16_bits, converts_float16, float16_b
 from ..compiler.jit import inline_jit
 from ..compiler.vector import broadcast, convert, fence, load, multiply_high, reinterpret, store
 from ..compiler.vector_shuffle import store_interleaved, stream_interleaved
-from ..formats import FLOAT16
-from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, ORDER, SOLARIZE
+from ..formats import FLOAT16, UINT8
+from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, LIGHTING, ORDER, SOLARIZE
 from ..views import CONTRAST
-from .numba_colour import LANES, gray, jitter, jitter_until_contrast, load_levels, solarize
+from .numba_colour import LANES, gray, jitter, jitter_until_contrast, light, load_levels, solarize
 
 MAX_RADIUS = 15
 """Radius of the widest blur that a `View` allows, sigma 5, in pixels."""
@@ -220,6 +220,7 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
     row = scratch.row
     pitch = scratch.pitch
     tail = scratch.tail.view(out.dtype)
+    lit = view[LIGHTING : LIGHTING + 3]
     ring = scratch.ring
     line = scratch.line
     weights = scratch.blur
@@ -232,7 +233,15 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
     factors = view[FACTORS : FACTORS + 4]
     x1, y1, x2, y2 = masked
 
-    # 1. Jitter operations before contrast, on the whole view, for the mean that contrast needs.
+    # 1. Lighting moves the offsets of the normalisation. Levels are lit in step 5 instead.
+    lit_levels = form == UINT8 and (lit[0] != 0 or lit[1] != 0 or lit[2] != 0)
+    for channel in range(3):
+        scale = normalisation[0, channel]
+        scratch.normalisation[0, channel] = scale
+        scratch.normalisation[1, channel] = normalisation[1, channel] + scale * (
+            np.float32(255) * lit[channel]
+        )
+    # 2. Jitter operations before contrast, on the whole view, for the mean that contrast needs.
     contrast_at = 0
     mean = np.float32(0.0)
     if jittered:
@@ -250,7 +259,7 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
     # Row `step` is coloured, then row `y` = `step` - radius, which needs `radius` rows below it, is
     # blurred and written.
     for step in range(size + radius):
-        # 2. Contrast and the operations after it, then gray, into the ring or the current row.
+        # 3. Contrast and the operations after it, then gray, into the ring or the current row.
         if step < size:
             to = _ring_row(step, size, radius, pitch)
             for x in range(0, pitch, LANES):
@@ -275,18 +284,32 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         y = step - radius
         if y < 0:
             continue
-        # 3. Blur.
+        # 4. Blur.
         if radius > 0:
             _blur_down(ring, y, size, pitch, radius, weights, slots, line)
             _blur_across(line, size, pitch, radius, weights, row)
-        # 4. Solarise, normalise, write, mask. A masked row is written again, so it is not streamed.
+        # 5. Solarise, light, normalise, write, mask. A masked row is written again, so it is not
+        # streamed.
         if solarized:
             for x in range(0, 3 * pitch, LANES):
                 store(row, x, solarize(load(row, x, LANES)))
+        if lit_levels:
+            for channel in range(3):
+                offset = np.float32(255) * lit[channel]
+                for x in range(channel * pitch, (channel + 1) * pitch, LANES):
+                    store(row, x, light(load(row, x, LANES), offset))
         begin = start + 3 * y * size
         masked_row = y1 <= y < y2
         _write_row(
-            row, size, pitch, form, normalisation, tail, out, begin, streams and not masked_row
+            row,
+            size,
+            pitch,
+            form,
+            scratch.normalisation,
+            tail,
+            out,
+            begin,
+            streams and not masked_row,
         )
         if masked_row:
             out[begin + 3 * x1 : begin + 3 * x2] = 0

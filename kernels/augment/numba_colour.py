@@ -1,4 +1,5 @@
-"""Colour jitter, gray and solarisation of `LANES` pixels, bit-equal to torchvision's operators.
+"""Colour jitter, gray, solarisation and lighting of `LANES` pixels, bit-equal to torchvision's
+operators.
 
 torchvision computes uint8 tensors in float32 and truncates after each operation. The same
 operations in the same order, compiled without fast-math, give the same levels. Only the hue is
@@ -203,6 +204,13 @@ def _brightness(value, factor):
 def solarize(value):
     """torchvision's `solarize` of one channel, at SOLARIZE_THRESHOLD."""
     return select(value < _THRESHOLD, value, _TOP - value)
+
+
+@inline_jit(forceinline=True)
+def light(value, offset):
+    """Add `offset` levels to one channel, clamped and rounded to whole levels, halves up."""
+    raw = value + offset + _F(0.5)
+    return truncate(minimum(maximum(raw, broadcast(_ZERO, LANES)), broadcast(_TOP, LANES)))
 
 
 @inline_jit(forceinline=True)

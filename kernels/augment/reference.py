@@ -1,4 +1,5 @@
-"""Reference augmentation of one view by torchvision's operators: colour, blur, normalisation, mask.
+"""Reference augmentation of one view by torchvision's operators: colour, blur, lighting,
+normalisation, mask.
 
 Slow and obvious; the fast kernels are tested against it. Each operation is torchvision's functional
 operator on a uint8 tensor, which truncates levels after every step.
@@ -57,20 +58,32 @@ def augment_reference(levels: np.ndarray, view: np.void) -> np.ndarray:
     return image.permute(1, 2, 0).contiguous().numpy()
 
 
+def light_reference(levels: np.ndarray, lighting: np.ndarray) -> np.ndarray:
+    """Add lighting (3,) to (S, S, 3) uint8 levels, clamped to 0..255 and rounded, halves up.
+
+    For views that stay levels: where views are normalised, nothing is clamped or rounded.
+    """
+    lit = torch.from_numpy(levels) + 255 * torch.from_numpy(lighting.copy())
+    return (lit + 0.5).clamp(0, 255).to(torch.uint8).numpy()
+
+
 def finish_reference(
     levels: np.ndarray,
     masked_box: np.ndarray | None = None,
+    lighting: np.ndarray | None = None,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> np.ndarray:
-    """Normalise (S, S, 3) uint8 levels to float32 and zero the masked box.
+    """Light and normalise (S, S, 3) uint8 levels to float32 and zero the masked box.
 
-    `masked_box` (4,) float32 xyxy in pixels, rounded outwards; None for no mask. `mean` and `std`:
-    of levels in 0..1, by channel.
+    `masked_box` (4,) float32 xyxy in pixels, rounded outwards; None for no mask. `lighting` (3,)
+    float32: the plan's, added to levels in 0..1 as OpenSelfSup does between its ToTensor and
+    Normalize; None for none. `mean` and `std`: of levels in 0..1, by channel.
     """
-    image = F.normalize(
-        F.convert_image_dtype(torch.from_numpy(levels).permute(2, 0, 1)), list(mean), list(std)
-    )
+    image = F.convert_image_dtype(torch.from_numpy(levels).permute(2, 0, 1))
+    if lighting is not None:
+        image = image + torch.from_numpy(lighting.copy())[:, None, None]
+    image = F.normalize(image, list(mean), list(std))
     image = image.permute(1, 2, 0).contiguous().numpy()
     if masked_box is not None:
         x1, y1, x2, y2 = mask_bounds(masked_box, levels.shape[0])

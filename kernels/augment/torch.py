@@ -1,4 +1,5 @@
-"""Augmentation of a whole batch in plain torch: colour, blur, solarisation, normalisation, mask.
+"""Augmentation of a whole batch in plain torch: colour, blur, solarisation, lighting,
+normalisation, mask.
 
 The plain twin of the Triton kernels and their fallback: it runs on every device and under
 `torch.compile`. It rounds after each operation as torchvision's uint8 operators do. On a CPU the
@@ -16,7 +17,17 @@ import torch.nn.functional
 
 from ..errors import InvalidInput
 from ..formats import FORMAT_NAMES, FORMATS
-from ..plan import BLUR_SIGMA, FACTORS, FLIP, GRAY, JITTER, ORDER, SOLARIZE, VIEW_FLOATS
+from ..plan import (
+    BLUR_SIGMA,
+    FACTORS,
+    FLIP,
+    GRAY,
+    JITTER,
+    LIGHTING,
+    ORDER,
+    SOLARIZE,
+    VIEW_FLOATS,
+)
 from ..views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_THRESHOLD
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
@@ -39,8 +50,8 @@ def augment(
     memory.
 
     - `views` (N, S, S, 3) or (V, N, S, S, 3) uint8, of any strides; S in [32, 1024].
-    - `parameters` (N, 17) or (V, N, 17) float32 (`plan.VIEW_FLOATS` columns): the plan's columns of
-      these views, on the same device.
+    - `parameters` (N, columns) or (V, N, columns) float32, `plan.VIEW_FLOATS` columns: the plan's
+      columns of these views, on the same device.
     - `masked_box` (N, 4) float32 xyxy in pixels of the flipped view: the pixels floor(x1) to
       ceil(x2) - 1, floor(y1) to ceil(y2) - 1 of the first view are zero after normalisation.
     - `flip`: mirror the views whose plan row says so. By default they are taken to be flipped
@@ -68,8 +79,11 @@ def augment(
     levels_NCSS = blur(levels_NCSS, rows_N[:, BLUR_SIGMA], max_blur_sigma)
     inverted = _flag(rows_N, SOLARIZE) & (levels_NCSS >= SOLARIZE_THRESHOLD)
     levels_NCSS = torch.where(inverted, 255 - levels_NCSS, levels_NCSS)
-    normalised = FORMATS[dtype].normalised
-    finished = _normalize(levels_NCSS, masked_box) if normalised else levels_NCSS
+    lighting_NC11 = rows_N[:, LIGHTING : LIGHTING + 3, None, None]
+    if FORMATS[dtype].normalised:
+        finished = _normalize(levels_NCSS, lighting_NC11, masked_box)
+    else:
+        finished = (levels_NCSS + 255 * lighting_NC11 + 0.5).clamp(0, 255).floor()
     if out is None:
         out = empty_output(views, dtype)
     return out.copy_(finished.view(out.shape))
@@ -247,10 +261,13 @@ def gaussian_taps(sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-def _normalize(levels_NCSS: torch.Tensor, masked_box: torch.Tensor | None) -> torch.Tensor:
-    """Normalise levels to float32 (N, C, S, S) and zero the masked boxes of the first views."""
+def _normalize(
+    levels_NCSS: torch.Tensor, lighting_NC11: torch.Tensor, masked_box: torch.Tensor | None
+) -> torch.Tensor:
+    """Light and normalise levels to float32 (N, C, S, S); zero the first views' masked boxes."""
     # Channel by channel: a tensor of the three means would be copied from the host in every call.
-    channels = [(levels_NCSS[:, c] / 255 - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
+    lit_NCSS = levels_NCSS / 255 + lighting_NC11
+    channels = [(lit_NCSS[:, c] - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
     normalized = torch.stack(channels, 1)
     if masked_box is None:
         return normalized

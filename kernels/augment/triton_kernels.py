@@ -28,6 +28,7 @@ FACTORS = tl.constexpr(plan.FACTORS)
 GRAY = tl.constexpr(plan.GRAY)
 BLUR_SIGMA = tl.constexpr(plan.BLUR_SIGMA)
 SOLARIZE = tl.constexpr(plan.SOLARIZE)
+LIGHTING = tl.constexpr(plan.LIGHTING)
 MEAN_RED = tl.constexpr(views.IMAGENET_MEAN[0])
 MEAN_GREEN = tl.constexpr(views.IMAGENET_MEAN[1])
 MEAN_BLUE = tl.constexpr(views.IMAGENET_MEAN[2])
@@ -45,12 +46,24 @@ TILE = tl.constexpr(32)
 
 
 @triton.jit
-def _finish(level, masked, MEAN: tl.constexpr, DEVIATION: tl.constexpr, DTYPE: tl.constexpr):
-    """Convert whole levels to the output's dtype: normalised and masked, or unchanged for uint8."""
+def _finish(
+    level, lighting, masked, MEAN: tl.constexpr, DEVIATION: tl.constexpr, DTYPE: tl.constexpr
+):
+    """Light whole levels and convert them to the output's dtype: normalised and masked, or clamped
+    and rounded for uint8."""
     if DTYPE == tl.uint8:  # noqa: SIM300
+        level = tl.minimum(tl.maximum(level + 255 * lighting + 0.5, 0.0), 255.0)
         return level.to(tl.int32).to(tl.uint8)
     else:
-        return tl.where(masked, 0.0, level * (1 / (255 * DEVIATION)) - MEAN / DEVIATION).to(DTYPE)
+        offset = lighting * (1 / DEVIATION) - MEAN / DEVIATION
+        return tl.where(masked, 0.0, level * (1 / (255 * DEVIATION)) + offset).to(DTYPE)
+
+
+@triton.jit
+def _lighting(row, stride_pc):
+    """What is added to this view's red, green and blue, of levels scaled to 0..1."""
+    light = row + LIGHTING * stride_pc
+    return tl.load(light), tl.load(light + stride_pc), tl.load(light + 2 * stride_pc)
 
 
 @triton.jit
@@ -179,13 +192,14 @@ def colour(
         if MASKED:
             x_GP = x_G[:, None] + tl.arange(0, 16)[None, :]
             masked = _masked(box, stride_box, stride_side, view, boxes, y_G[:, None], x_GP)
+        light_red, light_green, light_blue = _lighting(row, stride_pc)
         store_pixels(
             out + view.to(tl.int64) * (S * S * 3),
             y_G,
             x_G,
-            _finish(red, masked, MEAN_RED, DEVIATION_RED, DTYPE),
-            _finish(green, masked, MEAN_GREEN, DEVIATION_GREEN, DTYPE),
-            _finish(blue, masked, MEAN_BLUE, DEVIATION_BLUE, DTYPE),
+            _finish(red, light_red, masked, MEAN_RED, DEVIATION_RED, DTYPE),
+            _finish(green, light_green, masked, MEAN_GREEN, DEVIATION_GREEN, DTYPE),
+            _finish(blue, light_blue, masked, MEAN_BLUE, DEVIATION_BLUE, DTYPE),
             S,
             VECTOR_STORES,
         )
@@ -258,8 +272,8 @@ def blur(
     levels, out, first_view, batch,
     S: tl.constexpr, PITCH: tl.constexpr, VECTOR_STORES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Pass 3: blur, solarise, normalise, mask and store the blurred views, a column of tiles each
-    program.
+    """Pass 3: blur, solarise, light, normalise, mask and store the blurred views, a column of tiles
+    each program.
 
     `levels` as `colour` leaves them. Grid (columns of tiles, views a launch).
 
@@ -291,6 +305,7 @@ def blur(
 
     # 4. Where to read and to write.
     solarize = tl.load(row + SOLARIZE * stride_pc) != 0
+    light_red, light_green, light_blue = _lighting(row, stride_pc)
     words = (levels + tl.program_id(1).to(tl.int64) * (3 * S * PITCH) + tl.program_id(0) * TILE).to(
         tl.pointer_type(tl.int32)
     )
@@ -348,9 +363,9 @@ def blur(
                 target,
                 y_G + top,
                 x_G,
-                _finish(red_GP, masked, MEAN_RED, DEVIATION_RED, DTYPE),
-                _finish(green_GP, masked, MEAN_GREEN, DEVIATION_GREEN, DTYPE),
-                _finish(blue_GP, masked, MEAN_BLUE, DEVIATION_BLUE, DTYPE),
+                _finish(red_GP, light_red, masked, MEAN_RED, DEVIATION_RED, DTYPE),
+                _finish(green_GP, light_green, masked, MEAN_GREEN, DEVIATION_GREEN, DTYPE),
+                _finish(blue_GP, light_blue, masked, MEAN_BLUE, DEVIATION_BLUE, DTYPE),
                 S,
                 VECTOR_STORES,
             )

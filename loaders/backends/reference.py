@@ -8,7 +8,11 @@ from collections.abc import Generator, Iterator
 import numpy as np
 import torch
 
-from ...kernels.augment.reference import augment_reference, finish_reference
+from ...kernels.augment.reference import (
+    augment_reference,
+    finish_reference,
+    light_reference,
+)
 from ...kernels.formats import FORMATS
 from ...kernels.resize import resize_reference
 from ..loader import Loader
@@ -37,17 +41,23 @@ class ReferenceLoader(Loader):
         """View `v` of one image, (size, size, 3)."""
         config = self.config
         view = plan["views"][v]
-        y, x, height, width = (int(side) for side in view["crop"])
         levels = resize_reference(
-            image, (y, x, height, width), config.views.size, bool(view["flip"])
+            image,
+            view["crop"],
+            config.views.size,
+            bool(view["flip"]),
+            window=view["window"],
+            bicubic=bool(view["bicubic"]),
         )
         if config.seam:
             return torch.from_numpy(levels)
         levels = augment_reference(levels, view)
         if not FORMATS[config.dtype].normalised:
-            return torch.from_numpy(levels)
+            return torch.from_numpy(light_reference(levels, view["lighting"]))
         masked_box = plan["masked_box"] if config.views.mask and v == 0 else None
-        return torch.as_tensor(finish_reference(levels, masked_box)).to(config.dtype)
+        return torch.as_tensor(finish_reference(levels, masked_box, view["lighting"])).to(
+            config.dtype
+        )
 
 
 def _decode(data: bytes, sample: np.void, *_: object) -> Decoded:

@@ -2,6 +2,7 @@
 torchvision's.
 """
 
+import dataclasses
 import hashlib
 import math
 import subprocess
@@ -15,11 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms.functional import _compute_resized_output_size
 
 from maskco_fast.kernels import plan as plan_module
 from maskco_fast.kernels.plan import PAIR_TRIES, VIEW_FLOATS, plan
 from maskco_fast.kernels.views import (
     BOX_PARAMETERS,
+    INTERPOLATIONS,
+    LIGHTING_EIGENVALUES,
+    LIGHTING_EIGENVECTORS,
     VIEW_PARAMETERS,
     VIEW_ROW,
     View,
@@ -320,9 +325,82 @@ def test_byol_views_differ():
     assert not views["solarize"][:, 0].any()
 
 
+@given(height=sides, width=sides, seed=st.integers(0, 999), size=st.sampled_from([8, 96, 224]))
+def test_squares_of_the_resized_image_are_torchvisions(height, width, seed, size):
+    """Windows are whole pixels of the image as torchvision's Resize makes it, inside it; crops hold
+    the filter's support and lie in the image."""
+    short = size + seed % 40
+    square = View(short_side=short, interpolation=INTERPOLATIONS[seed % 2])
+    centred = dataclasses.replace(square, position="centre")
+    (row,) = draw(ViewConfig(views=(square, centred), size=size), 1, height, width, seed=seed)
+    resized = _compute_resized_output_size((height, width), [short])
+    scale = np.divide((height, width), resized)
+    windows, crops = row["views"]["window"].astype(float), row["views"]["crop"].astype(float)
+    np.testing.assert_allclose(windows[:, 2:], [size * scale] * 2, rtol=1e-6)
+    corners = windows[:, :2] / scale
+    np.testing.assert_allclose(corners, np.round(corners), rtol=1e-6, atol=1e-3)
+    assert (corners >= 0).all()
+    assert (np.round(corners) + size <= resized).all()
+    centre = [round((side - size) / 2.0) for side in resized]  # as in CenterCrop
+    assert np.round(corners[1]).tolist() == centre
+    assert (crops == np.round(crops)).all()
+    assert (crops[:, :2] >= 0).all()
+    assert (crops[:, :2] <= windows[:, :2] + 1e-3).all()
+    ends, window_ends = crops[:, :2] + crops[:, 2:], windows[:, :2] + windows[:, 2:]
+    assert (ends <= (height, width)).all()
+    assert (ends >= window_ends * (1 - 1e-6)).all()
+
+
+def test_squares_lie_everywhere_with_equal_probability():
+    view = View(short_side=24)
+    windows = draw(ViewConfig(views=(view,), size=16), 4000, 48, 60)["views"]["window"][:, 0] / 2
+    for axis, places in ((0, 24 - 16 + 1), (1, 30 - 16 + 1)):
+        counts = np.bincount(np.round(windows[:, axis]).astype(int), minlength=places)
+        assert len(counts) == places
+        assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_overlap_and_boxes_of_squares():
+    """The overlap of query and key is that of their windows, which are smaller than their crops."""
+    view = View(short_side=300)
+    config = dataclasses.replace(ViewConfig.maskco(), views=(view, view))
+    for row in draw(config, 50, 500, 700):
+        windows, flips = row["views"]["window"].astype(float), row["views"]["flip"]
+        expected = project(row["key_boxes"][0], windows[1], flips[1], windows[0], flips[0], 224)
+        np.testing.assert_allclose(row["masked_box"], expected, atol=2e-3)
+
+
+def test_lighting_is_alexnets():
+    """Factors recovered from the offsets are three independent normal numbers of deviation 0.1."""
+    lighting = draw(ViewConfig.supervised(), 8000, 300, 400)["views"]["lighting"][:, 0]
+    basis = np.array(LIGHTING_EIGENVECTORS) * np.array(LIGHTING_EIGENVALUES)
+    factors = np.linalg.solve(basis, lighting.T.astype(np.float64))
+    for factor in factors:
+        assert stats.kstest(factor, "norm", (0, 0.1)).pvalue > 1e-4
+    assert np.abs(np.corrcoef(factors) - np.eye(3)).max() < 0.05
+    assert not draw(ViewConfig.moco_v2(), 10, 300, 400)["views"]["lighting"].any()
+
+
+def test_patches_lie_anywhere_in_their_cells():
+    config = ViewConfig.relative_loc()
+    assert (config.patch_grid, config.patch_size, config.views[0].short_side) == (3, 64, 292)
+    corners = draw(config, 4000, 300, 400)["patch_corners"]
+    assert corners.shape == (4000, 9, 2)
+    cells = np.array([(85 * y, 85 * x) for y in range(3) for x in range(3)])
+    jitter = (corners - cells).reshape(-1, 18)
+    for place in jitter.T:
+        counts = np.bincount(place.astype(int), minlength=22)
+        assert len(counts) == 22  # 0 to 21: a jitter of 21 pixels
+        assert stats.chisquare(counts).pvalue > 1e-5
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"views": (View(short_side=223),)},
+        {"patch_grid": 3},
+        {"patch_grid": 3, "patch_size": 75},
+        {"patch_size": 9},
         {"views": ()},
         {"size": 4},
         {"boxes": 17},
@@ -343,3 +421,11 @@ def test_bad_arguments_are_refused():
         plan(ViewConfig.maskco(), 0, 0, np.arange(1), np.zeros(1), np.ones(1))
     with pytest.raises(ValueError, match="probability"):
         View(flip_probability=1.5)
+    for wrong in (
+        {"lighting": -0.1},
+        {"interpolation": "nearest"},
+        {"position": "left", "short_side": 256},
+        {"position": "centre"},
+    ):
+        with pytest.raises(ValueError, match=r"`View\.(lighting|interpolation|position)` "):
+            View(**wrong)

@@ -64,6 +64,8 @@ def one_plan(config, height, width, **fields):
     for name in ("flip", "jitter", "gray", "blur_sigma", "solarize"):
         view[name] = 0
     view["order"], view["factors"] = (0, 1, 2, 3), (1, 1, 1, 0)
+    if "crop" in fields:
+        view["window"] = fields["crop"]
     for name, value in fields.items():
         view[name] = value
     return rows[0]

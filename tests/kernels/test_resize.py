@@ -20,7 +20,8 @@ def resized(image, crop, size, flip):
         RENDERERS[size] = Renderer(config, "uint8")
     row = plan(config, 0, 0, np.zeros(1), np.array([image.shape[0]]), np.array([image.shape[1]]))[0]
     view = row.view(config.plan_dtype)[0]["views"][0]
-    view["crop"], view["flip"] = crop, flip
+    view["crop"] = view["window"] = crop
+    view["flip"] = flip
     out = np.empty((1, 1, size, size, 3), np.uint8)
     RENDERERS[size].resize(image, 0, 0, row, out, 0)
     return out[0, 0]

@@ -7,6 +7,7 @@ one value in 200, and 16 at most. tests/kernels holds the colour operations alon
 tolerances.
 """
 
+import io
 import itertools
 import signal
 import threading
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
 from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.views import IMAGENET_STD
@@ -44,10 +47,10 @@ def flat(batches):
     return list(itertools.chain.from_iterable(batches))
 
 
-def assert_close(mine, theirs):
-    """Check the tolerance of the whole path."""
+def assert_close(mine, theirs, level=LEVEL):
+    """Check the tolerance of the whole path. `level`: one level in the views' own unit."""
     for view, truth in zip(mine.views, theirs.views, strict=True):
-        difference = (view - truth).abs() / LEVEL
+        difference = (view.float() - truth.float()).abs() / level
         assert difference.mean() <= 0.5
         assert (difference > 3).float().mean() <= 1 / 200
         assert difference.max() <= 16
@@ -90,6 +93,46 @@ def test_the_seam_is_within_a_level(backend, make_shards):
         difference = (view.int() - truth.int()).abs()
         assert difference.max() <= 1
         assert difference.float().mean() <= 0.2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_views_of_every_kind_are_the_references(backend, make_shards, dtype):
+    """Views for classifiers, their evaluation and the other methods, side by side in one batch."""
+    presets = (ViewConfig.supervised, ViewConfig.evaluation, ViewConfig.relative_loc)
+    views = tuple(preset(48).views[0] for preset in presets)
+    config = ViewConfig(views=views, size=48, patch_grid=3, patch_size=12)
+    options: dict[str, Any] = {"views": config, "dtype": dtype}
+    shards = make_shards(1, 16, side=90)
+    with (
+        make_loader(shards, 16, backend=backend, **options) as loader,
+        make_loader(shards, 16, backend="reference", **options) as reference,
+    ):
+        (mine,), (theirs,) = loader, reference
+    assert mine.patch_corners is not None
+    assert mine.patch_corners.dtype == torch.int64
+    assert torch.equal(mine.patch_corners, theirs.patch_corners)
+    assert_close(mine, theirs, 1 if dtype == torch.uint8 else LEVEL)
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_evaluation_views_are_torchvisions(make_shards, decode):
+    """Resize of the short side, then CenterCrop, on Pillow images and on tensors."""
+    shards = make_shards(1, 8, side=300 if decode == "fast" else 90)
+    options: dict[str, Any] = {"dtype": torch.uint8, "shuffle": False, "decode": decode}
+    with make_loader(shards, 8, views=ViewConfig.evaluation(48), **options) as loader:
+        (batch,) = loader
+        files = [loader.dataset.read(n) for n in range(8)]
+    torchvisions = v2.Compose([v2.Resize(55), v2.CenterCrop(48)])
+    for view, data in zip(batch.views[0], files, strict=True):
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        for truth in (
+            v2.functional.pil_to_tensor(torchvisions(image)),
+            torchvisions(v2.functional.pil_to_tensor(image)),
+        ):
+            difference = (view.int() - truth.int()).abs()
+            if decode == "exact":
+                assert difference.max() <= 1
+            assert difference.float().mean() < (0.5 if decode == "exact" else 2)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 
-from maskco_fast.kernels.augment.reference import augment_reference
+from maskco_fast.kernels.augment.reference import augment_reference, light_reference
 from maskco_fast.kernels.formats import FORMATS
-from maskco_fast.kernels.plan import FACTORS, FLIP, ORDER, VIEW_FLOATS
+from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS
 from maskco_fast.kernels.views import plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
@@ -31,7 +31,7 @@ def make_views(count: int, size: int, seed: int = 0) -> np.ndarray:
 
 
 def make_rows(count: int, **columns: object) -> np.ndarray:
-    """Plan rows (count, 17) float32 of one view, with `columns` set and nothing else changed."""
+    """Plan rows of one view, (count, VIEW_FLOATS) float32, with `columns` set and nothing else."""
     rows = np.zeros((count, VIEW_FLOATS), np.float32)
     rows[:, ORDER : ORDER + 4] = range(4)
     rows[:, FACTORS : FACTORS + 3] = 1.0
@@ -45,7 +45,9 @@ def expected_levels(views: np.ndarray, rows: np.ndarray, flip: bool = False) -> 
 
     `flip`: mirror the views whose row says so.
     """
-    flipped = [view[:, ::-1] if flip and row[FLIP] else view for view, row in zip(views, rows)]
-    return np.stack(
-        [augment_reference(view, row.view(VIEW_DTYPE)[0]) for view, row in zip(flipped, rows)]
-    )
+    levels = []
+    for view, row in zip(views, rows):
+        named = row.view(VIEW_DTYPE)[0]
+        flipped = view[:, ::-1] if flip and named["flip"] else view
+        levels.append(light_reference(augment_reference(flipped, named), named["lighting"]))
+    return np.stack(levels)

@@ -152,11 +152,14 @@ def test_compiled_and_eager_agree() -> None:
         ),
         ({"views": torch.zeros(2, 32, 40, 3, dtype=torch.uint8)}, "got 32 by 40"),
         ({"views": torch.zeros(2, 31, 31, 3, dtype=torch.uint8)}, r"side in \[32, 1024\]"),
-        ({"parameters": torch.zeros(2, 16)}, r"must be float32 \(2, 17\) for views"),
-        ({"parameters": torch.zeros(3, 17)}, r"must be float32 \(2, 17\) for views"),
-        ({"parameters": torch.zeros(2, 17, dtype=torch.float64)}, "float64"),
+        ({"parameters": torch.zeros(2, 16)}, rf"must be float32 \(2, {VIEW_FLOATS}\) for views"),
         (
-            {"parameters": torch.zeros(2, 17, device="meta")},
+            {"parameters": torch.zeros(3, VIEW_FLOATS)},
+            rf"must be float32 \(2, {VIEW_FLOATS}\) for views",
+        ),
+        ({"parameters": torch.zeros(2, VIEW_FLOATS, dtype=torch.float64)}, "float64"),
+        (
+            {"parameters": torch.zeros(2, VIEW_FLOATS, device="meta")},
             r"same device, got \['cpu', 'meta'\]",
         ),
         ({"masked_box": torch.zeros(3, 4)}, r"must be float32 \(2, 4\)"),
@@ -174,7 +177,7 @@ def test_compiled_and_eager_agree() -> None:
 def test_errors_name_what_does_not_fit(change: dict[str, object], message: str) -> None:
     arguments = {
         "views": torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
-        "parameters": torch.zeros(2, 17),
+        "parameters": torch.zeros(2, VIEW_FLOATS),
         **change,
     }
     with pytest.raises(ValueError, match=message):

@@ -62,7 +62,8 @@ def test_shrunk_crops_stay_inside_and_keep_the_rest_of_the_plan():
         assert (crops[:, :2] + crops[:, 2:] <= (76, 101)).all()
         assert np.abs(4 * crops - row.view(VIEWS.plan_dtype)[0]["views"]["crop"]).max() <= 4
         changed = small.view(VIEWS.plan_dtype)[0].copy()
-        changed["views"]["crop"] = row.view(VIEWS.plan_dtype)[0]["views"]["crop"]
+        for field in ("crop", "window"):
+            changed["views"][field] = row.view(VIEWS.plan_dtype)[0]["views"][field]
         assert changed.tobytes() == row.tobytes()
 
 
