@@ -146,8 +146,8 @@ class Ours:
         self.trainer.optimizer.register_step_post_hook(lambda *_: self.clock.mark("optimizer"))
         after_step = self.method.after_step
 
-        def marked_after_step() -> None:
-            after_step()
+        def marked_after_step(progress: float) -> None:
+            after_step(progress)
             self.clock.mark("EMA")
 
         self.method.after_step = marked_after_step  # type: ignore[method-assign]

@@ -30,8 +30,9 @@ class Method(nn.Module, ABC):
     rank 0's state dict is the checkpoint.
     """
 
-    contrasts_whole_batch: ClassVar[bool] = False
-    """Whether the loss compares all images of a step, which rules out gradient accumulation."""
+    spans_whole_batch: ClassVar[bool] = False
+    """Whether the loss or BatchNorm spans all images of a step, which rules out gradient
+    accumulation."""
 
     recipe_values: ClassVar[Mapping[str, RecipeValues]]
     """The method's values for the "paper" recipe and for the "short" ones (see
@@ -57,5 +58,18 @@ class Method(nn.Module, ABC):
         """Return the loss of guessing at a global batch of `batch_size`, or None if undefined."""
 
     @abstractmethod
-    def after_step(self) -> None:
-        """Update state after each optimiser step, such as a moving average or a queue."""
+    def after_step(self, progress: float) -> None:
+        """Update state after each optimiser step, such as a moving average or a queue.
+
+        `progress`: the step's number, from 0, over the number of the run's steps, in [0, 1): the
+        position in a schedule, the same as the learning rate's. A resumed run continues it.
+        """
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters outside `query.trunk`."""
+        trunk = {id(parameter) for parameter in self.query.get_submodule("trunk").parameters()}
+        return [
+            parameter
+            for parameter in self.parameters()
+            if parameter.requires_grad and id(parameter) not in trunk
+        ]

@@ -29,6 +29,26 @@ def random_permutation(seed: int, step: torch.Tensor, count: int) -> torch.Tenso
     return random_integers(seed, step, positions).argsort(stable=True)
 
 
+def random_dropout(
+    features_RD: torch.Tensor,
+    probability: float,
+    *,
+    seed: int,
+    step: torch.Tensor,
+    row_R: torch.Tensor,
+) -> torch.Tensor:
+    """Set each value to 0 with `probability`, and divide the others by 1 - probability.
+
+    `row_R`: int64, a number for each row, such as a sample's id. A row's draws are a function of
+    (seed, step, its number), so that neither processes nor micro-batches change them.
+    """
+    width = features_RD.shape[1]
+    column_D = torch.arange(width, device=row_R.device)
+    integer_RD = random_integers(seed, step, row_R.unsqueeze(1) * width + column_D)
+    kept_RD = integer_RD >= int(probability * 2**63)
+    return features_RD * kept_RD / (1 - probability)
+
+
 def _mix(z: torch.Tensor) -> torch.Tensor:
     """splitmix64's finaliser."""
     z = (z ^ _shift_right(z, 30)) * _MULTIPLIER_1

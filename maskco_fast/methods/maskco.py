@@ -125,6 +125,6 @@ class MaskCo(Method):
             1 + {"inter": others, "intra": own, "both": others + own}[self.config.negatives]
         )
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float) -> None:
         """Move the key network. MoCo does so before the next forward pass, which is the same."""
         momentum_update(self.key, self.query, self.config.momentum)

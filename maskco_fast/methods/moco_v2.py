@@ -113,7 +113,7 @@ class MoCoV2(Method):
         return math.log(1 + self.config.queue)
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, progress: float) -> None:
         """Move the key network, and replace the oldest keys by the step's, of all processes."""
         momentum_update(self.key, self.query, self.config.momentum)
         for keys in self._new_keys:

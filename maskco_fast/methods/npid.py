@@ -124,7 +124,7 @@ class NPID(Method):
         )
 
     @torch.no_grad()
-    def after_step(self) -> None:
+    def after_step(self, progress: float) -> None:
         """Average the step's features of all processes into the bank; entries keep norm 1."""
         for index, features in self._new:
             moved = self.bank[index].lerp(

@@ -11,6 +11,7 @@ import torch
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.methods.base import Method
+from maskco_fast.methods.byol import BYOL, BYOLConfig
 from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
 from maskco_fast.methods.moco_v2 import MoCoV2, MoCoV2Config
 from maskco_fast.methods.npid import NPID, NPIDConfig
@@ -32,6 +33,7 @@ METHODS: Mapping[str, MethodEntry] = {
     "moco_v2": MethodEntry(MoCoV2Config, MoCoV2),
     "simclr": MethodEntry(SimCLRConfig, SimCLR),
     "npid": MethodEntry(NPIDConfig, NPID),
+    "byol": MethodEntry(BYOLConfig, BYOL),
 }
 """By the name that `--method` takes."""
 
@@ -62,6 +64,7 @@ class MethodFields:
     moco_v2: MoCoV2Config = field(default_factory=MoCoV2Config)
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     npid: NPIDConfig = field(default_factory=NPIDConfig)
+    byol: BYOLConfig = field(default_factory=BYOLConfig)
 
     def __post_init__(self) -> None:
         find_method(self.method)

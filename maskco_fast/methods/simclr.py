@@ -55,7 +55,7 @@ class SimCLR(Method):
         ),
     }
 
-    contrasts_whole_batch = True
+    spans_whole_batch = True
 
     def __init__(self, config: SimCLRConfig, model: ModelConfig, *, seed: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class SimCLR(Method):
         """Return ln(2B - 1): ln 511 = 6.24 at a batch of 256."""
         return math.log(2 * batch_size - 1)
 
-    def after_step(self) -> None:
+    def after_step(self, progress: float) -> None:
         """Do nothing: there is no second network."""
 
 

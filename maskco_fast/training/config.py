@@ -38,7 +38,7 @@ class TrainConfig(MethodFields):
     run_dir: pathlib.Path = field(default=pathlib.Path("runs/maskco"), metadata=MAY_CHANGE)
     """Output folder: metrics.jsonl, quarantine.json, config.json, checkpoints/ and tensorboard/."""
     max_steps: int = field(default=500_000, metadata=MAY_CHANGE)
-    """Optimiser steps in total, and the length of the learning rate's cosine (paper: 500k)."""
+    """Optimiser steps in total, over which all schedules stretch (paper: 500k)."""
     batch_size: int = 256
     """Images per step over all processes; a multiple of the group size, or at most one group."""
     accumulate: int = field(default=1, metadata=MAY_CHANGE)
@@ -111,10 +111,10 @@ class TrainConfig(MethodFields):
             raise InvalidInput(
                 f"`loader_threads` must be at least 1 or None, got {self.loader_threads}."
             )
-        if find_method(self.method).method.contrasts_whole_batch and self.accumulate > 1:
+        if find_method(self.method).method.spans_whole_batch and self.accumulate > 1:
             raise InvalidInput(
-                f"`accumulate` must be 1 for {self.method}, got {self.accumulate}: its loss "
-                "compares all images of a step. Lower --batch-size to save memory."
+                f"`accumulate` must be 1 for {self.method}, got {self.accumulate}: its loss or "
+                "its BatchNorm spans all images of a step. Lower --batch-size to save memory."
             )
 
     def images_per_process(self, processes: int) -> int:

@@ -1,9 +1,10 @@
-"""Optimiser and learning rate: SGD or LARS, a warm-up and a cosine."""
+"""Optimiser and learning rate: SGD or LARS, a warm-up, and a cosine or steps."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ REFERENCE_BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """SGD or LARS with a cosine to zero, updated every step (docs/method.md)."""
+    """SGD or LARS with a learning rate that is updated every step (docs/method.md)."""
 
     name: Literal["sgd", "lars"] = "sgd"
     """lars (You et al. 2017) scales each weight's step by norms, and excludes biases and BatchNorm
@@ -28,8 +29,18 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     """On all parameters; with lars on weights only. MoCo v2's value; the paper prints 1e-3
     (docs/method.md)."""
+    head_weight_decay: float | None = None
+    """On all parameters outside the trunk, which pre-training throws away; sgd only. None: as
+    `weight_decay`."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """cosine falls to zero over the run; step multiplies the rate by `drop` at each milestone."""
+    milestones: tuple[float, ...] = (30 / 70, 50 / 70)
+    """Shares of the run's steps after which the step schedule lowers the rate, in ascending order
+    (OpenSelfSup: epochs 30 and 50 of 70)."""
+    drop: float = 0.1
+    """Factor of the rate at each milestone."""
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly to its cosine."""
+    """Steps over which the rate rises linearly to its schedule."""
     trust: float = 0.001
     """LARS's trust coefficient: the norm of a step over its weight's, at a rate of 1."""
 
@@ -44,20 +55,44 @@ class OptimizerConfig:
             raise InvalidInput(f"`momentum` must be in [0, 1), got {self.momentum}.")
         if self.weight_decay < 0:
             raise InvalidInput(f"`weight_decay` must be at least 0, got {self.weight_decay}.")
+        if self.head_weight_decay is not None and self.head_weight_decay < 0:
+            raise InvalidInput(
+                f"`head_weight_decay` must be at least 0 or None, got {self.head_weight_decay}."
+            )
+        if self.head_weight_decay is not None and self.name == "lars":
+            raise InvalidInput(
+                f"`head_weight_decay` must be None for lars, got {self.head_weight_decay}: lars "
+                "has one decay for all weights. Change --optimizer.weight-decay."
+            )
+        ends = (0.0, *self.milestones, 1.0)
+        if any(later <= earlier for earlier, later in itertools.pairwise(ends)):
+            raise InvalidInput(
+                "`milestones` must be shares of the run between 0 and 1 in ascending order, "
+                f"got {self.milestones}."
+            )
+        if not 0 < self.drop <= 1:
+            raise InvalidInput(f"`drop` must be in (0, 1], got {self.drop}.")
 
 
 def learning_rate(config: OptimizerConfig, batch_size: int, step: int, steps: int) -> float:
-    """Return the rate of step 0..steps - 1: linear in the total batch, warm-up times cosine."""
+    """Return the rate of step 0..steps - 1: linear in the total batch, warm-up times schedule."""
     ramp = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     peak = config.learning_rate * batch_size / REFERENCE_BATCH
+    if config.schedule == "step":
+        passed = sum(step / steps >= milestone for milestone in config.milestones)
+        return peak * ramp * config.drop**passed
     return peak * ramp * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimizerConfig
+    parameters: Iterable[nn.Parameter],
+    config: OptimizerConfig,
+    *,
+    heads: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """Return the configured optimiser of all parameters that require gradients.
 
+    `heads`: those of `parameters` whose weight decay is `config.head_weight_decay`, if that is set.
     The trainer sets the rate at every step. Both are fused: SGD is one kernel for all parameters,
     on the CPU as on CUDA; LARS is a few.
     """
@@ -70,8 +105,18 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             trust=config.trust,
         )
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if config.head_weight_decay is not None:
+        own = {id(parameter) for parameter in heads}
+        groups = [
+            {"params": [parameter for parameter in trained if id(parameter) not in own]},
+            {
+                "params": [parameter for parameter in trained if id(parameter) in own],
+                "weight_decay": config.head_weight_decay,
+            },
+        ]
     return torch.optim.SGD(
-        trained,
+        [group for group in groups if group["params"]],
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,

@@ -88,7 +88,12 @@ class Trainer:
         self.precision = choose_precision(config.precision, self.device)
         self.method = method.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loader = loader
-        self.optimizer = make_optimizer(self.method.parameters(), config.optimizer)
+        heads_differ = config.optimizer.head_weight_decay is not None
+        self.optimizer = make_optimizer(
+            self.method.parameters(),
+            config.optimizer,
+            heads=self.method.head_parameters() if heads_differ else (),
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step = 0
         self._parallel = self._make_parallel() if self.world.size > 1 else None
@@ -301,7 +306,7 @@ class Trainer:
         scalars = self._gradients(batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.method.after_step()
+        self.method.after_step(self.step / config.max_steps)
         self.step += 1
         # Since the end of the previous step: writing metrics and checkpoints counts as well.
         began = self._ended

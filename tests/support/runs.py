@@ -9,8 +9,10 @@ def metrics(run_dir: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def losses(run_dir: pathlib.Path) -> list[tuple[int, int, float, float]]:
-    """Step, epoch, loss and accuracy of every line."""
+def losses(run_dir: pathlib.Path) -> list[dict]:
+    """Step, epoch, loss, learning rate and the method's metrics of every line, without times."""
+    times = ("images_per_s", "data_wait")
     return [
-        (line["step"], line["epoch"], line["loss"], line["accuracy"]) for line in metrics(run_dir)
+        {name: value for name, value in line.items() if name not in times}
+        for line in metrics(run_dir)
     ]

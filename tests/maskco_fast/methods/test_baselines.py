@@ -1,26 +1,23 @@
-"""MoCo v2, SimCLR and NPID as methods: steps by hand, exact resume, two processes equal to one."""
+"""Baselines: MoCo v2's, SimCLR's and NPID's steps by hand; of all, exact resume and two processes
+equal to one."""
 
 import datetime
 import math
-import pathlib
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing
-from torch import nn
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
 from maskco_fast.loaders import Batch
-from maskco_fast.methods.base import Method
 from maskco_fast.methods.counter_random import random_integers, random_permutation
 from maskco_fast.methods.instance_contrast import noise_contrastive, nt_xent, queue_info_nce
 from maskco_fast.methods.moco_v2 import MoCoV2Config
-from maskco_fast.methods.npid import NPIDConfig, mean_exponential
+from maskco_fast.methods.npid import mean_exponential
 from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
-from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training import checkpoint
 from maskco_fast.training.config import TrainConfig
@@ -28,9 +25,16 @@ from maskco_fast.training.optimizer import OptimizerConfig, make_optimizer
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import Trainer
 from tests.support.runs import losses
-from tests.support.tiny_run import NoiseLoader, tiny_config
+from tests.support.small_methods import (
+    SAMPLES,
+    SIDE,
+    batches,
+    small_config,
+    small_method,
+    train_step,
+)
+from tests.support.tiny_run import NoiseLoader
 
-SAMPLES, SIDE = 8, 32
 BASELINES = [name for name in METHODS if name != "maskco"]
 """Every further method is resumed and distributed below."""
 
@@ -42,51 +46,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def small_config(
-    method: str, run_dir: pathlib.Path = pathlib.Path("unused"), **fields: object
-) -> TrainConfig:
-    """Batches of 8 noise images in groups of 4, a queue of 20 keys, 5 noise samples."""
-    settings: dict[str, object] = {
-        "method": method,
-        "batch_size": SAMPLES,
-        "max_steps": 6,
-        "model": ModelConfig(trunk="resnet18", view_size=SIDE, group_size=4, features=16),
-        "moco_v2": MoCoV2Config(queue=20, momentum=0.9),
-        "npid": NPIDConfig(negatives=5),
-        "optimizer": OptimizerConfig(learning_rate=0.5),
-    }
-    return tiny_config(run_dir, **{**settings, **fields})
-
-
-def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Any:
-    """The configured method for 24 samples; Any, for the attributes of each class."""
-    method = make_method(config.method, config.method_config, config.model, seed=config.seed)
-    method.prepare(3 * SAMPLES)
-    return method.to(dtype)
-
-
-def batches(count: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
-    """`count` batches of noise; `index` cycles through the 24 samples."""
-    found = []
-    for step, batch in zip(range(count), NoiseLoader(size=SIDE, batch=SAMPLES, dtype=dtype)):
-        fields = {name: getattr(batch, name) for name in ("views", "sample_id", "target")}
-        found.append(
-            Batch(**fields, index=(torch.arange(SAMPLES) + step * SAMPLES) % (3 * SAMPLES))
-        )
-    return found
-
-
-def step(
-    method: Method, optimizer: torch.optim.Optimizer, batch: Batch, forward: nn.Module | None = None
-) -> float:
-    scalars = (forward or method)(batch)
-    optimizer.zero_grad()
-    scalars["loss"].backward()
-    optimizer.step()
-    method.after_step()
-    return scalars["loss"].item()
 
 
 def test_mocos_steps_by_hand():
@@ -108,7 +67,7 @@ def test_mocos_steps_by_hand():
         momentum_update(by_hand.key, by_hand.query, 0.9)
         for place, key in enumerate(keys):
             queue[(number * SAMPLES + place) % 20] = key
-        assert step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)
+        assert train_step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)
         torch.testing.assert_close(method.queue, queue, rtol=1e-7, atol=1e-9)
     assert method.pointer.item() == 32 % 20
     assert method.steps.item() == 4
@@ -135,7 +94,7 @@ def test_a_batch_longer_than_the_queue_leaves_its_last_keys():
     method = small_method(small_config("moco_v2", moco_v2=MoCoV2Config(queue=3)))
     method(batches(1)[0])
     keys = method._new_keys[0]
-    method.after_step()
+    method.after_step(0.0)
     torch.testing.assert_close(method.queue, keys[-3:])
 
 
@@ -149,9 +108,10 @@ def test_simclr_normalises_both_views_together():
     assert features.mean(0).abs().max() < 1e-5  # the head ends in BatchNorm, over 16 rows
 
 
-def test_simclr_refuses_micro_batches():
-    with pytest.raises(ValueError, match="`accumulate` must be 1 for simclr, got 2"):
-        small_config("simclr", accumulate=2)
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_batch_norm_over_the_whole_batch_rules_micro_batches_out(method):
+    with pytest.raises(ValueError, match=f"`accumulate` must be 1 for {method}, got 2"):
+        small_config(method, accumulate=2)
 
 
 def test_npids_steps_by_hand():
@@ -179,7 +139,7 @@ def test_npids_steps_by_hand():
         second.step()
         for place, feature in zip(batch.index.tolist(), normalize(features.detach())):
             bank[place] = normalize(bank[place] + feature, dim=0)
-        assert step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)
+        assert train_step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)
         torch.testing.assert_close(method.bank, bank, rtol=1e-7, atol=1e-9)
 
 
@@ -191,13 +151,14 @@ def test_npid_without_a_bank_says_what_to_call():
 
 
 def test_chance_is_what_equal_chances_give():
-    paper = {name: RECIPES["paper"](name) for name in ("moco_v2", "simclr", "npid")}
+    paper = {name: RECIPES["paper"](name) for name in BASELINES}
     chance = {
         name: make_method(name, config.method_config, config.model, seed=0).chance_loss(256)
         for name, config in paper.items()
     }
     assert chance["moco_v2"] == pytest.approx(math.log(65_537))
     assert chance["simclr"] == pytest.approx(math.log(511))
+    assert chance["byol"] == 4  # 2 - 2cos for both orders of the views, at a cosine of 0
     # NCE with P(i|v) = 1/n for every entry: h = 1 / (1 + M).
     assert chance["npid"] == pytest.approx(-math.log(1 / 4097) - 4096 * math.log(4096 / 4097))
 
@@ -205,15 +166,20 @@ def test_chance_is_what_equal_chances_give():
 @pytest.mark.parametrize(
     ("method", "wanted"),
     [
-        ("moco_v2", ("sgd", 0.03, 1e-4)),
-        ("simclr", ("lars", 0.3, 1e-6)),
-        ("npid", ("sgd", 0.03, 1e-4)),
+        ("moco_v2", ("sgd", 0.03, 1e-4, None, "cosine", 0)),
+        ("simclr", ("lars", 0.3, 1e-6, None, "cosine", 50_000)),
+        ("npid", ("sgd", 0.03, 1e-4, None, "cosine", 0)),
+        # Warm-ups of 2 and 5 epochs of ImageNet, rates for 256 images (docs/method.md).
+        ("byol", ("lars", 0.2, 1.5e-6, None, "cosine", 10_000)),
     ],
 )
 def test_the_paper_recipe_has_the_methods_optimiser(method, wanted):
     config = RECIPES["paper"](method)
     optimizer = config.optimizer
-    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == wanted
+    names = ("name", "learning_rate", "weight_decay", "head_weight_decay", "schedule")
+    found = [getattr(optimizer, name) for name in (*names, "warmup_steps")]
+    assert tuple(found) == wanted
+    assert (optimizer.milestones, optimizer.drop) == ((30 / 70, 50 / 70), 0.1)
     assert (config.moco_v2.queue, config.moco_v2.momentum, config.moco_v2.temperature) == (
         65_536,
         0.999,
@@ -261,8 +227,8 @@ def run_steps(
     forward = DistributedDataParallel(method, broadcast_buffers=False) if size > 1 else None
     optimizer = make_optimizer(method.parameters(), config.optimizer)
     found = [
-        step(method, optimizer, share_of(batch, rank, size), forward)
-        for batch in batches(3, torch.float64)
+        train_step(method, optimizer, share_of(batch, rank, size), forward, progress=number / 3)
+        for number, batch in enumerate(batches(3, torch.float64))
     ]
     return found, method.state_dict()
 
@@ -300,7 +266,7 @@ def test_two_processes_equal_one_of_two_groups(two_processes, method):
         if "running" not in name:  # each process's own, where statistics are of groups
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name], value, rtol=1e-7, atol=1e-9, msg=name)
-        elif method == "simclr":
+        elif METHODS[method].method.spans_whole_batch:
             torch.testing.assert_close(first[name], value, rtol=1e-7, atol=1e-9, msg=name)
 
 

@@ -3,7 +3,11 @@
 import numpy as np
 import torch
 
-from maskco_fast.methods.counter_random import random_integers, random_permutation
+from maskco_fast.methods.counter_random import (
+    random_dropout,
+    random_integers,
+    random_permutation,
+)
 
 STEP = torch.tensor(7)
 
@@ -41,3 +45,17 @@ def test_permutations_hold_everything_once_and_differ_by_step():
     assert first.sort().values.tolist() == list(range(64))
     assert second.sort().values.tolist() == list(range(64))
     assert (first != second).sum() > 50
+
+
+def test_dropout_scales_what_it_keeps_and_draws_by_row():
+    features = torch.full((50, 40), 3.0)
+    rows = torch.arange(50) * 2**58  # positions wrap around, as a hash times the width does
+    dropped = random_dropout(features, 0.25, seed=0, step=STEP, row_R=rows)
+    kept = dropped != 0
+    assert (dropped[kept] == 4).all()
+    assert 0.72 < kept.float().mean() < 0.78
+    integers = torch.stack([random_integers(0, STEP, row * 40 + torch.arange(40)) for row in rows])
+    assert torch.equal(kept, integers.double() >= 0.25 * 2**63)
+    part = random_dropout(features[20:30], 0.25, seed=0, step=STEP, row_R=rows[20:30])
+    assert torch.equal(part, dropped[20:30])
+    assert torch.equal(random_dropout(features, 0.0, seed=0, step=STEP, row_R=rows), features)

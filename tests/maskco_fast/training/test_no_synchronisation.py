@@ -6,7 +6,6 @@ LARS, `after_step`) on fake CUDA tensors, which show copies as well and raise wh
 Torch's backward pass and fused SGD need a driver and are left out.
 """
 
-import pathlib
 import warnings
 
 import pytest
@@ -17,16 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskco_fast.loaders import Batch
 from maskco_fast.methods.base import Method
-from maskco_fast.methods.moco_v2 import MoCoV2Config
-from maskco_fast.methods.npid import NPIDConfig
-from maskco_fast.methods.registry import METHODS, make_method
-from maskco_fast.networks.config import ModelConfig
+from maskco_fast.methods.registry import METHODS
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.optimizer import LARS, OptimizerConfig, make_optimizer
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import Trainer
-from tests.support.tiny_run import NoiseLoader, tiny_config
+from tests.support.small_methods import SAMPLES, SIDE, small_config, small_method
+from tests.support.tiny_run import NoiseLoader
 
 READS = {
     "aten::_local_scalar_dense",
@@ -36,7 +33,6 @@ READS = {
     "aten::is_nonzero",
 }
 """Operations for whose result, or its shape, the host waits."""
-COUNT, SIDE = 8, 32
 
 
 class Watch(TorchDispatchMode):
@@ -58,28 +54,16 @@ class Watch(TorchDispatchMode):
         return result
 
 
-def small_config(method: str) -> TrainConfig:
-    return tiny_config(
-        pathlib.Path("unused"),
-        method=method,
-        batch_size=COUNT,
-        model=ModelConfig(trunk="resnet18", view_size=SIDE, group_size=4, features=16),
-        moco_v2=MoCoV2Config(queue=20),
-        npid=NPIDConfig(negatives=5),
-        optimizer=OptimizerConfig(name=RECIPES["paper"](method).optimizer.name),
-    )
-
-
-def small_method(config: TrainConfig) -> Method:
-    method = make_method(config.method, config.method_config, config.model, seed=config.seed)
-    method.prepare(3 * COUNT)
-    return method
+def config_of(method: str) -> TrainConfig:
+    """The small configuration with the optimiser of the paper's recipe."""
+    name = RECIPES["paper"](method).optimizer.name
+    return small_config(method, optimizer=OptimizerConfig(name=name))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_trainers_step_reads_no_value(name):
-    config = small_config(name)
-    trainer = Trainer(config, small_method(config), NoiseLoader(size=SIDE, batch=COUNT))
+    config = config_of(name)
+    trainer = Trainer(config, small_method(config), NoiseLoader(size=SIDE, batch=SAMPLES))
     batches, stop = trainer._batches(), StopSignal(lambda: None)
     for _ in range(2):  # the first makes the optimiser's state
         with Watch() as watch:
@@ -105,20 +89,20 @@ def on_cuda(method: Method) -> Method:
 
 
 def empty_batch(method: Method) -> Batch:
-    places = torch.empty(COUNT, dtype=torch.int64, device="cuda")
+    places = torch.empty(SAMPLES, dtype=torch.int64, device="cuda")
     return Batch(
-        views=tuple(torch.empty(COUNT, 3, SIDE, SIDE, device="cuda") for _ in method.views.views),
+        views=tuple(torch.empty(SAMPLES, 3, SIDE, SIDE, device="cuda") for _ in method.views.views),
         sample_id=places,
         target=places,
         index=places,
-        masked_box=torch.empty(COUNT, 4, device="cuda"),
-        key_boxes=torch.empty(COUNT, 17, 4, device="cuda"),
+        masked_box=torch.empty(SAMPLES, 4, device="cuda"),
+        key_boxes=torch.empty(SAMPLES, 17, 4, device="cuda"),
     )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_read_from_or_sent_to_cuda(name):
-    config = small_config(name)
+    config = config_of(name)
     method = small_method(config)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # there is no CUDA
@@ -133,7 +117,7 @@ def test_nothing_is_read_from_or_sent_to_cuda(name):
                 assert method(batch)["loss"].device.type == "cuda"
                 if isinstance(optimizer, LARS):
                     optimizer.step()
-                method.after_step()
+                method.after_step(0.5)
             assert not watch.waits
 
 

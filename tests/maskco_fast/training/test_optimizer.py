@@ -73,3 +73,39 @@ def test_warm_up_is_a_ramp_on_the_cosine():
         for step in range(20)
     ]
     assert rates == pytest.approx([min(1, (step + 1) / 10) for step in range(20)])
+
+
+def test_the_step_schedule_divides_by_ten_at_its_epochs():
+    """A warm-up of 5 epochs, then tenths at 30 and 50 of 70 (OpenSelfSup)."""
+    config = OptimizerConfig(learning_rate=0.2, schedule="step", warmup_steps=5)
+    rates = [learning_rate(config, 128, epoch, 70) for epoch in range(70)]
+    wanted = [0.02, 0.04, 0.06, 0.08, *[0.1] * 26, *[0.01] * 20, *[0.001] * 20]
+    assert rates == pytest.approx(wanted)
+    longer = [learning_rate(config, 128, step, 700_000) for step in (299_999, 300_000, 500_000)]
+    assert longer == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_heads_have_their_own_decay():
+    trunk, head = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))
+    config = OptimizerConfig(learning_rate=1.0, weight_decay=0.1, head_weight_decay=0.5)
+    optimizer = make_optimizer([trunk, head], config, heads=[head])
+    for parameter in (trunk, head):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert trunk.tolist() == [[pytest.approx(0.9)] * 2] * 2
+    assert head.tolist() == [pytest.approx(0.5)] * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"milestones": (0.5, 0.5)}, r"between 0 and 1 in ascending order, got \(0\.5, 0\.5\)"),
+        ({"milestones": (0.5, 1.0)}, "between 0 and 1 in ascending order"),
+        ({"drop": 0.0}, r"`drop` must be in \(0, 1\], got 0\.0"),
+        ({"head_weight_decay": -1.0}, "`head_weight_decay` must be at least 0 or None, got -1"),
+        ({"name": "lars", "head_weight_decay": 0.1}, "must be None for lars, got 0.1"),
+    ],
+)
+def test_a_wrong_setting_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)

@@ -56,7 +56,7 @@ class OneWeight(Method):
     def chance_loss(self, batch_size):
         return None
 
-    def after_step(self):
+    def after_step(self, progress):
         momentum_update(self.key, self.query, 0.9)
 
 
