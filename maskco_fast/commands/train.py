@@ -24,6 +24,7 @@ from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.loader_choice import choose_loader
+from maskco_fast.training.monitor import KnnMonitor
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
@@ -84,20 +85,20 @@ def train(config: TrainConfig) -> int:
         loader = stack.enter_context(make(_backend(config, world, make)))
         _check_length(loader)
         method.prepare(len(loader.dataset))
-        trainer = Trainer(config, method, loader, world)
+        monitor = _monitor(config, device, world)
+        trainer = Trainer(config, method, loader, world, monitor)
         if world.is_rank_zero:
             _write_config(config)
-            _log_start(trainer, loader)
+            _log_start(config, trainer, loader)
         stopped_by = trainer.fit()
         if world.is_rank_zero:
-            _draw(trainer, loader, views=stopped_by is None)
+            _draw(config, trainer, loader, views=stopped_by is None)
             _log_end(trainer, stopped_by, time.monotonic() - began)
     return SUCCESS
 
 
-def _log_start(trainer: Trainer, loader: Loader) -> None:
+def _log_start(config: TrainConfig, trainer: Trainer, loader: Loader) -> None:
     """Print a line with the run's settings and the size of its data set."""
-    config = trainer.config
     processes = trainer.world.size
     in_processes = f" in {processes} processes" if processes > 1 else ""
     say(
@@ -108,9 +109,8 @@ def _log_start(trainer: Trainer, loader: Loader) -> None:
     )
 
 
-def _draw(trainer: Trainer, loader: Loader, *, views: bool) -> None:
+def _draw(config: TrainConfig, trainer: Trainer, loader: Loader, *, views: bool) -> None:
     """Write loss.png, and views.png if `views`; that one reads shards."""
-    config = trainer.config
     method = trainer.method
     metrics = config.run_dir / "metrics.jsonl"
     if not metrics.stat().st_size:
@@ -189,6 +189,23 @@ def _loader(
         threads=config.loader_threads or max(1, usable_cpus() // world.local_size),
         decode=config.decode,
         remote=config.remote,
+    )
+
+
+def _monitor(config: TrainConfig, device: torch.device, world: World) -> KnnMonitor | None:
+    """The k-NN monitor; None without `--monitor.every`."""
+    if not config.monitor.every:
+        return None
+    return KnnMonitor(
+        config.monitor,
+        size=config.model.view_size,
+        device=device,
+        precision=choose_precision(config.precision, device),
+        world=world,
+        backend="native" if config.loader == "auto" else config.loader,
+        threads=config.loader_threads or max(1, usable_cpus() // world.local_size),
+        remote=config.remote,
+        progress=ProgressLines(),
     )
 
 

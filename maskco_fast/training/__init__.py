@@ -9,6 +9,7 @@ distributed.py        the processes of a run and their communication
 loader_choice.py      `--loader auto`: the fastest loader on the run's shards
 deferred_scalars.py   losses that stay on the device until several steps are read together
 metrics.py            metrics.jsonl, samples.jsonl, TensorBoard, the progress line
+monitor.py            k-NN accuracy during a run
 checkpoint.py         checkpoint files with checksums
 checkpoint_writer.py  writes checkpoints in a thread while the steps continue
 run_lock.py           one job a run folder

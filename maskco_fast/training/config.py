@@ -13,6 +13,7 @@ from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
+from maskco_fast.training.monitor import MonitorConfig
 from maskco_fast.training.optimizer import OptimizerConfig
 
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}
@@ -26,15 +27,9 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(MethodFields):
-    """One training run."""
+class RunConfig:
+    """What the training loop needs of any run: pre-training, or probes on frozen features."""
 
-    # May change: the loader's own state compares the shards' content, not how they are spelled.
-    shards: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
-    folders of images. None: the built-in demo set."""
-    recipe: str = field(default="paper", metadata=MAY_CHANGE)
-    """Recipe that sets the defaults."""
     run_dir: pathlib.Path = field(default=pathlib.Path("runs/maskco"), metadata=MAY_CHANGE)
     """Output folder: metrics.jsonl, quarantine.json, config.json, checkpoints/ and tensorboard/."""
     max_steps: int = field(default=500_000, metadata=MAY_CHANGE)
@@ -44,15 +39,6 @@ class TrainConfig(MethodFields):
     accumulate: int = field(default=1, metadata=MAY_CHANGE)
     """Micro-batches per process and step: the same gradients in less memory. BatchNorm's running
     statistics move once per micro-batch."""
-    loader: LoaderName = field(default="auto", metadata=MAY_CHANGE)
-    """Loader backend; dali and ffcv are optional packages. auto measures the installed ones on the
-    run's shards for a few seconds and stores its choice in loader.json."""
-    loader_threads: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Threads of the loader; None leaves the choice to the loader."""
-    decode: Literal["exact", "fast"] = "exact"
-    """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
-    libjpeg's fast IDCT, and stop reading the others below their crops, so that damage there goes
-    unnoticed."""
     seed: int = 0
     """Seed of the weights, the order and the augmentations."""
     checkpoint_every: int = field(default=1000, metadata=MAY_CHANGE)
@@ -81,12 +67,9 @@ class TrainConfig(MethodFields):
     cuda_graphs: bool = field(default=False, metadata=MAY_CHANGE)
     """Use torch.compile with CUDA graphs for the forward and backward pass. CUDA only; not yet run
     on a GPU."""
-    model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in (
             "max_steps",
             "batch_size",
@@ -97,6 +80,34 @@ class TrainConfig(MethodFields):
         ):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig, MethodFields):
+    """One training run."""
+
+    # May change: the loader's own state compares the shards' content, not how they are spelled.
+    shards: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
+    folders of images. None: the built-in demo set."""
+    recipe: str = field(default="paper", metadata=MAY_CHANGE)
+    """Recipe that sets the defaults."""
+    loader: LoaderName = field(default="auto", metadata=MAY_CHANGE)
+    """Loader backend; dali and ffcv are optional packages. auto measures the installed ones on the
+    run's shards for a few seconds and stores its choice in loader.json."""
+    loader_threads: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Threads of the loader; None leaves the choice to the loader."""
+    decode: Literal["exact", "fast"] = "exact"
+    """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
+    libjpeg's fast IDCT, and stop reading the others below their crops, so that damage there goes
+    unnoticed."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata=MAY_CHANGE)
+    remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        MethodFields.__post_init__(self)
+        RunConfig.__post_init__(self)
         if self.batch_size < 2:
             raise InvalidInput(
                 "`batch_size` must be at least 2, got 1: images are contrasted with each other."
@@ -134,7 +145,7 @@ class TrainConfig(MethodFields):
         return self.batch_size // processes
 
 
-def differences(stored: dict, config: TrainConfig) -> list[str]:
+def differences(stored: dict, config: RunConfig) -> list[str]:
     """Compare a checkpoint's `dataclasses.asdict(config)` with the config of a resumed run.
 
     Returns a line `field: stored -> now` for each field that differs and is not `MAY_CHANGE`. Other
@@ -152,8 +163,9 @@ def differences(stored: dict, config: TrainConfig) -> list[str]:
         return items
 
     may_change = {one.name for one in dataclasses.fields(config) if one.metadata == MAY_CHANGE}
-    may_change |= METHODS.keys() - {config.method}
-    before = {**flat(dataclasses.asdict(TrainConfig())), **flat(stored)}
+    if isinstance(config, MethodFields):
+        may_change |= METHODS.keys() - {config.method}
+    before = {**flat(dataclasses.asdict(type(config)())), **flat(stored)}
     now = flat(dataclasses.asdict(config))
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"

@@ -49,6 +49,10 @@ class DeferredScalars:
         self._lines.append(line)
         self._sample_ids.append(sample_id)
 
+    def annotate(self, values: dict[str, float]) -> None:
+        """Add further metrics, known on the host, to the line of the last step that was added."""
+        self._lines[-1].update(values)
+
     def read(self) -> list[StepRecord]:
         """Return the kept steps in order and forget them. Waits for the device and for all ranks.
 

@@ -14,7 +14,12 @@ from maskco_fast.progress import LOG_SECONDS, TERMINAL_SECONDS, duration
 
 Line = dict[str, float | int]
 """One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the
-step's time spent waiting for data, 0..1), and the method's other scalars."""
+step's time spent waiting for data, 0..1), the method's other scalars, and at some steps MEASURED.
+"""
+
+MEASURED = ("knn_top1",)
+"""Metrics that only the steps of a measurement have: k-NN accuracy on the monitor's images, per
+cent."""
 
 
 class StepsFile:
@@ -74,6 +79,7 @@ class TrainingProgress:
         self._recent: collections.deque[tuple[float, Line]] = collections.deque(
             maxlen=max(window, 2)
         )
+        self._measured: Line = {}
         self._interval = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
         self._shown_at = -self._interval
         self._width = 0
@@ -82,6 +88,7 @@ class TrainingProgress:
         """Add a step's line; prints the progress at most once an interval."""
         now = time.monotonic()
         self._recent.append((now, line))
+        self._measured.update({name: line[name] for name in MEASURED if name in line})
         if now - self._shown_at >= self._interval:
             self._show()
 
@@ -91,7 +98,8 @@ class TrainingProgress:
         self._shown_at = last_at
         steps = int(last["step"]) - int(first["step"])
         left = (self._steps - int(last["step"])) * (last_at - first_at) / steps if steps else None
-        text = describe([line for _, line in self._recent], self._steps, remaining=left)
+        lines = [line for _, line in self._recent]
+        text = describe(lines, self._steps, remaining=left, measured=self._measured)
         if self._terminal:
             self._stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
@@ -108,21 +116,29 @@ class TrainingProgress:
             self._stream.flush()
 
 
-def describe(lines: Sequence[Line], steps: int, *, remaining: float | None) -> str:
+def describe(
+    lines: Sequence[Line],
+    steps: int,
+    *,
+    remaining: float | None,
+    measured: Mapping[str, float] | None = None,
+) -> str:
     """Format the progress of a run; loss, images/s and data wait are means over `lines`.
 
     For example `step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 3:12
-    min`. `remaining`: seconds to the end, None while unknown.
+    min`. `remaining`: seconds to the end, None while unknown. `measured`: the newest values of
+    MEASURED, if there are any.
     """
     mean = {
         name: sum(line[name] for line in lines) / len(lines)
         for name in ("images_per_s", "loss", "data_wait")
     }
     last = lines[-1]
+    knn = f"k-NN {measured['knn_top1']:.1f} % · " if measured and "knn_top1" in measured else ""
     eta = "?" if remaining is None else duration(remaining)
     return (
         f"step {last['step']}/{steps} · {mean['images_per_s']:.1f} images/s · "
-        f"loss {mean['loss']:.3f} · lr {last['learning_rate']:.3g} · "
+        f"loss {mean['loss']:.3f} · {knn}lr {last['learning_rate']:.3g} · "
         f"data wait {100 * mean['data_wait']:.0f} % · ETA {eta}"
     )
 
@@ -159,10 +175,12 @@ class Metrics:
                 {"step": line["step"], "epoch": line["epoch"], "sample_ids": sample_ids}
             )
         self._progress.add(line)
-        if self._board is not None and int(line["step"]) % self._log_every == 0:
-            for name, value in line.items():
+        if self._board is not None:
+            step = int(line["step"])
+            due = line if step % self._log_every == 0 else line.keys() & set(MEASURED)
+            for name in due:
                 if name != "step":
-                    self._board.add_scalar(name, value, int(line["step"]))
+                    self._board.add_scalar(name, line[name], step)
 
     def sync(self) -> None:
         """Force the JSON lines to the disk; see `StepsFile.sync`."""

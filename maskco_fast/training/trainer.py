@@ -21,7 +21,7 @@ from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.base import Method
 from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
-from maskco_fast.training.config import TrainConfig, differences
+from maskco_fast.training.config import RunConfig, differences
 from maskco_fast.training.deferred_scalars import DeferredScalars, Line
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
@@ -49,6 +49,19 @@ class BatchSource(Protocol):
 
     def interrupt(self) -> None:
         """Make waiting for a batch raise ReadEnded; called from another thread."""
+
+
+class Monitor(Protocol):
+    """A measurement of the trained network between two steps, such as `KnnMonitor`."""
+
+    every: int
+    """Steps between two measurements."""
+
+    def measure(self, method: Method, stopped: Callable[[], bool]) -> dict[str, float]:
+        """Return named values for the step's line, the same on all ranks; none once stopped.
+
+        Leaves the method and all random generators as they are.
+        """
 
 
 class NonFiniteLoss(MaskCoError, RuntimeError):
@@ -80,7 +93,12 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, method: Method, loader: BatchSource, world: World | None = None
+        self,
+        config: RunConfig,
+        method: Method,
+        loader: BatchSource,
+        world: World | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         self.config = config
         self.world = world if world is not None else World()
@@ -88,6 +106,7 @@ class Trainer:
         self.precision = choose_precision(config.precision, self.device)
         self.method = method.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loader = loader
+        self.monitor = monitor
         heads_differ = config.optimizer.head_weight_decay is not None
         self.optimizer = make_optimizer(
             self.method.parameters(),
@@ -183,6 +202,7 @@ class Trainer:
                 self.loader.load_state_dict(position)
                 break
             self._one_step(fetched)
+            self._measure(stop)
             if self._deferred.full:
                 self._read_scalars(output)
             if self.step % self.config.checkpoint_every == 0:
@@ -320,6 +340,12 @@ class Trainer:
             "data_wait": fetched.waited / seconds,
         }
         self._deferred.add(line, scalars, sample_id)
+
+    def _measure(self, stop: StopSignal) -> None:
+        """Add the monitor's values to the step's line, if they are due."""
+        if self.monitor is not None and self.step % self.monitor.every == 0:
+            values = self.monitor.measure(self.method, lambda: stop.name is not None)
+            self._deferred.annotate(values)
 
     def _gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Accumulate the mean loss's gradients over micro-batches; returns the mean scalars."""
