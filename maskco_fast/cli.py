@@ -56,6 +56,16 @@ COMMANDS = (
         "maskco_fast.commands.export",
     ),
     Command(
+        "knn",
+        "k-nearest-neighbour accuracy of a frozen trunk",
+        "maskco_fast.commands.knn",
+    ),
+    Command(
+        "linear",
+        "train and test linear probes on a frozen trunk",
+        "maskco_fast.commands.linear",
+    ),
+    Command(
         "doctor",
         "report installed packages, usable loaders and devices, and what to install",
         "maskco_fast.commands.doctor",

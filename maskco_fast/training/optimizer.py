@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -32,6 +32,10 @@ class OptimizerConfig:
     head_weight_decay: float | None = None
     """On all parameters outside the trunk, which pre-training throws away; sgd only. None: as
     `weight_decay`."""
+    decay_biases: bool = True
+    """Whether weight decay covers biases and BatchNorm's parameters; sgd only."""
+    nesterov: bool = False
+    """Nesterov's momentum; sgd only."""
     schedule: Literal["cosine", "step"] = "cosine"
     """cosine falls to zero over the run; step multiplies the rate by `drop` at each milestone."""
     milestones: tuple[float, ...] = (30 / 70, 50 / 70)
@@ -105,21 +109,20 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             trust=config.trust,
         )
-    groups: list[dict[str, Any]] = [{"params": trained}]
-    if config.head_weight_decay is not None:
-        own = {id(parameter) for parameter in heads}
-        groups = [
-            {"params": [parameter for parameter in trained if id(parameter) not in own]},
-            {
-                "params": [parameter for parameter in trained if id(parameter) in own],
-                "weight_decay": config.head_weight_decay,
-            },
-        ]
+    own = {id(parameter) for parameter in heads}
+    groups: dict[float, list[nn.Parameter]] = {}  # by weight decay
+    for parameter in trained:
+        decay = config.weight_decay
+        if id(parameter) in own and config.head_weight_decay is not None:
+            decay = config.head_weight_decay
+        if parameter.dim() <= 1 and not config.decay_biases:
+            decay = 0.0
+        groups.setdefault(decay, []).append(parameter)
     return torch.optim.SGD(
-        [group for group in groups if group["params"]],
+        [{"params": group, "weight_decay": decay} for decay, group in groups.items()],
         lr=config.learning_rate,
         momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
         fused=True,
     )
 
