@@ -28,6 +28,9 @@ class LoaderConfig:
     rank: int | None = None
     world_size: int | None = None
     shuffle: bool = True
+    drop_last: bool = True
+    """Drop the samples that do not fill the last global batch; if False, keep them in a short batch
+    and leave bad samples out instead of replacing them: each sample comes exactly once."""
     block: int = SHARDS_PER_BLOCK
     """Shards shuffled together."""
     threads: int | None = None

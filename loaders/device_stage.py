@@ -168,13 +168,15 @@ class DeviceStage:
         if pixels.device.type != "cpu":
             # A backend that renders on the device does so on the current stream.
             streams.side_waits(streams.done())
-        host = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
+        host = (pixels.contiguous(), torch.from_numpy(request.rows), torch.from_numpy(numbers))
         source = tuple(self._page_locked(tensor) for tensor in host)
         if len(self._slots) < SLOTS:
             slot = _Slot(source, self._device, streams)
         else:
             slot = self._slots.pop(0)
             streams.host_waits(slot.copied)  # the slot's former `source` is freed below
+            if slot.pixels.shape != pixels.shape:  # a short batch
+                slot = _Slot(source, self._device, streams)
         streams.side_waits(slot.free)
         for tensor, target in zip(source, (slot.pixels, slot.plan, slot.numbers)):
             streams.copy(tensor, target)

@@ -3,7 +3,9 @@
 A backend implements `Loader._run`, which renders requests, and nothing else of the contract.
 """
 
+import collections
 import contextlib
+import itertools
 import os
 import weakref
 from abc import ABC, abstractmethod
@@ -87,8 +89,19 @@ class Loader(ABC):
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, equal on every rank."""
-        return batch_count(len(self.dataset), self.config.batch_size, self._ranks()[1])
+        """Batches of a whole epoch on this rank; equal on every rank with `drop_last`.
+
+        Without `drop_last` a batch is not delivered if all of its samples turn out to be bad.
+        """
+        return self._batches_from(0)
+
+    def _batches_from(self, consumed: int) -> int:
+        """This rank's batches after the first `consumed` samples of an epoch."""
+        config, (rank, world_size) = self.config, self._ranks()
+        samples = len(self.dataset) - consumed
+        return batch_count(
+            samples, config.batch_size, world_size, rank=rank, drop_last=config.drop_last
+        )
 
     def __iter__(self) -> "_EpochIterator":
         return _EpochIterator(self)
@@ -196,8 +209,14 @@ class Loader(ABC):
         `decode(data, record, shrink)` raises BadImage for a bad sample. That sample is quarantined
         and replaced by the next one in the shards' order that decodes, with the substitute's own
         plan. Replacement depends on the data alone: every loader and thread count replaces alike.
+
+        Without `drop_last` it is not replaced, because the substitute would come twice. A black
+        image stands in for it, until `Rendered.without_left_out` removes the sample.
         """
-        for index in self.dataset.substitutes(int(request.indices[n])):
+        substitutes = self.dataset.substitutes(int(request.indices[n]))
+        if not self.config.drop_last:
+            substitutes = itertools.islice(substitutes, 1)
+        for index in substitutes:
             if index in self.quarantine:
                 continue
             if index != request.indices[n]:
@@ -210,6 +229,10 @@ class Loader(ABC):
                 continue
             self.quarantine.count_decoded()
             return decoded
+        if not self.config.drop_last:
+            request.left_out[n] = True
+            sample = self.dataset.samples[int(request.indices[n])]
+            return Decoded(np.zeros((sample["height"], sample["width"], 3), np.uint8))
         raise self.quarantine.too_many()  # another thread quarantined the last sample
 
     def _reject(self, index: int, reason: str) -> None:
@@ -261,32 +284,31 @@ class _EpochIterator:
         self._batches: Generator[Batch, None, None] | None = None
         self._left: int | None = None
         """Batches left; None before the first `next()`."""
+        self._passed: collections.deque[int] = collections.deque()
+        """For each batch that is rendered and not yet delivered, the batches of the plan that its
+        delivery completes: itself, and batches before it without a usable sample."""
 
     def _start(self) -> None:
         loader = self._loader
         loader._end_current()
         rank, world_size = loader._ranks()
-        self._left = self._batches_left(world_size)
-        if self._left == 0 and loader._consumed == 0:
+        self._left = loader._batches_from(loader._consumed)
+        if self._left == 0 and loader._consumed == 0 and loader.config.drop_last:
             raise InvalidInput(
                 f"{len(loader.dataset)} usable samples make no batch of "
                 f"{loader.config.batch_size} on each of {world_size} ranks: lower the batch size, "
                 "or pass more shards"
             )
         self._global_batch = loader.config.batch_size * world_size
-        self._batches = loader._deliver(loader._run(loader._requests(rank, world_size, self._left)))
+        rendered = loader._run(loader._requests(rank, world_size, self._left))
+        self._batches = loader._deliver(_without_left_out(rendered, self._passed))
         loader._current = weakref.ref(self)
-
-    def _batches_left(self, world_size: int) -> int:
-        loader = self._loader
-        samples = len(loader.dataset) - loader._consumed
-        return batch_count(samples, loader.config.batch_size, world_size)
 
     def __len__(self) -> int:
         """Batches that this iterator has yet to yield."""
         if self._left is not None:
             return self._left
-        return self._batches_left(self._loader._ranks()[1])
+        return self._loader._batches_from(self._loader._consumed)
 
     def __iter__(self) -> "_EpochIterator":
         return self
@@ -295,20 +317,24 @@ class _EpochIterator:
         if self._left is None:
             self._start()
         loader = self._loader
-        if not self._left or self._batches is None:
+        try:
+            if not self._left or self._batches is None:
+                raise StopIteration
+            batch = next(self._batches)
+        except StopIteration:
             is_current = loader._current is not None and loader._current() is self
             if self._batches is not None and is_current:
-                # The resumed position had no whole batch left: the epoch is over.
+                # No batch is left at a resumed position, for this rank, or because the last
+                # batches have no usable sample: the epoch is over.
                 loader._epoch, loader._consumed = loader._epoch + 1, 0
             self.close()
-            raise StopIteration
-        try:
-            batch = next(self._batches)
+            raise
         except BaseException:
             self.close()
             raise
-        self._left -= 1
-        loader._consumed += self._global_batch
+        passed = self._passed.popleft()
+        self._left -= passed
+        loader._consumed += passed * self._global_batch
         if self._left == 0:
             loader._epoch, loader._consumed = loader._epoch + 1, 0
             self.close()
@@ -324,3 +350,23 @@ class _EpochIterator:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _without_left_out(
+    rendered: Generator[Rendered, None, None], passed: collections.deque[int]
+) -> Generator[Rendered, None, None]:
+    """Remove the samples that are left out, and batches that have no other.
+
+    For each batch, `passed` gets 1 plus the number of batches removed since the one before it.
+    Closing closes `rendered`.
+    """
+    with contextlib.closing(rendered):
+        count = 0
+        for one in rendered:
+            count += 1
+            kept = [one.without_left_out()]
+            del one
+            if len(kept[0].request.indices):
+                passed.append(count)
+                count = 0
+                yield kept.pop()  # no local keeps the buffer alive meanwhile

@@ -1,8 +1,10 @@
 """The order in which an epoch visits the samples: pure functions of integers.
 
 The order is global: it depends on the shards, the seed and the epoch, not on the ranks. Each rank
-reads its slice of every global batch. All ranks therefore get the same number of batches, and a run
-that resumes with another world size continues in the same order.
+reads its slice of every global batch, so a run that resumes with another world size continues in
+the same order. The samples that do not fill the last global batch are dropped, and all ranks get
+the same number of batches; or they are kept, and each rank gets its slice of what there is, which
+may be a short batch or none.
 """
 
 from collections.abc import Sequence
@@ -66,9 +68,16 @@ def order(
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def batch_count(samples: int, batch_size: int, world_size: int) -> int:
-    """Batches of every rank from `samples` samples; an incomplete global batch is dropped."""
-    return samples // (batch_size * world_size)
+def batch_count(
+    samples: int, batch_size: int, world_size: int, *, rank: int = 0, drop_last: bool = True
+) -> int:
+    """Batches of a rank from `samples` samples.
+
+    With `drop_last` an incomplete global batch is dropped, and all ranks have equally many batches.
+    Without it, the first ranks have one more than the others if samples are left for them.
+    """
+    whole, rest = divmod(samples, batch_size * world_size)
+    return whole + int(not drop_last and rest > rank * batch_size)
 
 
 def batch_positions(
@@ -76,7 +85,8 @@ def batch_positions(
 ) -> slice:
     """The positions in the global order of a rank's batch.
 
-    `batch` counts from 0 after the first `consumed` samples of the epoch.
+    `batch` counts from 0 after the first `consumed` samples of the epoch. The slice of a short last
+    batch reaches past the end of the order.
     """
     start = consumed + (batch * world_size + rank) * batch_size
     return slice(start, start + batch_size)

@@ -28,6 +28,8 @@ class Request:
     """(N, 4) int64: y, x, height, width of the region of each image that contains all its crops."""
     shrinks: np.ndarray
     """(N,) int64: factor by which each image may be decoded smaller; 1 unless decoding is fast."""
+    left_out: np.ndarray
+    """(N,) bool: bad samples without a substitute, which `Rendered.without_left_out` removes."""
 
     @classmethod
     def make(
@@ -39,7 +41,8 @@ class Request:
             shrinks = shrink_factors(rows, views, config.views.size)
         else:
             shrinks = np.ones(len(rows), np.int64)
-        return cls(epoch, indices, rows, crop_regions(rows, views), shrinks)
+        left_out = np.zeros(len(rows), bool)
+        return cls(epoch, indices, rows, crop_regions(rows, views), shrinks, left_out)
 
     def replace(self, n: int, other: "Request") -> None:
         """Overwrite sample `n` with the first sample of `other`."""
@@ -51,6 +54,17 @@ class Request:
         ):
             mine[n] = theirs[0]
 
+    def select(self, kept: np.ndarray) -> "Request":
+        """Copy with only the samples numbered `kept`, (k,) int64."""
+        return Request(
+            self.epoch,
+            self.indices[kept],
+            self.rows[kept],
+            self.regions[kept],
+            self.shrinks[kept],
+            self.left_out[kept],
+        )
+
 
 @dataclass
 class Rendered:
@@ -60,3 +74,16 @@ class Rendered:
     pixels: torch.Tensor | tuple[torch.Tensor, ...]
     """(V, N, size, size, 3), or V tensors (N, size, size, 3), of `LoaderConfig.pixel_dtype`:
     finished views, or uint8 views at the seam."""
+
+    def without_left_out(self) -> "Rendered":
+        """The batch without the samples that are left out; itself where there are none."""
+        if not self.request.left_out.any():
+            return self
+        kept = np.flatnonzero(~self.request.left_out)
+        chosen = torch.from_numpy(kept).to(self.pixels[0].device)
+        pixels = (
+            self.pixels[:, chosen]
+            if isinstance(self.pixels, torch.Tensor)
+            else tuple(view[chosen] for view in self.pixels)
+        )
+        return Rendered(self.request.select(kept), pixels)

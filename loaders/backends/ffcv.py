@@ -178,9 +178,10 @@ class _Epoch(EpochIterator):
                 self.storage_state = (request, pixels)
                 self.run_pipeline(number, request.indices, next(slots), None)
                 self.storage_state = None  # type: ignore[assignment]
-                if not self._put(Rendered(request, self._pool.tensor(pixels))):
+                views = self._pool.tensor(pixels)[:, : len(request.indices)]
+                if not self._put(Rendered(request, views)):
                     return
-                del pixels
+                del pixels, views
         except BaseException as raised:  # `__next__` raises it in the consumer's thread
             end = raised
         self._put(end)

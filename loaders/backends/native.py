@@ -36,7 +36,7 @@ class NativeLoader(Loader):
 
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:
         work.wait()
-        return Rendered(work.request, pool.tensor(work.pixels))
+        return Rendered(work.request, pool.tensor(work.pixels)[:, : len(work.request.indices)])
 
 
 class _Work:

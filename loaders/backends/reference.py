@@ -27,10 +27,9 @@ class ReferenceLoader(Loader):
         config = self.config
         size, views = config.views.size, len(config.views.views)
         for request in requests:
-            pixels = torch.empty(
-                (views, config.batch_size, size, size, 3), dtype=config.pixel_dtype
-            )
-            for n in range(config.batch_size):
+            count = len(request.indices)
+            pixels = torch.empty((views, count, size, size, 3), dtype=config.pixel_dtype)
+            for n in range(count):
                 image = self._fetch(request, n, _decode).image
                 plan = request.rows[n].view(config.views.plan_dtype)[0]
                 for v in range(views):

@@ -59,6 +59,37 @@ def test_ranks_are_disjoint_equal_and_complete(samples, batch_size, world_size, 
     assert left - len(joined) < batch_size * world_size
 
 
+@given(
+    samples=st.integers(1, 600),
+    batch_size=st.integers(1, 16),
+    worlds=st.tuples(st.integers(1, 64), st.integers(1, 64)),
+    stop=st.integers(0, 40),
+)
+@settings(deadline=None)
+def test_without_dropping_each_sample_comes_once_over_any_ranks(samples, batch_size, worlds, stop):
+    """`stop` global batches on one number of ranks, and the rest on another."""
+    first, then = worlds
+    stop = min(stop, samples // (batch_size * first))
+    positions = np.arange(samples)
+    taken = []
+    for consumed, world_size, most in (
+        (0, first, stop),
+        (stop * batch_size * first, then, samples),
+    ):
+        counts = [
+            batch_count(samples - consumed, batch_size, world_size, rank=rank, drop_last=False)
+            for rank in range(world_size)
+        ]
+        assert counts == sorted(counts, reverse=True)
+        assert counts[0] - counts[-1] <= 1
+        for batch in range(min(counts[0], most)):
+            for rank, count in enumerate(counts):
+                part = positions[batch_positions(batch, consumed, batch_size, rank, world_size)]
+                assert (len(part) > 0) == (batch < count)
+                taken += part.tolist()
+    assert taken == list(range(samples))
+
+
 def test_seed_and_epoch_change_the_order():
     base = order([1000] * 3, seed=0, epoch=0)
     for other in (order([1000] * 3, seed=1, epoch=0), order([1000] * 3, seed=0, epoch=1)):
