@@ -24,7 +24,8 @@ class Batch:
     sample_id: torch.Tensor
     """(N,) int64: hash of the sample's key, which seeds its plan."""
     target: torch.Tensor
-    """(N,) int64: label from the shard (`.cls` member, or the folder's number), -1 without one."""
+    """(N,) int64: position of the label in `dataset.classes`. Of a dataset that is opened without
+    `labels`: the number in the `.cls` member, or the folder's; -1 without one."""
     index: torch.Tensor
     """(N,) int64: the sample's number in the dataset, 0..len(dataset) - 1."""
     masked_box: torch.Tensor | None = None

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -32,6 +32,8 @@ def make_loader(
     shards: Shards,
     batch_size: int,
     *,
+    labels: str | None = None,
+    classes: Sequence[str] | None = None,
     views: ViewConfig | None = None,
     backend: str = "auto",
     device: str | torch.device = "cpu",
@@ -40,6 +42,7 @@ def make_loader(
     rank: int | None = None,
     world_size: int | None = None,
     shuffle: bool = True,
+    drop_last: bool = True,
     threads: int | None = None,
     prefetch: int = 3,
     decode: str = "exact",
@@ -53,6 +56,8 @@ def make_loader(
     - `shards`: tar files, folders, .beton files, URLs, patterns such as 'cc3m-{0000..0331}.tar', or
       an open `Dataset`.
     - `batch_size`: samples per batch on this rank.
+    - `labels`, `classes`: where labels are read from, and the class list; see `open_dataset`. An
+      open dataset has its own.
     - `views`: crops, colours, boxes and size of the views (default: `ViewConfig.maskco()`).
     - `backend`: one of `LOADERS`, or "auto" for native.
     - `device`: where the batches lie, "cpu" or a CUDA device.
@@ -62,6 +67,9 @@ def make_loader(
     - `rank`, `world_size`: default to torch.distributed's, then torchrun's; looked up at the first
       `len()` or `next()`.
     - `shuffle`: visit the samples in a new order each epoch, or in the shards' order.
+    - `drop_last`: drop the samples that do not fill the last global batch. With False each sample
+      comes exactly once over all ranks: the last batch may be short, the last ranks may have a
+      batch less than the first, and a bad sample is left out instead of replaced.
     - `threads`: decoding threads (default: the CPUs that this process may use).
     - `prefetch`: batches prepared at once.
     - `decode`: "exact", or "fast": images with large crops are decoded at a half, a quarter or an
@@ -74,7 +82,8 @@ def make_loader(
 
     Raises FileNotFoundError where a pattern matches nothing or a server lacks a shard, RemoteError
     where a server fails (the iterator may raise both too), EmptyDataset where no sample is usable,
-    MissingPackage where the backend is not installed, InvalidInput (a ValueError) for a bad option.
+    MissingPackage where the backend is not installed, InvalidInput (a ValueError) for a bad option
+    or label.
     """
     config = LoaderConfig(
         batch_size=batch_size,
@@ -85,6 +94,7 @@ def make_loader(
         rank=rank,
         world_size=world_size,
         shuffle=shuffle,
+        drop_last=drop_last,
         threads=threads,
         prefetch=prefetch,
         decode=decode,
@@ -100,10 +110,26 @@ def make_loader(
             "the ffcv loader cannot read a stream, because FFCV needs the list of all samples: "
             "choose another backend, or set remote.mode to 'cache'"
         )
+    if streamed and not drop_last:
+        raise InvalidInput(
+            "`drop_last` must be True for a stream, which does not give each sample exactly once: "
+            "set remote.mode to 'cache', or leave drop_last out"
+        )
     module, class_name = LOADERS[name]
     loader_class = getattr(importlib.import_module(f".backends.{module}", __package__), class_name)
     if not isinstance(shards, Dataset):
         shards = open_dataset(
-            shards, index_folder=index_folder, threads=threads, progress=progress, remote=remote
+            shards,
+            labels=labels,
+            classes=classes,
+            index_folder=index_folder,
+            threads=threads,
+            progress=progress,
+            remote=remote,
+        )
+    elif labels is not None or classes is not None:
+        raise InvalidInput(
+            "`labels` and `classes` must be given to `open_dataset`, not with an open dataset, "
+            f"whose labels are {shards.labels!r}"
         )
     return loader_class(shards, config, max_bad_share=max_bad_share)

@@ -24,10 +24,12 @@ from ..shards.index_cache import (
     FORMAT_VERSION,
     cache_file,
     index_shards,
+    label_stamp,
     load_or_index,
     read_cached,
     write_cached,
 )
+from ..shards.labels import LabelSource
 from ..shards.names import is_remote, redact_url
 from ..system.cpus import usable_cpus
 from ..system.progress import Progress, no_progress
@@ -44,8 +46,15 @@ INDEX_ATTEMPTS = 5
 class RemoteDataset(Dataset):
     """A `Dataset` with some or all shards remote, prefetched for one loader at a time."""
 
-    def __init__(self, shards: Sequence[ShardIndex], cache: ShardCache) -> None:
-        super().__init__(shards)
+    def __init__(
+        self,
+        shards: Sequence[ShardIndex],
+        cache: ShardCache,
+        *,
+        labels: LabelSource | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(shards, labels=labels, classes=classes)
         self.cache = cache
         self._prefetcher: ShardPrefetcher | None = None
         self._stop = threading.Event()
@@ -57,6 +66,8 @@ class RemoteDataset(Dataset):
         paths: Sequence[str],
         config: RemoteConfig,
         *,
+        labels: LabelSource | None = None,
+        classes: Sequence[str] | None = None,
         index_folder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         progress: Progress = no_progress,
@@ -65,23 +76,28 @@ class RemoteDataset(Dataset):
 
         `threads`: shards looked up and indexed at once (default: the CPUs that this process may
         use), at least `config.downloads`. Raises FileNotFoundError naming missing shards,
-        RemoteError naming a shard that cannot be read.
+        RemoteError naming a shard that cannot be read, and as `Dataset`.
         """
         cache = ShardCache(config)
         threads = max(threads or usable_cpus(), config.downloads)
         found = _look_up_all([path for path in paths if is_remote(path)], cache, threads)
 
-        def load(path: str, folder: Path) -> ShardIndex:
+        def load(path: str, folder: Path, labels: LabelSource | None) -> ShardIndex:
             return (
-                _load_or_index(found[path], folder, cache)
+                _load_or_index(found[path], folder, cache, labels)
                 if path in found
-                else load_or_index(path, folder)
+                else load_or_index(path, folder, labels)
             )
 
-        return cls(
-            index_shards(paths, folder=index_folder, threads=threads, progress=progress, load=load),
-            cache,
+        indexes = index_shards(
+            paths,
+            labels=labels,
+            folder=index_folder,
+            threads=threads,
+            progress=progress,
+            load=load,
         )
+        return cls(indexes, cache, labels=labels, classes=classes)
 
     def batches(
         self,
@@ -179,11 +195,13 @@ def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[s
     return {url: answer for url, answer in answers.items() if isinstance(answer, RemoteShard)}
 
 
-def _load_or_index(shard: RemoteShard, folder: Path, cache: ShardCache) -> ShardIndex:
+def _load_or_index(
+    shard: RemoteShard, folder: Path, cache: ShardCache, labels: LabelSource | None
+) -> ShardIndex:
     """The stored index of a remote shard, or a new one, which is stored in `folder`."""
-    file = cache_file(shard.url, folder)
+    file = cache_file(shard.url, folder, labels)
     for attempts_left in reversed(range(INDEX_ATTEMPTS)):
-        stamp = f"{FORMAT_VERSION} remote {shard.size} {shard.tag}"
+        stamp = label_stamp(f"{FORMAT_VERSION} remote {shard.size} {shard.tag}", labels)
         index = read_cached(file, stamp, shard.url)
         if index is not None:
             return index
@@ -202,7 +220,7 @@ def _load_or_index(shard: RemoteShard, folder: Path, cache: ShardCache) -> Shard
         with pin:
             # Request one byte past the reported length, which catches a server that under-reports.
             if cache.store.ends_at_size(shard):
-                index = _as_remote(index_shard(str(pin.path)), shard, pin)
+                index = _as_remote(index_shard(str(pin.path), labels), shard, pin)
                 write_cached(file, stamp, index)
                 return index
         shard = cache.store.look_up(shard.url, confirm=True)

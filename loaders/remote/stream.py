@@ -5,6 +5,7 @@ How a stream differs from `Dataset` and `RemoteDataset`:
 - Length: nothing is indexed or counted; `RemoteConfig.epoch_samples` sets an epoch's length.
 - Order: shuffled shards pass through a shuffle buffer. The order depends on the number of
   processes, mixes less, and differs from that of other datasets.
+- Classes: without an index the class list is unknown; `classes` gives it.
 - Coverage: each rank reads its own whole shards, so in one epoch some samples may repeat and others
   may be missing.
 - Resume: a resumed run starts another shuffle, so in that epoch samples may repeat or be missing.
@@ -32,6 +33,7 @@ from ..quarantine import BadSample, Quarantine
 from ..shards.build_index import index_image
 from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, split_name
+from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
@@ -47,8 +49,26 @@ class StreamDataset(Dataset):
     batches.
     """
 
-    def __init__(self, urls: Sequence[str], config: RemoteConfig) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        config: RemoteConfig,
+        *,
+        labels: LabelSource | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """Raises InvalidInput for `labels` without `classes`."""
+        if labels is not None and classes is None:
+            raise InvalidInput(
+                "`classes` must be given for a stream with `labels`, because a stream is not "
+                "indexed and its class list is unknown. Pass the list, or read through the cache "
+                "with --remote.mode cache"
+            )
         self.urls = list(urls)
+        self.labels = None if labels is None else str(labels)
+        self.classes = None if classes is None else tuple(classes)
+        self._source = labels
+        self._numbers = {name: number for number, name in enumerate(self.classes or ())}
         self.remote = config
         self.store = RemoteStore(config)
         self.shards = []
@@ -209,13 +229,32 @@ class StreamDataset(Dataset):
         if suffix is None:
             self._note(BadSample(shard=url, key=key, reason="no image member", found="index"))
             return
-        label = group.get("cls", b"").strip()
-        target = int(label) if label.lstrip(b"-").isdigit() else -1
+        target = target_of(group.get("cls", b"")) if self._source is None else -1
         facts = index_image(url, f"{key}.{suffix}", group[suffix], target)
         for bad in facts.bad:
             self._note(bad)
         if len(facts.samples):
+            if self._source is not None:
+                facts.samples["target"] = self._class_of(self._source, group)
             yield facts, group[suffix]
+
+    def _class_of(self, source: LabelSource, group: dict[str, Any]) -> int:
+        """The number of a sample's class. Raises InvalidInput where it has none in the list."""
+        key, shard = group["__key__"], redact_url(group["__url__"])
+        label = source.read(key, lambda: group.get(source.kind))
+        if isinstance(label, NoLabel):
+            raise InvalidInput(
+                f"{key} in {shard} has no label by labels={str(source)!r}: {label}. Add the "
+                "label, or leave the sample out of the shards"
+            )
+        number = class_number(label, self._numbers)
+        if number < 0:
+            raise InvalidInput(
+                f"{key} in {shard} has the label {label!r} by labels={str(source)!r}, which is not "
+                f"in the list of {len(self._numbers)} classes. Pass training's class list as "
+                "`classes`, or leave the sample out of the shards"
+            )
+        return number
 
     def _note(self, bad: BadSample) -> None:
         if self._quarantine is not None:

@@ -2,8 +2,8 @@
 
 The layout is FFCV 1.0's (types.py, writer.py and fields/): header, field descriptors, one row per
 sample, pages of data, allocation table. `beton_writer` adds a block with what FFCV has no place
-for: the shards, the samples' names and the quarantine. The descriptor of the field `sample_id`
-points to the block; FFCV ignores it.
+for: the shards, the samples' names, the class list and the quarantine. The descriptor of the field
+`sample_id` points to the block; FFCV ignores it.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ from ...kernels import headers
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from .dataset import Dataset
-from .index import SAMPLE_DTYPE, ShardIndex, sample_id
+from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels, sample_id
+from .labels import LabelSource, NoLabel, pack_labels
 
 VERSION = 2
 """FFCV's version number of the layout."""
@@ -90,8 +91,13 @@ HEAD_SIZE = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 """Size of header and field descriptors, bytes; the rows follow."""
 
 
-def pack_block(shards: Sequence[ShardIndex]) -> bytes:
-    """Pack shards, names and quarantine into the block that `read_beton` unpacks."""
+def pack_block(
+    shards: Sequence[ShardIndex], labels: str | None, classes: Sequence[str] | None
+) -> bytes:
+    """Pack shards, names, classes and quarantine into the block that `read_beton` unpacks.
+
+    `labels`, `classes`: those of the dataset, None without labels.
+    """
     facts = [
         {
             "path": shard.path,
@@ -104,13 +110,19 @@ def pack_block(shards: Sequence[ShardIndex]) -> bytes:
     ]
     names = np.concatenate([shard.names.astype(np.bytes_) for shard in shards])
     buffer = io.BytesIO()
-    np.savez(buffer, shards=np.array(json.dumps(facts)), names=names)
+    arrays = {"shards": np.array(json.dumps(facts)), "names": names}
+    if classes is not None:
+        arrays["labels"] = np.array(json.dumps({"source": labels, "classes": list(classes)}))
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
 class BetonShard(ShardIndex):
-    """A shard whose samples lie in a .beton file; `path` names the original shard."""
+    """A shard whose samples lie in a .beton file; `path` names the original shard.
+
+    `labels.names` is the file's class list and `labels.codes` are the targets; None without labels.
+    """
 
     beton: str
 
@@ -195,16 +207,62 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
     """Split the samples of a file into the shards that its block lists."""
     with np.load(io.BytesIO(block), allow_pickle=False) as stored:
         facts, names = json.loads(str(stored["shards"])), stored["names"]
+        classes = json.loads(str(stored["labels"])) if "labels" in stored else None
+    if classes is not None:
+        targets = samples["target"]
+        if len(targets) and not (targets.min() >= 0 and targets.max() < len(classes["classes"])):
+            raise InvalidInput(
+                f"{path}: labels lie outside the file's list of {len(classes['classes'])} classes: "
+                "write it again with `maskco-fast beton`"
+            )
     shards, begin = [], 0
     for fact in facts:
         bad = tuple(BadSample(shard=fact["path"], **entry) for entry in fact["bad"])
         here = slice(begin, begin := begin + fact["samples"])
+        labels = None
+        if classes is not None:
+            labels = ShardLabels(
+                source=classes["source"],
+                names=tuple(classes["classes"]),
+                codes=samples["target"][here].astype(np.int32),
+                reasons=(),
+            )
         shards.append(
             BetonShard(
-                path=fact["path"], beton=path, samples=samples[here], names=names[here], bad=bad
+                path=fact["path"],
+                beton=path,
+                samples=samples[here],
+                names=names[here],
+                bad=bad,
+                labels=labels,
             )
         )
     return shards
+
+
+def _with_labels(shard: BetonShard, source: LabelSource) -> BetonShard:
+    """The shard, if its file holds labels of this source. InvalidInput otherwise.
+
+    Numbers of a file without a class list, such as FFCV's own, count as labels by "cls".
+    """
+    if shard.labels is None and source.kind == "cls":
+        unlabelled = NoLabel("its label in the .beton file is negative")
+        targets = shard.samples["target"].tolist()
+        labels = pack_labels(source, [unlabelled if n < 0 else str(n) for n in targets])
+        return dataclasses.replace(shard, labels=labels)
+    if shard.labels is None or shard.labels.source != str(source):
+        held = "no class list" if shard.labels is None else f"labels={shard.labels.source!r}"
+        raise InvalidInput(
+            f"{shard.beton} was written with {held}, and is opened with labels={str(source)!r}: "
+            f"write it again with `maskco-fast beton --labels {source}`"
+        )
+    return shard
+
+
+def _common_list(shards: Sequence[BetonShard]) -> tuple[str, ...] | None:
+    """The class list of all files; None where one has no list or another list."""
+    lists = {None if shard.labels is None else shard.labels.names for shard in shards}
+    return lists.pop() if len(lists) == 1 else None
 
 
 class BetonDataset(Dataset):
@@ -213,8 +271,32 @@ class BetonDataset(Dataset):
     Plans, order and saved positions equal those of the shards: a run may resume with either.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        super().__init__([shard for path in paths for shard in read_beton(path)])
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        labels: LabelSource | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """`labels`: must be those of the files. None: as the files have them, if any.
+
+        `classes` None: the files' class list. Raises InvalidInput where the files' labels are
+        others, or their class lists differ.
+        """
+        shards = [shard for path in paths for shard in read_beton(path)]
+        stored = _common_list(shards)
+        if labels is not None:
+            has_list = any(shard.labels is not None for shard in shards)
+            shards = [_with_labels(shard, labels) for shard in shards]
+            if classes is None and has_list and stored is None:
+                raise InvalidInput(
+                    f"the .beton files must have one class list, but those of {paths[0]} and "
+                    "another file differ: pass the list of both as `classes`"
+                )
+            classes = classes or stored
+        super().__init__(shards, labels=labels, classes=classes)
+        if labels is None and stored is not None:
+            self.labels, self.classes = shards[0].labels.source, stored  # type: ignore[union-attr]
         self.paths = list(paths)
 
     def read(self, index: int) -> bytes:
@@ -242,7 +324,14 @@ def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:
 
 
 def without(shard: ShardIndex, kept: np.ndarray, bad: Sequence[BadSample]) -> ShardIndex:
-    """Copy of a shard's index with only the samples numbered `kept`, and `bad` quarantined too."""
+    """Copy of a shard's index with only the samples numbered `kept`, and `bad` quarantined too.
+
+    The copy has no labels besides the samples' targets.
+    """
     return dataclasses.replace(
-        shard, samples=shard.samples[kept], names=shard.names[kept], bad=(*shard.bad, *bad)
+        shard,
+        samples=shard.samples[kept],
+        names=shard.names[kept],
+        bad=(*shard.bad, *bad),
+        labels=None,
     )

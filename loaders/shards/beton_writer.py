@@ -5,6 +5,7 @@ same for any number of threads.
 """
 
 import collections
+import hashlib
 import itertools
 import json
 import os
@@ -141,15 +142,21 @@ class _Writer:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """Settings that must agree for a partial file to be continued."""
+        """Settings and labels that must agree for a partial file to be continued."""
         options = self._options
-        return {
+        settings: dict[str, Any] = {
             "dataset": self._dataset.fingerprint,
             "bytes": int(self._dataset.samples["size"].sum()),
             "page": self._page,
             "max_side": options.max_side,
             "quality": options.quality,
         }
+        if self._dataset.classes is not None:
+            settings["labels"] = self._dataset.labels
+            targets = hashlib.blake2b(self._dataset.samples["target"].tobytes(), digest_size=8)
+            targets.update(json.dumps(self._dataset.classes).encode())
+            settings["targets"] = targets.hexdigest()
+        return settings
 
     def write(self, pool: ThreadPoolExecutor, ahead: int, progress: Progress) -> list[BadSample]:
         """Encode in `pool`, `ahead` chunks at once, write, and rename the finished file."""
@@ -316,7 +323,7 @@ class _Writer:
                 f"none of the {len(self._dataset)} samples can be stored; the first: "
                 f"{self._bad[0][1]}. Check the shards with `maskco-fast index`"
             )
-        block = pack_block(shards)
+        block = pack_block(shards, self._dataset.labels, self._dataset.classes)
         _write_all(file, block, self._cursor)
         table = np.zeros(len(kept), ALLOCATION_DTYPE)
         table["sample_id"] = np.arange(len(kept))

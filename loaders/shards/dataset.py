@@ -4,7 +4,7 @@ import bisect
 import functools
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from ..config import LoaderConfig
 from ..order import batch_positions, order
 from ..quarantine import Quarantine
 from .index import ShardIndex
+from .labels import LabelSource, assign_classes
 from .reader import ShardReader
 
 
@@ -24,11 +25,23 @@ class Dataset:
     """The indexed samples of a list of shards; subclasses read other kinds of shard.
 
     `samples` is (n,) SAMPLE_DTYPE, `shard_sizes` the usable samples of each shard, `bad` the
-    samples that the index excluded. Raises EmptyDataset where there is no usable sample.
+    samples that the index excluded. Raises EmptyDataset where there is no usable sample,
+    InvalidInput where a sample has no label or one outside the class list.
     """
 
-    def __init__(self, shards: Iterable[ShardIndex]) -> None:
+    def __init__(
+        self,
+        shards: Iterable[ShardIndex],
+        *,
+        labels: LabelSource | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        """`labels`, `classes`: as for `open_dataset`; the shards are indexed with these labels."""
         self.shards = list(shards)
+        self.labels: str | None = None if labels is None else str(labels)
+        """The option `labels` by which the dataset was opened."""
+        self.classes: tuple[str, ...] | None = None
+        """The class list: `target` is a position in it. None without labels."""
         self.shard_sizes = [len(shard.samples) for shard in self.shards]
         self._ends = np.cumsum(self.shard_sizes).tolist()
         self.bad = [entry for shard in self.shards for entry in shard.bad]
@@ -40,6 +53,8 @@ class Dataset:
                 f"{len(self.bad)} quarantined ({', '.join(reasons) or 'the shards are empty'}); "
                 "`maskco-fast index --shards …` lists them"
             )
+        if labels is not None:
+            self.shards, self.classes = assign_classes(self.shards, labels, classes)
         self.samples = np.concatenate([shard.samples for shard in self.shards])
         repeated = len(self.samples) - len(np.unique(self.samples["sample_id"]))
         if repeated:

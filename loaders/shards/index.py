@@ -41,6 +41,20 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardLabels:
+    """The labels of a shard's usable samples, as text."""
+
+    source: str
+    """The option `labels` by which they were read."""
+    names: tuple[str, ...]
+    """The distinct labels."""
+    codes: np.ndarray
+    """(n,) int32: position in `names`; -1 - position in `reasons` for a sample without a label."""
+    reasons: tuple[str, ...]
+    """Why samples have no label, each reason once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """The index of one shard."""
 
@@ -50,6 +64,8 @@ class ShardIndex:
     names: np.ndarray
     """(n,) bytes: names of the image members."""
     bad: tuple[BadSample, ...]
+    labels: ShardLabels | None = None
+    """None where the dataset is opened without `labels`."""
     remote: RemoteShard | None = None
     """The version of the shard that was indexed, where `path` is a URL or a command."""
 

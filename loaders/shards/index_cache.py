@@ -21,11 +21,15 @@ from ..system.cpus import usable_cpus
 from ..system.files import write_atomically
 from ..system.progress import Progress, no_progress
 from .build_index import index_shard
-from .index import ShardIndex
+from .index import ShardIndex, ShardLabels
+from .labels import LabelSource
 from .names import image_files, is_remote
 
 FORMAT_VERSION = 1
 """Bump when the format changes; older files are rebuilt."""
+
+LABELS_VERSION = 1
+"""As `FORMAT_VERSION`, of indexes with labels: bump when labels are read differently."""
 
 _PARSING = threading.Lock()
 """Serialises np.load: it parses with `ast`, which in CPython 3.11 may fail when two threads do so
@@ -35,43 +39,52 @@ _PARSING = threading.Lock()
 def index_shards(
     paths: Sequence[str],
     *,
+    labels: LabelSource | None = None,
     folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
-    load: Callable[[str, Path], ShardIndex] | None = None,
+    load: Callable[[str, Path, LabelSource | None], ShardIndex] | None = None,
 ) -> list[ShardIndex]:
     """Return the indexes of all shards, in the order of `paths`, built in parallel where missing.
 
     `folder`: where index files are kept (default: the cache folder). `progress` is called after
-    each shard. `load(path, folder)` returns one index (default: `load_or_index`).
+    each shard. `load(path, folder, labels)` returns one index (default: `load_or_index`).
     """
     where = Path(folder) if folder is not None else cache_folder("index")
     load = load or load_or_index
     done: list[ShardIndex] = []
     samples = 0
     with ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="index") as pool:
-        for index in pool.map(lambda path: load(path, where), paths):
+        for index in pool.map(lambda path: load(path, where, labels), paths):
             done.append(index)
             samples += len(index.samples)
             progress(f"shards indexed, {samples} samples", len(done), len(paths))
     return done
 
 
-def load_or_index(path: str, folder: Path | None = None) -> ShardIndex:
+def load_or_index(
+    path: str, folder: Path | None = None, labels: LabelSource | None = None
+) -> ShardIndex:
     """Return the index of one local shard: from the cache folder, or built now and stored there."""
-    file = cache_file(path, folder or cache_folder("index"))
-    stamp = _stamp(path)
+    file = cache_file(path, folder or cache_folder("index"), labels)
+    stamp = label_stamp(_stamp(path), labels)
     index = read_cached(file, stamp, path)
     if index is None:
-        index = index_shard(path)
+        index = index_shard(path, labels)
         write_cached(file, stamp, index)
     return index
 
 
-def cache_file(path: str, folder: Path) -> Path:
-    """The index file of a shard in `folder`."""
+def cache_file(path: str, folder: Path, labels: LabelSource | None = None) -> Path:
+    """The index file of a shard in `folder`; each source of labels has files of its own."""
     name = path if is_remote(path) else os.path.abspath(path)
+    name += f"\nlabels {labels}" if labels else ""
     return folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".npz")
+
+
+def label_stamp(stamp: str, labels: LabelSource | None) -> str:
+    """The stamp of a shard's index with labels of this source."""
+    return f"{stamp} labels {LABELS_VERSION} {labels}" if labels else stamp
 
 
 def _stamp(path: str) -> str:
@@ -97,11 +110,21 @@ def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
             remote = None
             if "remote" in stored:
                 remote = RemoteShard(url=path, **json.loads(str(stored["remote"])))
+            labels = None
+            if "labels" in stored:
+                facts = json.loads(str(stored["labels"]))
+                labels = ShardLabels(
+                    source=facts["source"],
+                    names=tuple(facts["names"]),
+                    codes=stored["codes"],
+                    reasons=tuple(facts["reasons"]),
+                )
             return ShardIndex(
                 path=path,
                 samples=stored["samples"],
                 names=stored["names"],
                 bad=tuple(BadSample(**{**entry, "shard": path}) for entry in entries),
+                labels=labels,
                 remote=remote,
             )
     except FileNotFoundError:
@@ -126,5 +149,9 @@ def write_cached(file: Path, stamp: str, index: ShardIndex) -> None:
     if index.remote is not None:
         facts = {"size": index.remote.size, "tag": index.remote.tag, "digest": index.remote.digest}
         arrays["remote"] = np.array(json.dumps(facts))
+    if index.labels is not None:
+        mine = index.labels
+        texts = {"source": mine.source, "names": mine.names, "reasons": mine.reasons}
+        arrays["labels"], arrays["codes"] = np.array(json.dumps(texts)), mine.codes
     with write_atomically(file) as out:
         np.savez(out, **arrays)  # type: ignore[arg-type]

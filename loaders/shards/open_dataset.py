@@ -9,7 +9,7 @@
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...kernels.errors import InvalidInput
 from ..remote.config import RemoteConfig
@@ -19,12 +19,15 @@ from ..system.progress import Progress, no_progress
 from .beton import BetonDataset
 from .dataset import Dataset
 from .index_cache import index_shards
+from .labels import check_options
 from .names import expand, is_beton, is_remote, redact_url
 
 
 def open_dataset(
     shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
+    labels: str | None = None,
+    classes: Sequence[str] | None = None,
     index_folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -37,23 +40,41 @@ def open_dataset(
     called after each shard. `remote`: how shards on servers are read. .beton files hold their own
     index, and a stream has none.
 
+    `labels`: where labels are read from: "cls", the sample's .cls member (a number or text);
+    "json:FIELD", a field of its .json member (dots lead into nested objects); "folder", the first
+    folder in its name; None, numbers in .cls members or folders' numbers where there are any, for
+    training that needs no label. `classes`: the class list, such as training's; by default "0",
+    "1", … up to the largest label where all are numbers, else the labels sorted. `target` is a
+    label's position in `dataset.classes`. A stream cannot know its list and needs `classes`.
+
     Raises FileNotFoundError where a pattern matches nothing or a server lacks a shard, RemoteError
     where a server fails, EmptyDataset where no sample is usable, InvalidInput where .beton files
-    are mixed with other shards, streamed or remote.
+    are mixed with other shards, streamed or remote, and where a sample has no label or one that is
+    not in the class list.
     """
+    source, listed = check_options(labels, classes)
     paths = expand(shards)
     remote = remote or RemoteConfig()
     betons = [path for path in paths if is_beton(path)]
     if betons:
         _require_local_betons(betons, len(paths), remote)
-        return BetonDataset(betons)
+        return BetonDataset(betons, labels=source, classes=listed)
     if remote.mode == "stream":
-        return StreamDataset(paths, remote)
+        return StreamDataset(paths, remote, labels=source, classes=listed)
     if any(map(is_remote, paths)):
         return RemoteDataset.index(
-            paths, remote, index_folder=index_folder, threads=threads, progress=progress
+            paths,
+            remote,
+            labels=source,
+            classes=listed,
+            index_folder=index_folder,
+            threads=threads,
+            progress=progress,
         )
-    return Dataset(index_shards(paths, folder=index_folder, threads=threads, progress=progress))
+    indexes = index_shards(
+        paths, labels=source, folder=index_folder, threads=threads, progress=progress
+    )
+    return Dataset(indexes, labels=source, classes=listed)
 
 
 def _require_local_betons(betons: list[str], shards: int, remote: RemoteConfig) -> None:

@@ -180,9 +180,9 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
     made = []
     real = index_shard
 
-    def index(name: str) -> object:
+    def index(name: str, labels: object) -> object:
         made.append(name)
-        return real(name)
+        return real(name, labels)
 
     monkeypatch.setattr(index_cache, "index_shard", index)
     first = load_or_index(path, tmp_path / "index")
