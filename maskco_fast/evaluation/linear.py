@@ -118,9 +118,8 @@ class LinearProbes(Method):
         self.classes = classes
         self.trunks = Frozen(trunks)
         shapes = self.trunks.shapes(size)
-        self.query = nn.ModuleDict(
-            {name: Probes(protocol, shapes, classes, seed=seed) for name in trunks}
-        )
+        self._probes = {name: Probes(protocol, shapes, classes, seed=seed) for name in trunks}
+        self.query = nn.ModuleDict(self._probes)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Return `loss`, the sum over the probes, and each probe's accuracy on the batch."""
@@ -139,13 +138,14 @@ class LinearProbes(Method):
         """
         return {
             layer if name == OWN else f"{name}_{layer}": logits
-            for name, probes in self.query.items()
+            for name, probes in self._probes.items()
             for layer, logits in probes(self.trunks.maps(name, images)).items()
         }
 
     def chance_loss(self, batch_size: int) -> float:
         """Return ln(classes) for each probe."""
-        return sum(len(probes) for probes in self.query.values()) * math.log(self.classes)
+        count = sum(len(probes) for probes in self._probes.values())
+        return count * math.log(self.classes)
 
     def after_step(self, progress: float) -> None:
         """Do nothing: only the probes are trained."""
@@ -214,7 +214,7 @@ def accuracies(
     own = (torch.cat(found).cpu()[kept].sum(0), len(kept), names) if found else None
     shares = [share for share in world.gather_objects(own) if share is not None]
     images = sum(count for _, count, _ in shares)
-    percent = 100 * sum(share for share, _, _ in shares) / images
+    percent = 100 * torch.stack([share for share, _, _ in shares]).sum(0).double() / images
     return {
         name: Accuracy(top1=top1, top5=top5)
         for name, (top1, top5) in zip(shares[0][2], percent.tolist())

@@ -138,7 +138,7 @@ class KnnMonitor:
 
     def _snapshot(self, method: Method) -> torch.nn.Module:
         """A copy of the trunk in eval mode, with the running statistics of all ranks."""
-        source = method.query.trunk
+        source = method.query.get_submodule("trunk")
         if self._trunk is None:
             self._trunk = copy.deepcopy(source).eval().requires_grad_(False)
         with torch.no_grad():
