@@ -32,7 +32,7 @@ from ..order import order
 from ..quarantine import BadSample, Quarantine
 from ..shards.build_index import index_image
 from ..shards.dataset import Dataset, EmptyDataset
-from ..shards.index import SAMPLE_DTYPE, ShardIndex, split_name
+from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
 from .config import RemoteConfig
@@ -227,7 +227,8 @@ class StreamDataset(Dataset):
             (name for name in group if "." + name.rpartition(".")[2] in IMAGE_SUFFIXES), None
         )
         if suffix is None:
-            self._note(BadSample(shard=url, key=key, reason="no image member", found="index"))
+            bad = BadSample(shard=url, key=readable(key), reason="no image member", found="index")
+            self._note(bad)
             return
         target = target_of(group.get("cls", b"")) if self._source is None else -1
         facts = index_image(url, f"{key}.{suffix}", group[suffix], target)
@@ -240,8 +241,8 @@ class StreamDataset(Dataset):
 
     def _class_of(self, source: LabelSource, group: dict[str, Any]) -> int:
         """The number of a sample's class. Raises InvalidInput where it has none in the list."""
-        key, shard = group["__key__"], redact_url(group["__url__"])
-        label = source.read(key, lambda: group.get(source.kind))
+        key, shard = readable(group["__key__"]), redact_url(group["__url__"])
+        label = source.read(group["__key__"], lambda: group.get(source.kind))
         if isinstance(label, NoLabel):
             raise InvalidInput(
                 f"{key} in {shard} has no label by labels={str(source)!r}: {label}. Add the "

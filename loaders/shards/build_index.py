@@ -15,7 +15,7 @@ from ...kernels import headers
 from ...kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
 from ..quarantine import BadSample
 from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
-from .index import SAMPLE_DTYPE, ShardIndex, sample_id, split_name
+from .index import SAMPLE_DTYPE, ShardIndex, readable, sample_id, split_name
 from .labels import MAX_LABEL_BYTES, LabelSource, NoLabel, pack_labels, target_of
 from .names import IMAGE_SUFFIXES, image_files
 
@@ -131,7 +131,7 @@ def _find_images(
         elif suffix == suffix_of_labels:
             labels.setdefault(key, number)
     bad = [
-        BadSample(shard=path, key=key, reason="no image member", found="index")
+        BadSample(shard=path, key=readable(key), reason="no image member", found="index")
         for key in keys
         if key not in images
     ]
@@ -207,7 +207,7 @@ def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | Non
                     bytes(data[begin:end]), verdicts[number]
                 )
             except BadImage as reason:
-                key = split_name(found.names[number])[0]
+                key = readable(split_name(found.names[number])[0])
                 bad.append(BadSample(shard=path, key=key, reason=str(reason), found="index"))
                 continue
         good.append(number)

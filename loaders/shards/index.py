@@ -27,7 +27,13 @@ and width, pixels; label, -1 without one; format, one of `kernels.headers`."""
 
 def sample_id(key: str) -> int:
     """The 63-bit hash of a sample's key that seeds its plan, equal on every machine and loader."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
+    data = key.encode("utf-8", "surrogateescape")  # a tar's names may be in any encoding
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+def readable(name: str) -> str:
+    """A member's name for reports: bytes that are not UTF-8 are written as `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -70,13 +76,13 @@ class ShardIndex:
     """The version of the shard that was indexed, where `path` is a URL or a command."""
 
     def key(self, number: int) -> str:
-        """The key of usable sample `number`."""
-        return split_name(self.names[number].decode())[0]
+        """The key of usable sample `number`, for reports."""
+        return split_name(self.names[number].decode("utf-8", "backslashreplace"))[0]
 
     def file(self, number: int) -> str:
         """The path of the file that holds usable sample `number`."""
         if self._is_folder:
-            return os.path.join(self.path, self.names[number].decode())
+            return os.path.join(self.path, os.fsdecode(self.names[number]))
         return self.path
 
     @functools.cached_property

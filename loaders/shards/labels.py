@@ -264,7 +264,8 @@ def _require_labels(shards: Sequence[ShardIndex], source: LabelSource) -> None:
         if (labels_of(shard).codes < 0).any()
     )
     reason = labels_of(shard).reasons[-1 - int(labels_of(shard).codes[number])]
-    causes = "; ".join(f"{count}: {cause}" for cause, count in list(counts.items())[:LISTED])
+    frequent = sorted(counts.items(), key=lambda item: -item[1])[:LISTED]
+    causes = "; ".join(f"{count}: {cause}" for cause, count in frequent)
     raise InvalidInput(
         f"{sum(counts.values())} of {_count(shards)} samples have no label by "
         f"labels={str(source)!r} ({causes}). The first is {shard.key(number)} in "

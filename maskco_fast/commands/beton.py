@@ -25,6 +25,9 @@ class BetonConfig:
     folders of images."""
     out: pathlib.Path
     """The file to write; its name must end in .beton."""
+    labels: str | None = None
+    """Labels to store with their class list: cls, json:FIELD or folder. None: the numbers in .cls
+    members, without a list."""
     max_side: int | None = None
     """Largest side, pixels: larger images are shrunk and encoded as JPEG. None: keep the original
     bytes of every JPEG."""
@@ -55,7 +58,11 @@ def beton(config: BetonConfig) -> int:
     options = BetonOptions(max_side=config.max_side, quality=config.quality)
     threads = config.threads or usable_cpus()
     dataset = open_dataset(
-        config.shards, index_folder=config.index_folder, threads=threads, remote=config.remote
+        config.shards,
+        labels=config.labels,
+        index_folder=config.index_folder,
+        threads=threads,
+        remote=config.remote,
     )
     expected = estimate(dataset, options, threads)
     print(

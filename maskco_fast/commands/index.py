@@ -27,6 +27,8 @@ class IndexConfig:
     shards: tuple[str, ...]
     """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
     folders of images."""
+    labels: str | None = None
+    """Read and check labels, too: cls, json:FIELD or folder; the report has their classes."""
     threads: int | None = None
     """Shards read at a time. None: one for each CPU available to this process."""
     index_folder: pathlib.Path | None = None
@@ -52,6 +54,7 @@ def index(config: IndexConfig) -> int:
         )
     dataset = open_dataset(
         config.shards,
+        labels=config.labels,
         index_folder=config.index_folder,
         threads=config.threads,
         progress=ProgressLines(),
@@ -71,6 +74,7 @@ def index(config: IndexConfig) -> int:
         "bytes": int(dataset.samples["size"].sum()),
         "formats": dict(formats.most_common()),
         "labelled": int((dataset.samples["target"] >= 0).sum()),
+        "classes": None if dataset.classes is None else len(dataset.classes),
         "short_side_p5_p50_p95": np.percentile(short_sides, [5, 50, 95]).astype(int).tolist(),
         "mixing": _mixing(dataset, config.batch_size),
         "seconds": round(seconds, 3),
@@ -94,7 +98,8 @@ def _as_text(facts: dict[str, Any]) -> str:
     small, median, large = facts["short_side_p5_p50_p95"]
     lines = [
         f"{facts['samples']} usable samples in {facts['shards']} shards, "
-        f"{facts['bytes'] / 1e9:.2f} GB ({formats}); {facts['labelled']} labelled",
+        f"{facts['bytes'] / 1e9:.2f} GB ({formats}); {facts['labelled']} labelled"
+        + ("" if facts["classes"] is None else f" with {facts['classes']} classes"),
         f"short side, pixels: {small} / {median} / {large} (5 % / median / 95 %)",
     ]
     if facts["mixing"] is not None:

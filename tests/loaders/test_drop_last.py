@@ -151,6 +151,26 @@ def test_the_device_stage_takes_short_batches(backend, make_shards):
         assert (mine.query - theirs.query).abs().max() <= 2 / (255 * min(IMAGENET_STD))
 
 
+def test_remote_shards_come_once_over_more_ranks_than_batches(make_shards, tmp_path):
+    """14 samples, one of them bad, in batches of 4: the last of five ranks has none."""
+    make_shards(2, 7, bad=(9,))
+    config = RemoteConfig(cache_folder=str(tmp_path / "cache"))
+    seen = []
+    for rank in range(5):
+        with rank_loader(
+            f"pipe:cat {tmp_path}/shard-{{0000..0001}}.tar",
+            "native",
+            rank,
+            5,
+            remote=config,
+            index_folder=tmp_path / "index",
+            shuffle=False,
+        ) as loader:
+            seen.append(indices(loader))
+            assert loader.epoch == 1
+    assert seen == [[[0, 1, 2, 3]], [[4, 5, 6, 7]], [[8, 10, 11]], [[12, 13]], []]
+
+
 def test_a_stream_is_refused(make_shards, tmp_path):
     config = RemoteConfig(mode="stream", epoch_samples=8, cache_folder=str(tmp_path))
     with pytest.raises(ValueError, match="`drop_last` must be True for a stream"):
