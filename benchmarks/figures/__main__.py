@@ -56,6 +56,8 @@ class Options:
     """Rounds of the decode table."""
     step_batch: int = 32
     """Images of a training step."""
+    product_side: int = 3072
+    """Side of the matrix product that the step is compared with."""
     trunk: str = "resnet50"
     """Network of the training step."""
 

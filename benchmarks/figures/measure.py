@@ -132,6 +132,7 @@ def measure_step(options: Any) -> dict[str, Any]:
         size=options.size,
         batch_size=options.step_batch,
         rounds=options.rounds,
+        product_side=options.product_side,
     )
     return dataclasses.asdict(step.measure(chosen))
 

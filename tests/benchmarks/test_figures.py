@@ -9,14 +9,18 @@ from PIL import Image
 
 from benchmarks.figures import __main__ as command
 from benchmarks.figures import measure, tables
-from benchmarks.speed import decode
+from benchmarks.speed import decode, step
 
 MakeShards = Callable[..., list[str]]
 
 
 def test_measures_writes_and_redraws_the_same(
-    make_shards: MakeShards, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    make_shards: MakeShards,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """One run of every part, the training step's included, whose own command prints the same."""
     monkeypatch.setattr(decode, "SIZES", ((96, 64),))
     document = tmp_path / "performance.md"
     document.write_text("before\n<!-- generated: bench -->\nold\n<!-- end -->\nafter\n")
@@ -31,6 +35,7 @@ def test_measures_writes_and_redraws_the_same(
         decode_images=3,
         decode_rounds=1,
         step_batch=4,
+        product_side=64,
         trunk="resnet18",
     )
     assert command.main(options) == 0
@@ -50,6 +55,12 @@ def test_measures_writes_and_redraws_the_same(
     assert command.main(command.Options(from_json=True, out=tmp_path)) == 0
     assert document.read_text() == text
     assert {name: (tmp_path / name).read_bytes() for name in pictures} == drawn
+
+    monkeypatch.setattr(step, "measure", lambda options: step.Figures(**figures["step"]))
+    step.main(step.Options(trunk="resnet18", size=64, batch_size=4, rounds=1))
+    shown, told = capsys.readouterr()
+    assert "loss of ours in fp32" in told
+    assert all(stage in shown for stage in step.STAGES)
 
 
 def test_a_failing_part_leaves_the_others(

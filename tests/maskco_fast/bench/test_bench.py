@@ -72,12 +72,15 @@ def test_rows_run_side_by_side(
         assert image.width > 300
 
 
-def test_a_time_limit_shortens_the_rounds(make_shards: MakeShards) -> None:
+def test_a_time_limit_shortens_the_rounds(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_this_process(monkeypatch)
     (timed,) = time_rows(
         ["cached_batch"], setting(make_shards(1, 12), batch_size=2), rounds=1, seconds=0.0
     )
     assert timed.rounds
-    with RowProcess("row", Counting) as row:
+    with timing.RowProcess("row", Counting) as row:
         assert timing._prepare(row, timed, setting(["x"], batch_size=2), 0.1) == 10
 
 
@@ -94,6 +97,9 @@ class Counting:
         return timing.Pass(
             images=images, seconds=images / 100, first_batch_s=0.5, cpu_s=1.0, peak_mb=1.0
         )
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 def batch_pair(make_shards: MakeShards) -> tuple[Batch, Batch]:
@@ -243,8 +249,9 @@ def test_a_red_row_of_ours_fails_the_command(
 
 
 def test_too_few_images_for_a_batch_fail_the_command(
-    make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    in_this_process(monkeypatch)
     config = BenchConfig(
         shards=tuple(make_shards(1, 2)), rows="native", rounds=1, batch_size=4, size=64
     )
@@ -297,11 +304,15 @@ class FirstBatch(TimedRow):
 
 
 @pytest.mark.parametrize("name", list(PACKAGES))
-def test_peers_that_are_installed_yield_their_images(make_shards: MakeShards, name: str) -> None:
-    """In processes of their own: FFCV's loader changes Numba's uint8 arrays for all its process."""
+def test_peers_that_are_installed_yield_their_images(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """FFCV's in a process of its own: its loader changes Numba's uint8 arrays for all of it."""
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"the row {name} needs {PACKAGES[name]}")
-    with RowProcess(name, partial(FirstBatch, name, setting(make_shards(1, 8)))) as row:
+    if name != "ffcv_stock":
+        in_this_process(monkeypatch)
+    with timing.RowProcess(name, partial(FirstBatch, name, setting(make_shards(1, 8)))) as row:
         assert [row.ask("timed", images).images for images in (8, 4, 8)] == [8, 4, 8]
         assert row.ask("views") == ROWS[name].views
 

@@ -32,6 +32,8 @@ COMMANDS = {
 def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
     """Run three steps of the demo recipe on few images; returns the exit code."""
     steps = (
+        "--loader",
+        "native",
         "--max-steps",
         "3",
         "--batch-size",
@@ -115,8 +117,11 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("mode", [(), ("--remote.mode", "stream", "--remote.epoch-samples", "32")])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("mode", "processes"),
+    [((), 2), (("--remote.mode", "stream", "--remote.epoch-samples", "32"), 1)],
+    ids=["cache-2", "stream-1"],
+)
 def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
     mode, processes, make_shards, tmp_path
 ):
