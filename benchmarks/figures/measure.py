@@ -54,9 +54,23 @@ def conditions(options: Any) -> dict[str, Any]:
         },
         "versions": _versions(),
         "options": {name: value for name, value in chosen.items() if name not in hidden},
+        "command": _command(options),
     }
     dataset.reader.close()
     return found
+
+
+def _command(options: Any) -> str:
+    """The command line of these figures: names without their folders, changed options only."""
+    words = ["python -m benchmarks.figures --out docs"]
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name != "out" and value != field.default:
+            words.append(f"--{field.name.replace('_', '-')}")
+            for one in value if isinstance(value, tuple) else (value,):
+                name = pathlib.PurePath(one).name if isinstance(one, pathlib.Path) else str(one)
+                words.append(f"'{pathlib.PurePath(name).name}'" if field.name == "shards" else name)
+    return " ".join(words)
 
 
 def _versions() -> dict[str, str]:

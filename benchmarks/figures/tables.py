@@ -65,11 +65,10 @@ def machine_block(figures: dict[str, Any]) -> str:
     """Machine, date, images and versions."""
     images = figures["images"]
     versions = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
-    shards = " ".join(f"'{name}'" for name in figures["shards"])
     return (
         f"{figures['machine']}; {figures['date']}. {images['count']} images "
         f"({images['kilobytes']:.0f} kB and {images['megapixels']:.2f} megapixels in the mean). "
-        f"{versions}.\n\n`python -m benchmarks.figures --shards {shards} --out docs`"
+        f"{versions}.\n\n`{figures['command']}`"
     )
 
 

@@ -1,4 +1,5 @@
-"""CPUs that this process may use, by its affinity mask and its control groups' CPU quota."""
+"""The CPU's name and instructions, and the CPUs that this process may use, by its affinity mask
+and its control groups' CPU quota."""
 
 import math
 import os
@@ -21,6 +22,21 @@ def usable_cpus(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> i
         cpus = os.cpu_count() or 1
     quota = cpu_quota(proc, cgroups)
     return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def cpu_model(proc: pathlib.Path = PROC) -> tuple[str, frozenset[str]]:
+    """The CPU's name and its instruction flags, as Linux's /proc/cpuinfo has them; empty elsewhere.
+
+    Flags are x86's names, such as "avx2", or Arm's, such as "asimd".
+    """
+    try:
+        lines = (proc / "cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux, or /proc is not mounted
+        return "", frozenset()
+    # Each CPU repeats the fields; the last one's stand.
+    fields = {name.strip(): value.strip() for name, _, value in (s.partition(":") for s in lines)}
+    flags = fields.get("flags", fields.get("Features", ""))
+    return fields.get("model name", ""), frozenset(flags.split())
 
 
 def cpu_quota(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> float | None:

@@ -9,7 +9,6 @@ would otherwise take time from the next row.
 import contextlib
 import multiprocessing
 import os
-import pathlib
 import platform
 import signal
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from maskco_fast.kernels.errors import MaskCoError
-from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.loaders.system.cpus import cpu_model, usable_cpus
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,7 @@ def ratio_by_round(numerators: Sequence[float], denominators: Sequence[float]) -
 
 def machine() -> str:
     """The machine and versions that figures belong to, in a line."""
-    model = platform.processor() or platform.machine()
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):  # not Linux: the generic name stands
-        pass
+    model = cpu_model()[0] or platform.processor() or platform.machine()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     return f"{model}, {usable_cpus()} CPUs; {versions}"
 

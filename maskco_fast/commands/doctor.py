@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskco_fast.errors import FAILURE, SUCCESS
-from maskco_fast.loaders.system.cpus import cpu_quota, usable_cpus
+from maskco_fast.loaders.system.cpus import cpu_model, cpu_quota, usable_cpus
 
 State = Literal["ok", "missing", "broken"]
 
@@ -266,7 +266,7 @@ INSTRUCTIONS = (
 
 def machine() -> dict[str, Any]:
     """Facts of the machine and the interpreter, name to value."""
-    model, flags = _cpu()
+    model, flags = cpu_model()
     facts = {
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -281,20 +281,6 @@ def machine() -> dict[str, Any]:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["memory"] = f"{memory / 2**30:.0f} GiB"
     return facts
-
-
-def _cpu() -> tuple[str, set[str]]:
-    """The CPU's name and instruction flags from Linux's /proc/cpuinfo; empty elsewhere."""
-    path = pathlib.Path("/proc/cpuinfo")
-    model = ""
-    flags: set[str] = set()
-    for line in path.read_text().splitlines() if path.exists() else ():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            model = value.strip()
-        if name.strip() in ("flags", "Features"):
-            flags = set(value.split())
-    return model, flags
 
 
 LOADER_NEEDS = {

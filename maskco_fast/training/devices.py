@@ -2,12 +2,12 @@
 
 import contextlib
 import ctypes
-import pathlib
 from typing import Literal
 
 import torch
 
 from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.loaders.system.cpus import cpu_model
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -66,10 +66,7 @@ def has_bf16_instructions() -> bool:
 
     Other CPUs emulate bf16, which is slower than float32. False on systems without /proc/cpuinfo.
     """
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpuinfo.read_text().split())
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_model()[1])
 
 
 def keep_freed_memory() -> None:

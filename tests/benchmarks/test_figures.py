@@ -41,7 +41,11 @@ def test_measures_writes_and_redraws_the_same(
     assert command.main(options) == 0
     figures = json.loads((tmp_path / "performance.json").read_text())
     assert {*measure.PARTS} <= {*figures}
+    assert figures["command"].startswith(
+        "python -m benchmarks.figures --out docs --shards 'shard-0000.tar' --rows native,torch"
+    )
     text = document.read_text()
+    assert figures["command"] in tables.machine_block(figures)
     assert text.startswith("before\n<!-- generated: bench -->\nTwo finished")
     assert text.endswith("<!-- end -->\nafter\n")
     assert "| `native`: our native loader" in text

@@ -74,3 +74,20 @@ def test_a_container_of_a_large_machine_starts_as_many_threads_as_its_quota(
     monkeypatch.setattr(cpus.usable_cpus, "__defaults__", (proc, groups))
     assert cpus.usable_cpus() == expected
     assert LoaderConfig(batch_size=1, views=ViewConfig()).thread_count == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "processor : 0\nmodel name : A CPU @ 2.0: fast\nflags : fpu avx2\n\nprocessor : 1\n",
+            ("A CPU @ 2.0: fast", {"fpu", "avx2"}),
+        ),
+        ("processor : 0\nFeatures : fp asimd bf16\n", ("", {"fp", "asimd", "bf16"})),
+    ],
+    ids=["x86", "arm"],
+)
+def test_the_cpus_name_and_flags(tmp_path, text, expected):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert cpus.cpu_model(tmp_path) == expected
+    assert cpus.cpu_model(tmp_path / "absent") == ("", set())
