@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torchvision.transforms import v2
 
+from maskco_fast.bench.peers_dali import BLUR_WINDOW, colour_and_normalise
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 
 Call = Callable[[], Any]
-BLUR_WINDOW = 23
-"""Taps of a Gaussian of at most 2 pixels (moco's and lightly's MoCo v2)."""
 
 
 def torchvision_v2(views: torch.Tensor) -> Call:
@@ -65,35 +64,11 @@ def dali(views: torch.Tensor) -> Call:
         enable_conditionals=True,
     )
     def moco_v2() -> Any:
-        made = []
         device = "gpu" if on_gpu else "cpu"
-        for images in fn.external_source(
+        sources = fn.external_source(
             lambda: source, num_outputs=len(source), device=device, layout="HWC"
-        ):
-            out = images
-            if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
-                out = fn.color_twist(
-                    out,
-                    brightness=fn.random.uniform(range=(0.6, 1.4)),
-                    contrast=fn.random.uniform(range=(0.6, 1.4)),
-                    saturation=fn.random.uniform(range=(0.6, 1.4)),
-                    hue=fn.random.uniform(range=(-36.0, 36.0)),
-                )
-            if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
-                out = fn.saturation(out, saturation=0.0)
-            if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
-                out = fn.gaussian_blur(
-                    out, sigma=fn.random.uniform(range=(0.1, 2.0)), window_size=BLUR_WINDOW
-                )
-            made.append(
-                fn.crop_mirror_normalize(
-                    out,
-                    mean=[255 * mean for mean in IMAGENET_MEAN],
-                    std=[255 * std for std in IMAGENET_STD],
-                    dtype=types.FLOAT16,
-                )
-            )
-        return tuple(made)
+        )
+        return tuple(colour_and_normalise(images, types.FLOAT16) for images in sources)
 
     pipeline = moco_v2()
     pipeline.build()

@@ -13,6 +13,40 @@ from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import Dataset, ViewConfig
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, order
 
+BLUR_WINDOW = 23
+"""Taps of a Gaussian of at most 2 pixels (moco's and lightly's MoCo v2)."""
+
+
+def colour_and_normalise(images: Any, dtype: Any, mirror: Any = 0) -> Any:
+    """MoCo v2's jitter, grayscale and blur, a flip where `mirror` is 1, and normalisation.
+
+    Called while a pipeline with `enable_conditionals` is built. `dtype`: DALI's type of the output,
+    channels first.
+    """
+    from nvidia.dali import fn, types
+
+    out = images
+    if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
+        out = fn.color_twist(
+            out,
+            brightness=fn.random.uniform(range=(0.6, 1.4)),
+            contrast=fn.random.uniform(range=(0.6, 1.4)),
+            saturation=fn.random.uniform(range=(0.6, 1.4)),
+            hue=fn.random.uniform(range=(-36.0, 36.0)),
+        )
+    if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
+        out = fn.saturation(out, saturation=0.0)
+    if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
+        sigma = fn.random.uniform(range=(0.1, 2.0))
+        out = fn.gaussian_blur(out, sigma=sigma, window_size=BLUR_WINDOW)
+    return fn.crop_mirror_normalize(
+        out,
+        mirror=mirror,
+        mean=[255 * mean for mean in IMAGENET_MEAN],
+        std=[255 * std for std in IMAGENET_STD],
+        dtype=dtype,
+    )
+
 
 def dali_stock(dataset: Dataset, setting: Setting) -> Epochs:
     """MoCo v2 by DALI's own operators, from the tar shards through its webdataset reader."""
@@ -20,28 +54,10 @@ def dali_stock(dataset: Dataset, setting: Setting) -> Epochs:
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
     def view(images: Any) -> Any:
-        out = fn.random_resized_crop(
+        crop = fn.random_resized_crop(
             images, size=setting.size, random_area=(0.2, 1.0), device="cpu"
         )
-        if fn.random.coin_flip(probability=0.8, dtype=types.BOOL):
-            out = fn.color_twist(
-                out,
-                brightness=fn.random.uniform(range=(0.6, 1.4)),
-                contrast=fn.random.uniform(range=(0.6, 1.4)),
-                saturation=fn.random.uniform(range=(0.6, 1.4)),
-                hue=fn.random.uniform(range=(-36.0, 36.0)),
-            )
-        if fn.random.coin_flip(probability=0.2, dtype=types.BOOL):
-            out = fn.saturation(out, saturation=0.0)
-        if fn.random.coin_flip(probability=0.5, dtype=types.BOOL):
-            out = fn.gaussian_blur(out, sigma=fn.random.uniform(range=(0.1, 2.0)), window_size=23)
-        return fn.crop_mirror_normalize(
-            out,
-            mirror=fn.random.coin_flip(),
-            mean=[255 * mean for mean in IMAGENET_MEAN],
-            std=[255 * std for std in IMAGENET_STD],
-            dtype=types.FLOAT,
-        )
+        return colour_and_normalise(crop, types.FLOAT, mirror=fn.random.coin_flip())
 
     @pipeline_def(
         batch_size=setting.batch_size,
