@@ -51,7 +51,7 @@ def test_losses_are_the_references_within_the_noise(
     monkeypatch.setattr(loss_curves, "RUNS", ("reference", loss_curves.NOISE[0], *OTHERS))
     out = tmp_path / "runs"
     options = loss_curves.Options(
-        shards=tuple(make_shards(1, 16)), out=out, steps=2, batch_size=8, size=64
+        shards=tuple(make_shards(1, 8)), out=out, steps=2, batch_size=4, size=64
     )
     loss_curves.main(options)
     curves = json.loads((out / "loss-curves.json").read_text())

@@ -211,9 +211,10 @@ def test_rows_that_cannot_run_are_a_line_each(
 
 
 def test_without_ffmpeg_spdl_is_one_line(
-    make_shards: MakeShards, capfd: pytest.CaptureFixture[str]
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("spdl.io", reason="pip install 'maskco-fast[bench]' brings SPDL")
+    in_this_process(monkeypatch)
     config = BenchConfig(
         shards=tuple(make_shards(1, 8)),
         rows="spdl,cached_batch",
