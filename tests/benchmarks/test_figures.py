@@ -42,7 +42,7 @@ def test_measures_writes_and_redraws_the_same(
     figures = json.loads((tmp_path / "performance.json").read_text())
     assert {*measure.PARTS} <= {*figures}
     assert figures["command"].startswith(
-        "python -m benchmarks.figures --out docs --shards 'shard-0000.tar' --rows native,ffcv_ssl,decode_only"
+        "python -m benchmarks.figures --out docs --shards 'shard-0000.tar' --rows native,ffcv_ssl"
     )
     text = document.read_text()
     assert figures["command"] in tables.machine_block(figures)
