@@ -14,6 +14,7 @@ import signal
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -21,6 +22,9 @@ import torch
 
 from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.loaders.system.cpus import cpu_model, usable_cpus
+
+PRELOADED = ["torch", "torchvision", "maskco_fast.kernels.render_jpegs"]
+"""Modules that every row needs, imported once for all; no peer's package is among them."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +73,17 @@ class RowError(MaskCoError):
 class RowProcess:
     """A process that holds one row, opened at the first question and stopped between questions.
 
-    `open_row` is called in the process (started by spawn, so it must pickle). It returns any
-    object; `ask` calls the object's methods. A `close` method is called at the end where there is
-    one.
+    Rows are forked from one clean process, which has only imported `PRELOADED` and keeps the
+    environment variables of its start. `open_row` must pickle. It returns any object; `ask` calls
+    the object's methods. A `close` method is called at the end where there is one.
     """
 
     def __init__(self, name: str, open_row: Callable[[], Any]) -> None:
         self.name = name
         self.error: RowError | None = None
         """Why the row failed; it is not asked again."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
         self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(target=_serve, args=(child_pipe, open_row))
         self._process.start()
@@ -140,6 +145,9 @@ class RowProcess:
 def _serve(pipe: Connection, open_row: Callable[[], Any]) -> None:
     """The child's loop: open the row, answer questions until None arrives."""
     os.setpgid(0, 0)
+    # Rows that are stopped when the bench is killed end with the process that forked them, which
+    # ends when all copies of this pipe are closed.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     pipe.send("ready")
     row = None
     while (question := _next_question(pipe)) is not None:

@@ -74,7 +74,7 @@ def _data_loader(images: _Images, setting: Setting) -> Epochs:
         num_workers=setting.workers,
         drop_last=True,
         persistent_workers=True,
-        multiprocessing_context="fork",  # Linux's default; the bench's own processes use spawn
+        multiprocessing_context="fork",  # Linux's default; the bench's own use a fork server
         worker_init_fn=_one_thread,
     )
 

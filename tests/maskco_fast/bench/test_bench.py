@@ -163,7 +163,7 @@ class Empty(Running):
 
 
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Answer rows here: rows that a test adds to `ROWS` are unknown to a spawned process."""
+    """Answer rows here: rows that a test adds to `ROWS` are unknown to its process."""
 
     class Here(RowProcess):
         def __init__(self, name: str, open_row: Callable[[], Any]) -> None:
