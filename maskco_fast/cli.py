@@ -51,6 +51,16 @@ COMMANDS = (
         "maskco_fast.commands.bench",
     ),
     Command(
+        "distance",
+        "measure the ResNet distance between two crops of an image (Table 1)",
+        "maskco_fast.commands.distance",
+    ),
+    Command(
+        "mph",
+        "draw what the mask prediction head makes of masked images (Figures 6 and 7)",
+        "maskco_fast.commands.mph",
+    ),
+    Command(
         "export",
         "write a trunk for torchvision, timm, detectron2, openmmlab, lightly or safetensors",
         "maskco_fast.commands.export",

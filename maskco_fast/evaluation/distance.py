@@ -4,9 +4,7 @@ The paper leaves the formula open, so four variants are computed side by side. S
 channels, H and W cells of the conv5 map.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -52,45 +50,26 @@ def map_distances(first_NCHW: torch.Tensor, second_NCHW: torch.Tensor) -> dict[s
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distances:
-    """The mean distances over `images` images."""
-
-    images: int
-    mean: dict[str, float]
-    """By the names in `VARIANTS`."""
-    standard_error: dict[str, float]
-    """Of each mean: the images' standard deviation divided by the root of their number."""
-
-
 def resnet_distance(
-    trunk: nn.Module, batches: Iterable[Batch], images: int, device: torch.device
-) -> Distances:
-    """Average the distances of the first two views over at most `images` images of `batches`.
+    trunk: nn.Module, batches: Iterable[Batch], *, images: int
+) -> dict[str, torch.Tensor]:
+    """The distances of views 0 and 1 for the first `images` images of `batches`: name to (N,).
 
-    `trunk` maps views (N, 3, S, S) to conv5 maps (N, C, H, W) and is in eval mode. Raises
-    InvalidInput where `batches` yields no image.
+    `trunk` maps views (N, 3, S, S) to conv5 maps (N, C, H, W) on the views' device, and is in eval
+    mode. N is less than `images` where the batches end before. Raises InvalidInput where they
+    yield no image.
     """
     collected: dict[str, list[torch.Tensor]] = {name: [] for name in VARIANTS}
     left = images
     for batch in batches:
-        first, second = (view[:left].to(device).float() for view in batch.views[:2])
+        first, second = (view[:left].float() for view in batch.views[:2])
         with torch.inference_mode():
             maps = trunk(torch.cat([first, second]))
             for name, values in map_distances(*maps.chunk(2)).items():
-                collected[name].append(values.double().cpu())
+                collected[name].append(values.cpu())
         left -= len(first)
         if left <= 0:
             break
     if left == images:
-        raise InvalidInput("resnet_distance: the loader must yield at least one image, got none.")
-    values_N = {name: torch.cat(parts) for name, parts in collected.items()}
-    count = images - left
-    return Distances(
-        images=count,
-        mean={name: float(values.mean()) for name, values in values_N.items()},
-        standard_error={
-            name: float(values.std(correction=0)) / math.sqrt(count)
-            for name, values in values_N.items()
-        },
-    )
+        raise InvalidInput("The shards must hold at least one usable image, got none.")
+    return {name: torch.cat(parts) for name, parts in collected.items()}

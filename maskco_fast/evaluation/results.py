@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from maskco_fast.loaders.system.files import write_json
+
 RESULT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "linear": ("conv1", "conv2", "conv3", "conv4", "conv5", "last"),
     "knn": ("top1", "k", "temperature"),
@@ -68,3 +70,13 @@ def shown(name: str, value: float) -> str:
     if name == "top1" or name.startswith("AP") or name in RESULT_COLUMNS["linear"]:
         return f"{value:.1f}"
     return f"{value:.4g}"
+
+
+def write_result(path: pathlib.Path | None, result: Mapping[str, Any]) -> None:
+    """Write a result as JSON to `path`, on stdout for "-", nowhere for None."""
+    if path is None:
+        return
+    if str(path) == "-":
+        print(json.dumps(result, indent=1))
+    else:
+        write_json(path, result)
