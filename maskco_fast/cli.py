@@ -61,6 +61,11 @@ COMMANDS = (
         "maskco_fast.commands.mph",
     ),
     Command(
+        "report",
+        "write one HTML page about runs: curves, views, evaluation, configuration",
+        "maskco_fast.commands.report",
+    ),
+    Command(
         "export",
         "write a trunk for torchvision, timm, detectron2, openmmlab, lightly or safetensors",
         "maskco_fast.commands.export",
