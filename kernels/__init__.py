@@ -4,7 +4,7 @@ Settings and randomness:
   views          `View` and `ViewConfig`; layouts of parameters and plan rows
   plan           every random decision about a sample, as one row of numbers
 Views of an image:
-  resize         crop, antialiased resize and flip
+  resize         crop, antialiased bilinear resize and flip; resize_bicubic with that filter
   augment/       colour jitter, blur, solarisation, normalisation: reference, Numba, torch, Triton
   render         a decoded image to the views of a batch
   render_jpegs   JPEG files to the views of a batch

@@ -18,8 +18,9 @@ from .compiler.vector import load, store
 from .compiler.vector_shuffle import load_interleaved, store_interleaved
 from .errors import InvalidInput
 from .formats import FORMAT_NAMES
-from .plan import CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
+from .plan import BICUBIC, CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view
+from .resize_bicubic import BAND_STRIPS, CUBIC_TAPS, resize_bicubic
 from .views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
@@ -42,6 +43,11 @@ class Scratch(NamedTuple):
     """(3 W · STRIP,) uint16: the strip's tiles, transposed."""
     narrow: np.ndarray
     """(512 · TILE,) uint8: a crop narrower than a tile, its rows padded to `TILE` bytes."""
+    cubic_weights: np.ndarray
+    """(2 · CUBIC_TAPS · P,) int32: `weights` of a bicubic resize, in units of 2^-22."""
+    band: np.ndarray
+    """((1 + BAND_STRIPS) · STRIP · 3 · P,) uint8: for a bicubic resize, source rows that are
+    resized horizontally, planar by row; the first strip is a margin."""
     block: np.ndarray
     """(3 · P · STRIP,) uint8: the resized strip by channel and column; 0 from column S."""
     levels: np.ndarray
@@ -74,17 +80,20 @@ def _aligned(count, dtype):
 
 
 @jit(allocates=True)
-def make_scratch(size, width):
-    """Allocate scratch memory for views of side `size` and images of up to `width` pixels.
-    Callable from compiled code.
+def make_scratch(size, width, bicubic):
+    """Allocate scratch memory for views of side `size` and images of up to `width` pixels; without
+    `bicubic`, for bilinear views only. Callable from compiled code.
     """
     pitch = (size + 31) // 32 * 32
+    taps, strips = (CUBIC_TAPS, 1 + BAND_STRIPS) if bicubic else (0, 0)
     return Scratch(
         _aligned(4 * pitch, np.int32),
         _aligned(2 * NARROW_TAPS * pitch, np.uint16),
         _aligned(STRIP * TILE, np.uint16),
         _aligned(max(3 * width, TILE) * STRIP, np.uint16),
         _aligned(512 * TILE, np.uint8),
+        _aligned(2 * taps * pitch, np.int32),
+        _aligned(strips * STRIP * 3 * pitch, np.uint8),
         _aligned(3 * pitch * STRIP, np.uint8),
         _aligned(pitch * 3 * pitch, np.uint8),
         pitch,
@@ -109,8 +118,11 @@ def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
         np.float64(view[WINDOW + 1]) - view[CROP + 1],
         np.float64(view[WINDOW + 3]),
     )
-    height, width = int(view[CROP + 2]), int(view[CROP + 3])
-    resize_view(image, y, x, height, width, axes, view[FLIP] != 0, size, scratch)
+    height, width, flip = int(view[CROP + 2]), int(view[CROP + 3]), view[FLIP] != 0
+    if view[BICUBIC] != 0:
+        resize_bicubic(image, y, x, height, width, axes, flip, size, scratch)
+    else:
+        resize_view(image, y, x, height, width, axes, flip, size, scratch)
 
 
 @inline_jit()
@@ -241,7 +253,8 @@ class Renderer:
         )
         self._columns = plan_columns(config.plan_dtype)
         self._width = 512
-        self._scratch = make_scratch(config.size, self._width)
+        self._bicubic = config.bicubic
+        self._scratch = make_scratch(config.size, self._width, self._bicubic)
 
     @functools.cached_property
     def buffer_dtype(self) -> np.dtype:
@@ -349,7 +362,7 @@ class Renderer:
         """Grow the scratch memory to images of this width."""
         if width > self._width:
             self._width = 1 << (width - 1).bit_length()
-            self._scratch = make_scratch(self.config.size, self._width)
+            self._scratch = make_scratch(self.config.size, self._width, self._bicubic)
 
     def _check_out(self, out: Any, row: Any, position: int, dtype: Any) -> None:
         """Check a buffer, its dtype, the position in it, and the plan row."""

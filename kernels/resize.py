@@ -67,14 +67,16 @@ def resize_reference(
     patch = Image.fromarray(np.ascontiguousarray(image[y : y + height, x : x + width]))
     # Pillow's box is what the view shows; its filter also reads around it, within the crop. The
     # box is kept inside the crop, which its edges may leave by float32's rounding.
-    box = (
-        max(left - x, 0.0),
-        max(top - y, 0.0),
-        min(left - x + wide, width),
-        min(top - y + tall, height),
-    )
-    resample = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
-    view = np.asarray(patch.resize((size, size), resample, box))
+    x1, x2 = max(left - x, 0.0), min(left - x + wide, width)
+    y1, y2 = max(top - y, 0.0), min(top - y + tall, height)
+    if bicubic:
+        # Columns first, as up to Pillow 12: Pillow 13 takes rows first in some shapes, which
+        # clamps other values.
+        columns = patch.resize((size, height), Image.Resampling.BICUBIC, (x1, 0, x2, height))
+        patch = columns.resize((size, size), Image.Resampling.BICUBIC, (0, y1, size, y2))
+    else:
+        patch = patch.resize((size, size), Image.Resampling.BILINEAR, (x1, y1, x2, y2))
+    view = np.asarray(patch)
     return view[:, ::-1].copy() if flip else view.copy()
 
 

@@ -265,12 +265,13 @@ class ViewConfig:
 
     @classmethod
     def byol(cls, size: int = 224) -> "ViewConfig":
-        """BYOL: view 0 is always blurred; view 1 is blurred with 0.1 and solarised
+        """BYOL: bicubic crops; view 0 is always blurred; view 1 is blurred with 0.1 and solarised
         with 0.2."""
         view = View(
             area=(0.08, 1.0),
             jitter=(0.4, 0.4, 0.2, 0.1),
             blur_probability=1.0,
+            interpolation=BICUBIC,
         )
         second = dataclasses.replace(view, blur_probability=0.1, solarize_probability=0.2)
         return cls(views=(view, second), size=size)
@@ -333,6 +334,11 @@ class ViewConfig:
     def max_blur_sigma(self) -> float:
         """The largest blur that any view can draw, as a standard deviation in pixels."""
         return max(view.blur_sigma[1] for view in self.views)
+
+    @property
+    def bicubic(self) -> bool:
+        """Whether any view is resized bicubically."""
+        return any(view.interpolation == BICUBIC for view in self.views)
 
     @functools.cached_property
     def plan_dtype(self) -> np.dtype:

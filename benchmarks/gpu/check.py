@@ -100,8 +100,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Problem:
-    """The batch: views (2, N, S, S, 3), plan rows (2, N, 17) and the query's boxes (N, 4), on the
-    device."""
+    """The batch, on the device: views (2, N, S, S, 3), plan rows (2, N, VIEW_FLOATS) and the
+    query's boxes (N, 4)."""
 
     views: torch.Tensor
     rows: torch.Tensor

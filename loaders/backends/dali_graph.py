@@ -14,7 +14,8 @@ import torch
 
 from ...kernels.errors import MaskCoError
 from ...kernels.formats import FORMATS
-from ...kernels.plan import CROP, FLIP, VIEW_FLOATS
+from ...kernels.plan import CROP, FLIP, VIEW_FLOATS, WINDOW
+from ...kernels.views import BICUBIC
 from ..config import LoaderConfig
 from ..request import Request
 from .dali_operator import SEAM, STATUSES, import_dali, render_operator
@@ -169,8 +170,8 @@ class DeviceGraph(Graph):
 
     The CPU decodes the region and the device does the rest; with `decode_on_device` the device
     decodes whole images. The crop precedes the resize, so that the filter reads nothing outside it,
-    as in torchvision. With `device_id` None the graph consists of CPU operators; tests compare its
-    values without a GPU.
+    as in torchvision. Within the crop it reads around the window, DALI's region of interest. With
+    `device_id` None the graph consists of CPU operators; tests compare its values without a GPU.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class DeviceGraph(Graph):
 
     @property
     def inputs_count(self) -> int:
-        return (1 if self._decode_on_device else 3) + 3 * self.views_count
+        return (1 if self._decode_on_device else 3) + 5 * self.views_count
 
     def arrays(self, samples: Samples) -> tuple[Any, ...]:
         rows, origins = samples.request.rows, samples.regions[:, :2]
@@ -191,11 +192,14 @@ class DeviceGraph(Graph):
             fed, origins = [samples.encoded], origins - samples.starts
         for v in range(self.views_count):
             crop = rows[:, v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4].astype(np.int32)
-            flip = rows[:, v * VIEW_FLOATS + FLIP].astype(np.int32)
+            window = rows[:, v * VIEW_FLOATS + WINDOW : v * VIEW_FLOATS + WINDOW + 4]
+            corner = window[:, :2] - crop[:, :2].astype(np.float32)
             fed += [
                 (crop[:, :2] - origins).astype(np.int32),
                 np.ascontiguousarray(crop[:, 2:]),
-                flip,
+                corner,
+                corner + window[:, 2:],
+                rows[:, v * VIEW_FLOATS + FLIP].astype(np.int32),
             ]
         return tuple(fed)
 
@@ -211,12 +215,18 @@ class DeviceGraph(Graph):
             images = _decode(*inputs[:3])
             images = images if self.device_id is None else images.gpu()
         size, views = self.config.views.size, []
-        crops = inputs[-3 * self.views_count :]
-        for v in range(self.views_count):
-            start, shape, flip = crops[3 * v : 3 * v + 3]
+        crops = inputs[-5 * self.views_count :]
+        for v, settings in enumerate(self.config.views.views):
+            start, shape, corner, end, flip = crops[5 * v : 5 * v + 5]
+            bicubic = settings.interpolation == BICUBIC
             view = fn.slice(images, start=start, shape=shape, axes=[0, 1])
             view = fn.resize(
-                view, size=[size, size], interp_type=types.INTERP_LINEAR, antialias=True
+                view,
+                size=[size, size],
+                roi_start=corner,
+                roi_end=end,
+                interp_type=types.INTERP_CUBIC if bicubic else types.INTERP_LINEAR,
+                antialias=True,
             )
             views.append(fn.flip(view, horizontal=flip))
         return views

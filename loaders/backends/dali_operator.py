@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from ...kernels.errors import MissingPackage
 from ...kernels.formats import FORMAT_NAMES
-from ...kernels.plan import CROP
+from ...kernels.plan import BICUBIC, CROP
 from ...kernels.render import make_scratch, render_views, resize_views
 from ...kernels.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -92,7 +92,8 @@ def _setup_function(size: int) -> Callable[..., None]:
 def _run_function(size: int, form: str) -> Callable[..., None]:
     """The function that renders one sample's view, to be compiled by DALI."""
     draw = _draw_function(size, form)
-    allocate = machine_code(make_scratch, numba_types.int64, numba_types.int64)
+    integer, boolean = numba_types.int64, numba_types.boolean
+    allocate = machine_code(make_scratch, integer, integer, boolean)
 
     def run(view, status, image, origin, row):
         status[0] = _DIED  # stays if the kernel ends without returning
@@ -103,7 +104,7 @@ def _run_function(size: int, form: str) -> Callable[..., None]:
         if not (inside and height >= 1 and width >= 1):
             status[0] = _OUTSIDE
             return
-        scratch = allocate((size, max(SCRATCH_COLUMNS, image.shape[1])))[1]
+        scratch = allocate((size, max(SCRATCH_COLUMNS, image.shape[1]), row[BICUBIC] != 0))[1]
         out = view.reshape(1, 1, size, size, 3)
         failed = draw(image, origin[0], origin[1], row, origin[2] != 0, scratch, out)[0]
         status[0] = _RAISED if failed else _FINISHED
@@ -120,7 +121,7 @@ def _draw_function(size: int, form: str) -> Callable[..., Any]:
     image_type = numba_types.Array(numba_types.uint8, 3, "C")
     row_type = numba_types.Array(numba_types.float32, 1, "C")
     pixels_type = numba_types.Array(numba.from_dtype(_storage(form)), 5, "C")
-    scratch_type = numba.typeof(make_scratch(size, SCRATCH_COLUMNS))
+    scratch_type = numba.typeof(make_scratch(size, SCRATCH_COLUMNS, False))
     region_types = (image_type, integer, integer, row_type, integer)
     if form == SEAM:
         resize = machine_code(resize_views, *region_types, scratch_type, pixels_type, integer)

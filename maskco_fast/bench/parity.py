@@ -56,6 +56,7 @@ def seam_views(views: ViewConfig) -> ViewConfig:
             gray_probability=0.0,
             blur_probability=0.0,
             solarize_probability=0.0,
+            lighting=0.0,
         )
         for view in views.views
     )

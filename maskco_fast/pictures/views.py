@@ -191,7 +191,7 @@ def _draw_original(axes: Axes, image: PlannedImage, config: ViewConfig) -> None:
         title += f"   pairs drawn: {int(image.plan['draws'])}"
     _show(axes, image.original, title)
     for number, name in enumerate(_names(config)):
-        y, x, h, w = image.plan["views"]["crop"][number]
+        y, x, h, w = image.plan["views"]["window"][number]
         # Crops often share a corner: the labels of query and key are in opposite ones.
         outline = (x, y, x + w, y + h)
         _outline(axes, outline, _view_colour(number), 2, label=name, label_at_end=number % 2 == 1)
@@ -205,7 +205,7 @@ def box_in_image(plan: np.void, size: int) -> tuple[float, float, float, float]:
     `plan`: one record of `ViewConfig.plan_dtype`. `size`: side of the views, pixels.
     """
     x1, y1, x2, y2 = (float(edge) for edge in plan["key_boxes"][0])
-    crop_y, crop_x, crop_h, crop_w = (float(value) for value in plan["views"]["crop"][1])
+    crop_y, crop_x, crop_h, crop_w = (float(value) for value in plan["views"]["window"][1])
     if plan["views"]["flip"][1]:
         x1, x2 = size - x2, size - x1
     scale_x = crop_w / size
@@ -219,11 +219,12 @@ def box_in_image(plan: np.void, size: int) -> tuple[float, float, float, float]:
 
 
 def view_facts(view: np.void, height: int, width: int) -> str:
-    """One line with a view's augmentations: crop area, flip, jitter factors, gray, blur, solarize.
+    """One line with a view's augmentations: area, flip, jitter factors, gray, blur, solarisation,
+    lighting in levels.
 
     `view`: a record of the plan's `views`. `height`, `width`: of the original, pixels.
     """
-    share = float(view["crop"][2]) * float(view["crop"][3]) / (height * width)
+    share = float(view["window"][2]) * float(view["window"][3]) / (height * width)
     facts = [f"area {share:.0%}"]
     if view["flip"]:
         facts.append("flip")
@@ -237,6 +238,10 @@ def view_facts(view: np.void, height: int, width: int) -> str:
         facts.append(f"blur {float(view['blur_sigma']):.1f}")
     if view["solarize"]:
         facts.append("solarised")
+    if view["lighting"].any():
+        facts.append(
+            "light " + " ".join(f"{255 * float(shift):+.0f}" for shift in view["lighting"])
+        )
     return ", ".join(facts)
 
 

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
+from maskco_fast.kernels.augment.reference import (
+    augment_reference,
+    finish_reference,
+    light_reference,
+)
 from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.resize import resize_reference
 from maskco_fast.kernels.views import View, ViewConfig
+from tests.support.augmentation import LIGHTING
 
 WORST, MEAN, BIAS = 2, 0.5, 0.05
 TOLERANCE = {name: 2e-6 + 4 * form.half_unit for name, form in FORMAT_NAMES.items()}
@@ -174,6 +179,9 @@ def test_finished_values_fill_the_buffer_and_nothing_else(dtype, size):
     ids, heights, widths = np.arange(6), np.full(6, 150), np.full(6, 200)
     rows = plan(config, 4, 2, ids, heights, widths)
     named = rows.view(config.plan_dtype)[:, 0]
+    named["views"]["lighting"][3:] = LIGHTING
+    unlit = rows.copy()
+    unlit.view(config.plan_dtype)[:, 0]["views"]["lighting"] = 0
     for n, poison in itertools.product(
         range(6), (0x7F, 0xFF)
     ):  # 0xFF.. is NaN in every float format
@@ -186,14 +194,16 @@ def test_finished_values_fill_the_buffer_and_nothing_else(dtype, size):
         seam = np.empty((2, 1, size, size, 3), np.uint8)
         renderer.resize(image, 0, 0, rows[n], seam, 0)
         for v in range(2):
-            levels = augment_reference(seam[v, 0], named[n]["views"][v])
+            view = named[n]["views"][v]
+            levels = light_reference(augment_reference(seam[v, 0], view), view["lighting"])
             if not FORMAT_NAMES[dtype].normalised:
                 assert np.abs(out[v, 1].astype(int) - levels).max() <= WORST
                 continue
             exact = Renderer(config, "uint8")
             mine = np.empty((2, 1, size, size, 3), np.uint8)
-            exact.render(image, 0, 0, rows[n], mine, 0)
-            truth = finish_reference(mine[v, 0], named[n]["masked_box"] if v == 0 else None)
+            exact.render(image, 0, 0, unlit[n], mine, 0)
+            box = named[n]["masked_box"] if v == 0 else None
+            truth = finish_reference(mine[v, 0], box, view["lighting"])
             values = torch.from_numpy(out[v, 1].copy())
             values = values.view(FORMAT_NAMES[dtype].dtype).float()
             assert (values - torch.from_numpy(truth)).abs().max() <= TOLERANCE[dtype]

@@ -1,37 +1,44 @@
-"""The resize kernel stays within one level of Pillow on any crop, on each of its paths."""
+"""The resize kernels on any crop and each of their paths: bilinear within one level of Pillow,
+bicubic equal to it."""
+
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.resize import NARROW_TAPS, TILE, resize_reference
+from maskco_fast.kernels.resize_bicubic import CUBIC_TAPS
 from maskco_fast.kernels.views import View, ViewConfig
 
-RENDERERS: dict[int, Renderer] = {}
+RENDERERS: dict[tuple[int, bool], Renderer] = {}
 
 
-def resized(image, crop, size, flip):
+def resized(image, crop, size, flip, window=None, bicubic=False):
     """One crop, resized by the kernel."""
-    config = ViewConfig(views=(View(),), size=size)
-    if size not in RENDERERS:  # scratch memory is reused from example to example, as in a loader
-        RENDERERS[size] = Renderer(config, "uint8")
+    interpolation = "bicubic" if bicubic else "bilinear"
+    config = ViewConfig(views=(View(interpolation=interpolation),), size=size)
+    # Scratch memory is reused from example to example, as in a loader.
+    renderer = RENDERERS.setdefault((size, bicubic), Renderer(config, "uint8"))
     row = plan(config, 0, 0, np.zeros(1), np.array([image.shape[0]]), np.array([image.shape[1]]))[0]
     view = row.view(config.plan_dtype)[0]["views"][0]
-    view["crop"] = view["window"] = crop
+    view["crop"] = crop
+    view["window"] = crop if window is None else window
     view["flip"] = flip
     out = np.empty((1, 1, size, size, 3), np.uint8)
-    RENDERERS[size].resize(image, 0, 0, row, out, 0)
+    renderer.resize(image, 0, 0, row, out, 0)
     return out[0, 0]
 
 
-def worst(image, crop, size, flip=False):
-    difference = resized(image, crop, size, flip).astype(int) - resize_reference(
-        image, crop, size, flip
-    )
-    return np.abs(difference).max()
+def worst(image, crop, size, flip=False, **how):
+    """The largest difference between the kernel and Pillow, levels."""
+    truth = resize_reference(image, crop, size, flip, **how)
+    return np.abs(resized(image, crop, size, flip, **how).astype(int) - truth).max()
 
 
 @settings(deadline=None, max_examples=150)
@@ -45,7 +52,31 @@ def test_any_crop_of_any_image(data):
     image = np.random.default_rng(data.draw(st.integers(0, 99))).integers(
         0, 256, (height, width, 3), dtype=np.uint8
     )
-    assert worst(image, (y, x, h, w), size, data.draw(st.booleans(), "flip")) <= 1
+    flip, bicubic = data.draw(st.booleans(), "flip"), data.draw(st.booleans(), "bicubic")
+    assert worst(image, (y, x, h, w), size, flip, bicubic=bicubic) <= (0 if bicubic else 1)
+
+
+@pytest.mark.parametrize("bicubic", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(90, 140), (333, 250), (40, 36), (700, 30)])
+def test_squares_of_the_resized_image(height, width, bicubic):
+    """A window within its crop, planned, against Pillow's resize of the whole image."""
+    image = np.random.default_rng(4).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    interpolation = "bicubic" if bicubic else "bilinear"
+    view = View(short_side=70, interpolation=interpolation, flip_probability=0.0)
+    config = ViewConfig(views=(view, dataclasses.replace(view, position="centre")), size=64)
+    row = plan(config, 0, 0, np.zeros(1), np.array([height]), np.array([width]))[0]
+    out = np.empty((2, 1, 64, 64, 3), np.uint8)
+    Renderer(config, "uint8").resize(image, 0, 0, row, out, 0)
+    tall, wide = (max(70, 70 * height // width), max(70, 70 * width // height))
+    filters = Image.Resampling
+    kind = filters.BICUBIC if bicubic else filters.BILINEAR
+    columns = Image.fromarray(image).resize((wide, height), kind)
+    whole = np.asarray(columns.resize((wide, tall), kind)).astype(int)
+    for v, planned in enumerate(row.view(config.plan_dtype)[0]["views"]):
+        y, x = np.round(planned["window"][:2] * (tall / height, wide / width)).astype(int)
+        difference = np.abs(out[v, 0] - whole[y : y + 64, x : x + 64])
+        assert difference.max() <= 1
+        assert difference.mean() < (0.01 if bicubic else 0.3)  # the window is float32
 
 
 @pytest.mark.parametrize(
@@ -58,6 +89,8 @@ def test_any_crop_of_any_image(data):
         (600, TILE // 3, 32),  # too narrow for a tile, and too tall for the buffer that widens it
         (500, TILE // 3, 32),
         (500, TILE // 3 + 1, 32),
+        (8 * (CUBIC_TAPS + 4) // 4, 40, 8),  # beyond the bicubic filter's taps
+        (8 * (CUBIC_TAPS - 4) // 4, 40, 8),
         (20000, 20, 64),
         (20, 20000, 64),
     ],
@@ -65,8 +98,8 @@ def test_any_crop_of_any_image(data):
 def test_the_borders_between_the_kernels_ways(height, width, size):
     random = np.random.default_rng(1)
     image = random.choice(np.array([0, 255], np.uint8), (height, width, 3))
-    assert worst(image, (0, 0, height, width), size) <= 1
-    assert worst(image, (0, 0, height, width), size, True) <= 1
+    for flip, bicubic in itertools.product((False, True), (False, True)):
+        assert worst(image, (0, 0, height, width), size, flip, bicubic=bicubic) <= 1
 
 
 def test_an_unscaled_crop_is_a_copy():

@@ -98,8 +98,14 @@ def test_the_seam_is_within_a_level(backend, make_shards):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_views_of_every_kind_are_the_references(backend, make_shards, dtype):
     """Views for classifiers, their evaluation and the other methods, side by side in one batch."""
-    presets = (ViewConfig.supervised, ViewConfig.evaluation, ViewConfig.relative_loc)
-    views = tuple(preset(48).views[0] for preset in presets)
+    presets = (
+        ViewConfig.supervised,
+        ViewConfig.evaluation,
+        ViewConfig.relative_loc,
+        ViewConfig.rotation,
+        ViewConfig.byol,
+    )
+    views = tuple(view for preset in presets for view in preset(48).views)
     config = ViewConfig(views=views, size=48, patch_grid=3, patch_size=12)
     options: dict[str, Any] = {"views": config, "dtype": dtype}
     shards = make_shards(1, 16, side=90)

@@ -30,6 +30,10 @@ def make_views(count: int, size: int, seed: int = 0) -> np.ndarray:
     return views
 
 
+LIGHTING = (0.02, -0.05, 0.1)
+"""Offsets of a lit view: some levels are clamped at either end."""
+
+
 def make_rows(count: int, **columns: object) -> np.ndarray:
     """Plan rows of one view, (count, VIEW_FLOATS) float32, with `columns` set and nothing else."""
     rows = np.zeros((count, VIEW_FLOATS), np.float32)
@@ -40,14 +44,18 @@ def make_rows(count: int, **columns: object) -> np.ndarray:
     return rows
 
 
-def expected_levels(views: np.ndarray, rows: np.ndarray, flip: bool = False) -> np.ndarray:
+def expected_levels(
+    views: np.ndarray, rows: np.ndarray, flip: bool = False, *, lit: bool = True
+) -> np.ndarray:
     """Levels (count, size, size, 3) uint8 by torchvision, one view at a time.
 
-    `flip`: mirror the views whose row says so.
+    `flip`: mirror the views whose row says so. `lit`: with the rows' lighting, as uint8 views have
+    it; normalised views have it added to the unlit levels.
     """
     levels = []
     for view, row in zip(views, rows):
         named = row.view(VIEW_DTYPE)[0]
         flipped = view[:, ::-1] if flip and named["flip"] else view
-        levels.append(light_reference(augment_reference(flipped, named), named["lighting"]))
+        augmented = augment_reference(flipped, named)
+        levels.append(light_reference(augmented, named["lighting"]) if lit else augmented)
     return np.stack(levels)

@@ -10,12 +10,18 @@ from numba import njit
 
 from maskco_fast.kernels.augment import numba as augment_numba
 from maskco_fast.kernels.augment import numba_colour as colour_numba
-from maskco_fast.kernels.augment.reference import augment_reference, blur_radius, mask_bounds
+from maskco_fast.kernels.augment.reference import (
+    augment_reference,
+    blur_radius,
+    light_reference,
+    mask_bounds,
+)
 from maskco_fast.kernels.compiler import half_precision
 from maskco_fast.kernels.compiler.vector import load, store
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.views import BRIGHTNESS, HUE, View, ViewConfig
+from tests.support.augmentation import LIGHTING
 
 
 def levels_of(kind, size, seed):
@@ -35,7 +41,7 @@ def augmented(levels, fields):
     config = ViewConfig(views=(View(),), size=size)
     row = plan(config, 0, 0, np.zeros(1), np.array([size]), np.array([size]))[0]
     view = row.view(config.plan_dtype)[0]["views"][0]
-    for name in ("jitter", "gray", "blur_sigma", "solarize"):
+    for name in ("jitter", "gray", "blur_sigma", "solarize", "lighting"):
         view[name] = fields.get(name, 0)
     view["order"], view["factors"] = (
         fields.get("order", (0, 1, 2, 3)),
@@ -43,7 +49,7 @@ def augmented(levels, fields):
     )
     out = np.empty((1, 1, size, size, 3), np.uint8)
     Renderer(config, "uint8").augment(levels[None, None], row, out, 0)
-    return out[0, 0], augment_reference(levels, view)
+    return out[0, 0], light_reference(augment_reference(levels, view), view["lighting"])
 
 
 @pytest.mark.parametrize("kind", ["noise", "grayish", "corners"])
@@ -62,6 +68,7 @@ def test_colour_is_torchvisions_to_the_bit(kind):
             "factors": factors,
             "gray": number % 5 == 0,
             "solarize": number % 2,
+            "lighting": LIGHTING if number % 3 == 1 else 0,
         }
         fast, truth = augmented(levels, fields)
         np.testing.assert_array_equal(fast, truth, err_msg=str(fields))

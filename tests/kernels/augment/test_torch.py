@@ -12,7 +12,14 @@ from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.augment.reference import finish_reference
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FLOATS, plan
 from maskco_fast.kernels.views import View, ViewConfig
-from tests.support.augmentation import HALF_UNIT, ORDERS, expected_levels, make_rows, make_views
+from tests.support.augmentation import (
+    HALF_UNIT,
+    LIGHTING,
+    ORDERS,
+    expected_levels,
+    make_rows,
+    make_views,
+)
 
 
 def run(views: np.ndarray, rows: np.ndarray, **options: object) -> np.ndarray:
@@ -30,7 +37,14 @@ def test_twenty_four_orders_are_torchvisions_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [{"gray": 1}, {"solarize": 1}, {"jitter": 0, "factors": 0.3}, {"flip": 1}]
+    "columns",
+    [
+        {"gray": 1},
+        {"solarize": 1},
+        {"jitter": 0, "factors": 0.3},
+        {"flip": 1},
+        {"lighting": LIGHTING},
+    ],
 )
 @pytest.mark.parametrize("size", [32, 33])
 def test_simple_operations_alone(columns: dict[str, float], size: int) -> None:
@@ -57,7 +71,7 @@ def test_blur_is_within_one_level(sigma: float, size: int) -> None:
 @given(
     size=st.integers(32, 70),
     seed=st.integers(0, 2**31),
-    preset=st.sampled_from(["moco_v2", "simclr", "byol", "npid"]),
+    preset=st.sampled_from(["moco_v2", "simclr", "byol", "npid", "supervised"]),
 )
 def test_planned_views_match(size: int, seed: int, preset: str) -> None:
     """Complete plan rows of every preset, at any size."""
@@ -90,9 +104,10 @@ def test_normalised_and_masked(dtype: torch.dtype) -> None:
         ],
         np.float32,
     )
+    lighting = np.array([LIGHTING, (0, 0, 0)] * 5, np.float32)
     views, rows = (
         make_views(10, 32).reshape(2, 5, 32, 32, 3),
-        make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1)),
+        make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1), lighting=lighting),
     )
     out = augment_torch.augment(
         torch.from_numpy(views),
@@ -103,9 +118,12 @@ def test_normalised_and_masked(dtype: torch.dtype) -> None:
     assert out.shape == (2, 5, 3, 32, 32)
     assert out.dtype == dtype
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in out)
-    levels = expected_levels(views.reshape(10, 32, 32, 3), rows)
+    levels = expected_levels(views.reshape(10, 32, 32, 3), rows, lit=False)
     expected = np.stack(
-        [finish_reference(level, boxes[n] if n < 5 else None) for n, level in enumerate(levels)]
+        [
+            finish_reference(level, boxes[n] if n < 5 else None, lighting[n])
+            for n, level in enumerate(levels)
+        ]
     ).reshape(views.shape)
     values = out.movedim(-3, -1).float().numpy()
     np.testing.assert_allclose(values, expected, rtol=HALF_UNIT[dtype] * 1.001, atol=1e-6)

@@ -25,7 +25,14 @@ from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.augment.reference import finish_reference
 from maskco_fast.kernels.plan import BLUR_SIGMA, SOLARIZE, VIEW_FLOATS, plan
 from maskco_fast.kernels.views import IMAGENET_STD, View, ViewConfig
-from tests.support.augmentation import HALF_UNIT, ORDERS, expected_levels, make_rows, make_views
+from tests.support.augmentation import (
+    HALF_UNIT,
+    LIGHTING,
+    ORDERS,
+    expected_levels,
+    make_rows,
+    make_views,
+)
 
 MARGIN = 64
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
@@ -144,8 +151,10 @@ def test_each_jitter_operation_alone(run: Run) -> None:
     check_levels(run(views, rows), expected_levels(views, rows), rows)
 
 
-def test_gray_and_solarize_alone(run: Run) -> None:
-    views, rows = make_views(10, 32), make_rows(10, gray=[1, 0] * 5, solarize=[0, 1] * 5)
+def test_gray_solarize_and_lighting_alone(run: Run) -> None:
+    lighting = [LIGHTING] * 3 + [(0, 0, 0)] * 7
+    views = make_views(10, 32)
+    rows = make_rows(10, gray=[1, 0] * 5, solarize=[0, 1] * 5, lighting=lighting)
     np.testing.assert_array_equal(run(views, rows), expected_levels(views, rows))
 
 
@@ -173,7 +182,7 @@ def test_all_orders(run: Run) -> None:
 @given(
     size=st.sampled_from([32, 33, 39, 48, 50]),
     seed=st.integers(0, 2**31),
-    preset=st.sampled_from(["moco_v2", "simclr", "byol", "npid"]),
+    preset=st.sampled_from(["moco_v2", "simclr", "byol", "npid", "supervised"]),
     dense=st.booleans(),
     flip=st.booleans(),
 )
@@ -214,7 +223,14 @@ def test_normalised_and_masked(
         np.float32,
     )
     views = make_views(10, size)
-    rows = make_rows(10, jitter=1, factors=(1.2, 0.7, 1.4, 0.1), blur_sigma=[0, 0, 1.5, 0.8, 0] * 2)
+    lighting = np.array([LIGHTING, (0, 0, 0)] * 5, np.float32)
+    rows = make_rows(
+        10,
+        jitter=1,
+        factors=(1.2, 0.7, 1.4, 0.1),
+        blur_sigma=[0, 0, 1.5, 0.8, 0] * 2,
+        lighting=lighting,
+    )
     out = run(
         views.reshape(2, 5, size, size, 3),
         rows.reshape(2, 5, VIEW_FLOATS),
@@ -222,9 +238,12 @@ def test_normalised_and_masked(
         dtype=dtype,
         launch=4,
     )
-    levels = expected_levels(views, rows)
+    levels = expected_levels(views, rows, lit=False)
     expected = np.stack(
-        [finish_reference(level, boxes[n] if n < 5 else None) for n, level in enumerate(levels)]
+        [
+            finish_reference(level, boxes[n] if n < 5 else None, lighting[n])
+            for n, level in enumerate(levels)
+        ]
     )
     # The interpreter truncates to bfloat16 where the hardware rounds: up to a whole unit.
     interpreted = dtype == torch.bfloat16 and "interpreter" in request.node.callspec.id

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
+from maskco_fast.loaders import LoaderConfig, View, ViewConfig, make_loader
 from maskco_fast.loaders.request import Request
 from tests.support.images import encode, picture, skip_without_packages, write_tar
 
@@ -41,9 +41,9 @@ def dali():
     return loader, graph
 
 
-def make_samples(graph, rows, encoded):
+def make_samples(graph, rows, encoded, views=VIEWS):
     count = len(rows)
-    config = LoaderConfig(batch_size=count, views=VIEWS)
+    config = LoaderConfig(batch_size=count, views=views)
     return graph.Samples(
         Request.make(config, 0, np.arange(count), rows), encoded, np.zeros(count, bool)
     )
@@ -60,10 +60,10 @@ def run_once(pipeline_graph, samples):
     return pipeline_graph.views(samples, pipeline_graph.pipeline(source).run())
 
 
-def plan_of(count, height, width):
+def plan_of(count, height, width, views=VIEWS):
     from maskco_fast.kernels.plan import plan
 
-    return plan(VIEWS, 0, 0, np.arange(count), np.full(count, height), np.full(count, width))
+    return plan(views, 0, 0, np.arange(count), np.full(count, height), np.full(count, width))
 
 
 def test_pixels_from_the_host_reach_the_kernel_as_they_are(dali, tmp_path):
@@ -158,32 +158,47 @@ def test_a_crop_outside_of_what_was_decoded_is_an_error(dali):
         run_once(host, samples)
 
 
+SQUARES = (
+    View(short_side=55, position="centre", flip_probability=0.0),
+    View(short_side=60, interpolation="bicubic"),
+)
+"""Parts of a resized image, whose filter reads around what the view shows."""
+
+
+@pytest.mark.parametrize(
+    "wanted", [VIEWS, ViewConfig(views=SQUARES, size=48)], ids=["crops", "squares"]
+)
 @pytest.mark.parametrize("kind", ["host", "device", "device, decoding too"])
-def test_the_seams_values_by_the_cpus_operators(dali, kind):
+def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
     """Views at the seam are within 1 level of the reference; the host cut out one region."""
     from maskco_fast.kernels.resize import resize_reference
 
     _, graph = dali
     images = [picture(70, 110, n) for n in range(6)]
-    rows = plan_of(6, 70, 110)
+    rows = plan_of(6, 70, 110, wanted)
     samples = make_samples(
-        graph, rows, [np.frombuffer(encode(image, "png"), np.uint8) for image in images]
+        graph, rows, [np.frombuffer(encode(image, "png"), np.uint8) for image in images], wanted
     )
     y, x, height, width = samples.regions[4].tolist()
     samples.encoded[4] = graph.encode_lossless(images[4][y : y + height, x : x + width])
     samples.cut[4] = True
-    config = LoaderConfig(batch_size=6, views=VIEWS, device="cuda")
+    config = LoaderConfig(batch_size=6, views=wanted, device="cuda")
     if kind == "host":
         views = run_once(graph.HostGraph(config), samples)
     else:
         views = run_once(
             graph.DeviceGraph(config, None, decode_on_device=kind != "device"), samples
         )
-    for n, planned in enumerate(rows.view(VIEWS.plan_dtype)[:, 0]["views"]):
+    for n, planned in enumerate(rows.view(wanted.plan_dtype)[:, 0]["views"]):
         for v in range(2):
-            y, x, height, width = (int(side) for side in planned[v]["crop"])
+            view = planned[v]
             truth = resize_reference(
-                images[n], (y, x, height, width), VIEWS.size, bool(planned[v]["flip"])
+                images[n],
+                view["crop"],
+                wanted.size,
+                bool(view["flip"]),
+                window=view["window"],
+                bicubic=bool(view["bicubic"]),
             )
             difference = np.abs(views[v][n].numpy().astype(int) - truth)
             assert difference.max() <= 1

@@ -115,16 +115,18 @@ def test_box_in_image_agrees_with_the_masked_box(sample):
 
 def test_view_facts_say_what_was_drawn():
     record = np.zeros((), ViewConfig.npid().plan_dtype)["views"].copy()[0]
-    record["crop"] = (0, 0, 50, 40)
+    record["window"] = (0, 0, 50, 40)
     assert view_facts(record, 100, 80) == "area 25%"
     for name in ("flip", "jitter", "gray", "solarize"):
         record[name] = 1
     record["blur_sigma"] = 1.25
     record["order"] = (3, 0, 2, 1)
     record["factors"] = (0.6, 1.4, 1, -0.05)
+    record["lighting"] = (0.02, -0.01, 0)
     assert (
         view_facts(record, 100, 80)
-        == "area 25%, flip, hbsc 0.60 1.40 1.00 -0.05, gray, blur 1.2, solarised"
+        == "area 25%, flip, hbsc 0.60 1.40 1.00 -0.05, gray, blur 1.2, solarised, "
+        "light +5 -3 +0"
     )
 
 
