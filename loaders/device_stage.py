@@ -6,7 +6,7 @@ augmented and trained on; events order the two. On a CPU the same code runs in o
 
 import collections
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 import numpy as np
@@ -125,13 +125,24 @@ class DeviceStage:
     """Makes batches on the device from the uint8 views that the host renders up to the seam."""
 
     def __init__(
-        self, dataset: Dataset, config: LoaderConfig, streams: Streams, device: torch.device
+        self,
+        dataset: Dataset,
+        config: LoaderConfig,
+        streams: Streams,
+        device: torch.device,
+        *,
+        before_work: Callable[[], None] = lambda: None,
     ) -> None:
-        """`streams` orders the work on `device`; `make_streams` makes the right one."""
+        """`streams` orders the work on `device`; `make_streams` makes the right one.
+
+        `before_work`: called for each batch when the current stream waits for its copies and
+        nothing else of the batch is queued there, for example to record an event.
+        """
         self._dataset = dataset
         self._config = config
         self._streams = streams
         self._device = device
+        self._before_work = before_work
         self._slots: list[_Slot] = []
         self._augment = augmenter(
             config.views.size, device, max_blur_sigma=config.views.max_blur_sigma
@@ -200,6 +211,7 @@ class DeviceStage:
         """
         streams, views = self._streams, self._config.views
         streams.current_waits(slot.copied)
+        self._before_work()
         count = len(views.views)
         columns = count * VIEW_FLOATS
         # Plan rows hold the columns of V views, here (V, N, VIEW_FLOATS), and then the boxes.

@@ -45,6 +45,9 @@ class Loader(ABC):
     ) -> None:
         self.dataset = dataset
         self.config = config
+        self.before_device_work: Callable[[], None] = _nothing
+        """Called on a device for each batch, when the current stream waits for its copy and before
+        its views are finished there; not called on a CPU. A trainer's meter records an event."""
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
         dataset.report_to(self.quarantine)
         size = config.views.size
@@ -244,7 +247,13 @@ class Loader(ABC):
         """Make batches as rendered, or by `DeviceStage` where the backend stops at the seam."""
         if self.config.seam:
             device = torch.device(self.config.device)
-            stage = DeviceStage(self.dataset, self.config, make_streams(device), device)
+            stage = DeviceStage(
+                self.dataset,
+                self.config,
+                make_streams(device),
+                device,
+                before_work=lambda: self.before_device_work(),
+            )
             yield from stage.batches(rendered)
             return
         with contextlib.closing(rendered):
@@ -350,6 +359,10 @@ class _EpochIterator:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _without_left_out(

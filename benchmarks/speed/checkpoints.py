@@ -64,7 +64,7 @@ def main(options: Options) -> None:
             def step() -> float:
                 """Seconds of one training step."""
                 began = time.perf_counter()
-                trainer._one_step(Fetched(next(batches), epoch=0, waited=0.0))
+                trainer._one_step(Fetched(next(batches), epoch=0))
                 return time.perf_counter() - began
 
             for _ in range(3):

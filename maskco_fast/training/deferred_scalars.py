@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from maskco_fast.training.distributed import World
+from maskco_fast.training.meter import StepTiming
 from maskco_fast.training.metrics import Line
 
 
@@ -32,22 +33,30 @@ class DeferredScalars:
         self._scalars: list[torch.Tensor] = []
         self._lines: list[Line] = []
         self._sample_ids: list[torch.Tensor] = []
+        self._timings: list[StepTiming] = []
 
     @property
     def full(self) -> bool:
         """Whether `every` steps have been added since the last `read`."""
         return len(self._lines) >= self.every
 
-    def add(self, line: Line, scalars: dict[str, torch.Tensor], sample_id: torch.Tensor) -> None:
+    def add(
+        self,
+        line: Line,
+        scalars: dict[str, torch.Tensor],
+        sample_id: torch.Tensor,
+        timing: StepTiming,
+    ) -> None:
         """Keep a step: the metrics known on the host, the method's scalars, the sample ids.
 
-        `line` must hold `data_wait`. `scalars`: 0-dimensional tensors, the same names every step.
-        `sample_id`: (B,) int64, this rank's share of the batch.
+        `scalars`: 0-dimensional tensors, the same names every step. `sample_id`: (B,) int64, this
+        rank's share of the batch. `timing`: the step's marks, which need not have passed yet.
         """
         self._names = list(scalars)
         self._scalars.append(torch.stack([value.detach() for value in scalars.values()]))
         self._lines.append(line)
         self._sample_ids.append(sample_id)
+        self._timings.append(timing)
 
     def annotate(self, values: dict[str, float]) -> None:
         """Add further metrics, known on the host, to the line of the last step that was added."""
@@ -63,17 +72,22 @@ class DeferredScalars:
             return []
         # S steps, K scalars, R ranks, B images of a rank; the last column is data_wait.
         scalars_SK = torch.stack(self._scalars).cpu().double()
-        waits_S = torch.tensor([line["data_wait"] for line in self._lines], dtype=torch.float64)
+        # The copy has waited for the steps, so their marks have passed.
+        times = [timing.read() for timing in self._timings]
+        waits_S = torch.tensor([one["data_wait"] for one in times], dtype=torch.float64)
         all_RSK = self._world.gather(torch.cat((scalars_SK, waits_S.unsqueeze(1)), 1))
         ids_RSB = self._world.gather(torch.stack(self._sample_ids).cpu())
         means = all_RSK[..., :-1].mean(0).tolist()
         longest_waits = all_RSK[..., -1].amax(0).tolist()
         sample_ids = ids_RSB.transpose(0, 1).flatten(1).tolist()
         records = [
-            StepRecord({**line, "data_wait": wait, **dict(zip(self._names, values))}, ids)
-            for line, values, wait, ids in zip(self._lines, means, longest_waits, sample_ids)
+            StepRecord({**line, **one, "data_wait": wait, **dict(zip(self._names, values))}, ids)
+            for line, one, values, wait, ids in zip(
+                self._lines, times, means, longest_waits, sample_ids
+            )
         ]
         self._scalars = []
         self._lines = []
         self._sample_ids = []
+        self._timings = []
         return records

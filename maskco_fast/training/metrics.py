@@ -14,7 +14,8 @@ from maskco_fast.progress import LOG_SECONDS, TERMINAL_SECONDS, duration
 
 Line = dict[str, float | int]
 """One step's metrics: step, epoch, loss, learning_rate, images_per_s, data_wait (share of the
-step's time spent waiting for data, 0..1), the method's other scalars, and at some steps MEASURED.
+step's time in which the device waited for data, 0..1), the method's other scalars, and at some
+steps MEASURED. Times are the device's, without those of a measurement; see `StepMeter`.
 """
 
 MEASURED = ("knn_top1",)
@@ -123,23 +124,26 @@ def describe(
     remaining: float | None,
     measured: Mapping[str, float] | None = None,
 ) -> str:
-    """Format the progress of a run; loss, images/s and data wait are means over `lines`.
+    """Format the progress of a run; the loss is the mean over `lines`.
+
+    images/s and data wait are those of the whole time that the steps of `lines` took.
 
     For example `step 120/300 · 28.1 images/s · loss 4.812 · lr 0.0213 · data wait 1 % · ETA 3:12
     min`. `remaining`: seconds to the end, None while unknown. `measured`: the newest values of
     MEASURED, if there are any.
     """
-    mean = {
-        name: sum(line[name] for line in lines) / len(lines)
-        for name in ("images_per_s", "loss", "data_wait")
-    }
+    loss = sum(line["loss"] for line in lines) / len(lines)
+    # A step's time, in units of its images; all steps have equally many.
+    times = [1 / line["images_per_s"] for line in lines]
+    speed = len(times) / sum(times)
+    wait = sum(line["data_wait"] * time for line, time in zip(lines, times)) / sum(times)
     last = lines[-1]
     knn = f"k-NN {measured['knn_top1']:.1f} % · " if measured and "knn_top1" in measured else ""
     eta = "?" if remaining is None else duration(remaining)
     return (
-        f"step {last['step']}/{steps} · {mean['images_per_s']:.1f} images/s · "
-        f"loss {mean['loss']:.3f} · {knn}lr {last['learning_rate']:.3g} · "
-        f"data wait {100 * mean['data_wait']:.0f} % · ETA {eta}"
+        f"step {last['step']}/{steps} · {speed:.1f} images/s · "
+        f"loss {loss:.3f} · {knn}lr {last['learning_rate']:.3g} · "
+        f"data wait {100 * wait:.0f} % · ETA {eta}"
     )
 
 

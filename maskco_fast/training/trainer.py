@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from maskco_fast.training.config import RunConfig, differences
 from maskco_fast.training.deferred_scalars import DeferredScalars, Line
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
+from maskco_fast.training.meter import StepMeter, make_clock
 from maskco_fast.training.metrics import Metrics
 from maskco_fast.training.optimizer import learning_rate, make_optimizer
 from maskco_fast.training.signals import StopSignal
@@ -74,8 +74,6 @@ class Fetched:
 
     batch: Batch
     epoch: int
-    waited: float
-    """Seconds that the step waited for the batch."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,9 @@ class Trainer:
         self._forward = self._make_forward()
         self.bad_samples = Quarantine()
         """On rank 0: the samples that all ranks had quarantined at the last checkpoint."""
-        self._ended = 0.0
+        self._meter = StepMeter(make_clock(self.device))
+        if hasattr(loader, "before_device_work"):
+            loader.before_device_work = self._meter.arrive
         # On one CPU process reading a loss costs nothing, so every step is logged at once.
         read_waits = self.device.type == "cuda" or self.world.size > 1
         self._deferred = DeferredScalars(config.log_every if read_waits else 1, self.world)
@@ -192,7 +192,7 @@ class Trainer:
         saved_step = self.step
         batches = self._batches()
         stopped_by = None
-        self._ended = time.perf_counter()
+        self._meter.restart()
         while self.step < self.config.max_steps:
             position = self.loader.state_dict()
             fetched = self._fetch(batches, stop)
@@ -304,7 +304,7 @@ class Trainer:
         """The next batch; None if a signal came first."""
         if stop.name is not None:
             return None
-        asked = time.perf_counter()
+        self._meter.ask()
         epoch = self.loader.epoch
         try:
             batch = next(batches)
@@ -312,7 +312,8 @@ class Trainer:
             if stop.name is None:
                 raise
             return None
-        return Fetched(batch, epoch, time.perf_counter() - asked)
+        self._meter.arrive()
+        return Fetched(batch, epoch)
 
     def _one_step(self, fetched: Fetched) -> None:
         """Train on one batch and keep its scalars, without waiting for the device."""
@@ -328,24 +329,16 @@ class Trainer:
         self.scaler.update()
         self.method.after_step(self.step / config.max_steps)
         self.step += 1
-        # Since the end of the previous step: writing metrics and checkpoints counts as well.
-        began = self._ended
-        self._ended = time.perf_counter()
-        seconds = self._ended - began
-        line: Line = {
-            "step": self.step,
-            "epoch": fetched.epoch,
-            "learning_rate": rate,
-            "images_per_s": len(batch) * self.world.size / seconds,
-            "data_wait": fetched.waited / seconds,
-        }
-        self._deferred.add(line, scalars, sample_id)
+        line: Line = {"step": self.step, "epoch": fetched.epoch, "learning_rate": rate}
+        timing = self._meter.end(len(batch) * self.world.size)
+        self._deferred.add(line, scalars, sample_id, timing)
 
     def _measure(self, stop: StopSignal) -> None:
-        """Add the monitor's values to the step's line, if they are due."""
+        """Add the monitor's values to the step's line, if they are due; its time counts nowhere."""
         if self.monitor is not None and self.step % self.monitor.every == 0:
             values = self.monitor.measure(self.method, lambda: stop.name is not None)
             self._deferred.annotate(values)
+            self._meter.restart()
 
     def _gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Accumulate the mean loss's gradients over micro-batches; returns the mean scalars."""

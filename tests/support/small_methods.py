@@ -6,18 +6,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskco_fast.loaders import Batch
+from maskco_fast.loaders import Batch, ViewConfig
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.byol import BYOLConfig
 from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.npid import NPIDConfig
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
+from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.optimizer import OptimizerConfig
 from tests.support.tiny_run import NoiseLoader, tiny_config
 
 SAMPLES, SIDE = 8, 32
+
+
+class OneWeight(Method):
+    """loss = weight · mean of the first view; the key weight is the moving average."""
+
+    views = ViewConfig()
+    query: nn.ParameterList
+    key: nn.ParameterList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.ParameterList([nn.Parameter(torch.tensor(0.5))])
+        self.key = nn.ParameterList([nn.Parameter(torch.tensor(0.5), requires_grad=False)])
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"loss": self.query[0] * batch.query.mean()}
+
+    def chance_loss(self, batch_size: int) -> None:
+        return None
+
+    def after_step(self, progress: float) -> None:
+        momentum_update(self.key, self.query, 0.9)
 
 
 def small_config(

@@ -11,19 +11,17 @@ import threading
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from maskco_fast.loaders import ViewConfig, make_loader
-from maskco_fast.methods.base import Method
+from maskco_fast.loaders import make_loader
 from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
-from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training import checkpoint
 from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
 from tests.support.runs import losses, metrics
+from tests.support.small_methods import OneWeight
 from tests.support.tiny_run import BATCH, NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "support" / "golden_losses.json"
@@ -36,28 +34,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-class OneWeight(Method):
-    """loss = weight · mean of the first view; the key weight is the moving average."""
-
-    views = ViewConfig()
-    query: nn.ParameterList
-    key: nn.ParameterList
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.query = nn.ParameterList([nn.Parameter(torch.tensor(0.5))])
-        self.key = nn.ParameterList([nn.Parameter(torch.tensor(0.5), requires_grad=False)])
-
-    def forward(self, batch):
-        return {"loss": self.query[0] * batch.query.mean()}
-
-    def chance_loss(self, batch_size):
-        return None
-
-    def after_step(self, progress):
-        momentum_update(self.key, self.query, 0.9)
 
 
 def test_steps_equal_hand_computed_ones(tmp_path):
