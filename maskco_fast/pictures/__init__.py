@@ -2,6 +2,7 @@
 
 views.py     the crops, mask and boxes of a few images
 loss.py      loss, images/s and data wait of a run
+layers.py    accuracy of linear probes by layer
 bars.py      images/s of each row of `bench`
 mph.py       conv5 and mask prediction head, for clean and for masked images
 drawing.py   what they share: figures and PNG files
