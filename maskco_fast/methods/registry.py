@@ -15,6 +15,8 @@ from maskco_fast.methods.byol import BYOL, BYOLConfig
 from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
 from maskco_fast.methods.moco_v2 import MoCoV2, MoCoV2Config
 from maskco_fast.methods.npid import NPID, NPIDConfig
+from maskco_fast.methods.relative_loc import RelativeLoc, RelativeLocConfig
+from maskco_fast.methods.rotation import Rotation, RotationConfig
 from maskco_fast.methods.simclr import SimCLR, SimCLRConfig
 from maskco_fast.networks.config import ModelConfig
 
@@ -34,6 +36,8 @@ METHODS: Mapping[str, MethodEntry] = {
     "simclr": MethodEntry(SimCLRConfig, SimCLR),
     "npid": MethodEntry(NPIDConfig, NPID),
     "byol": MethodEntry(BYOLConfig, BYOL),
+    "relative_loc": MethodEntry(RelativeLocConfig, RelativeLoc),
+    "rotation": MethodEntry(RotationConfig, Rotation),
 }
 """By the name that `--method` takes."""
 
@@ -65,6 +69,8 @@ class MethodFields:
     simclr: SimCLRConfig = field(default_factory=SimCLRConfig)
     npid: NPIDConfig = field(default_factory=NPIDConfig)
     byol: BYOLConfig = field(default_factory=BYOLConfig)
+    relative_loc: RelativeLocConfig = field(default_factory=RelativeLocConfig)
+    rotation: RotationConfig = field(default_factory=RotationConfig)
 
     def __post_init__(self) -> None:
         find_method(self.method)

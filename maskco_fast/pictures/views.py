@@ -96,7 +96,7 @@ def views_picture(
 
     The query shows its mask as the network sees it: zero after normalisation, which is ImageNet's
     mean colour. The key shows its boxes, the positive thick and red. The original shows the
-    positive where the plan places it.
+    positive where the plan places it. Patches are outlined in the first view, the centre in red.
 
     Raises InvalidInput without images, and for arrays that do not fit the configuration.
     """
@@ -271,6 +271,12 @@ def _draw_view(axes: Axes, image: PlannedImage, config: ViewConfig, number: int)
     if config.boxes and number == 0:
         label = "masked" if config.mask else "positive"
         _outline(axes, plan["masked_box"], POSITIVE_COLOUR, 1.5, label=label)
+    if config.patch_grid and number == 0:
+        size = config.patch_size
+        corners = plan["patch_corners"]
+        for place, (y, x) in enumerate(corners):
+            colour = POSITIVE_COLOUR if 2 * place + 1 == len(corners) else NEGATIVE_COLOUR
+            _outline(axes, (x, y, x + size, y + size), colour, 1.5, label=str(place))
     if config.boxes and number == 1:
         for box in plan["key_boxes"][1:]:
             _outline(axes, box, NEGATIVE_COLOUR, 0.8)

@@ -12,6 +12,7 @@ from maskco_fast.methods.byol import BYOLConfig
 from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.npid import NPIDConfig
 from maskco_fast.methods.registry import make_method
+from maskco_fast.methods.relative_loc import RelativeLocConfig
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training.config import TrainConfig
@@ -55,6 +56,7 @@ def small_config(
         "moco_v2": MoCoV2Config(queue=20, momentum=0.9),
         "npid": NPIDConfig(negatives=5),
         "byol": BYOLConfig(hidden=32, momentum=0.9),
+        "relative_loc": RelativeLocConfig(hidden=32),
         "optimizer": OptimizerConfig(learning_rate=0.5),
     }
     return tiny_config(run_dir, **{**settings, **fields})
@@ -69,7 +71,7 @@ def small_method(config: TrainConfig, dtype: torch.dtype = torch.float32) -> Any
 
 def batches(count: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
     """`count` batches of noise; `index` cycles through the 24 samples."""
-    names = ("views", "sample_id", "target")
+    names = ("views", "sample_id", "target", "patch_corners")
     found = []
     for step, batch in zip(range(count), NoiseLoader(size=SIDE, batch=SAMPLES, dtype=dtype)):
         fields = {name: getattr(batch, name) for name in names}

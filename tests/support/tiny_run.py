@@ -119,6 +119,8 @@ class NoiseLoader:
             views[0][0, 0, 0, 0] = torch.nan
         ends = np.sort(random.random((self._batch, 18, 2, 2), np.float32), axis=2) * self._size
         boxes = torch.from_numpy(ends).flatten(2)
+        # Of patches of at most half the view's side.
+        corners = random.integers(0, self._size // 2, (self._batch, 9, 2))
         return Batch(
             views=tuple(view.contiguous(memory_format=torch.channels_last) for view in views),
             sample_id=torch.arange(self._batch) + 100 * place,
@@ -126,6 +128,7 @@ class NoiseLoader:
             index=torch.arange(self._batch),
             masked_box=boxes[:, 0],
             key_boxes=boxes[:, 1:],
+            patch_corners=torch.from_numpy(corners),
         )
 
     def state_dict(self) -> dict[str, int]:

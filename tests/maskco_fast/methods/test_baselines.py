@@ -39,15 +39,6 @@ BASELINES = [name for name in METHODS if name != "maskco"]
 """Every further method is resumed and distributed below."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The same sums on every machine, and the other cores left to other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_mocos_steps_by_hand():
     config = small_config("moco_v2")
     method, by_hand = small_method(config, torch.float64), small_method(config, torch.float64)
@@ -108,7 +99,7 @@ def test_simclr_normalises_both_views_together():
     assert features.mean(0).abs().max() < 1e-5  # the head ends in BatchNorm, over 16 rows
 
 
-@pytest.mark.parametrize("method", ["simclr", "byol"])
+@pytest.mark.parametrize("method", ["simclr", "byol", "rotation"])
 def test_batch_norm_over_the_whole_batch_rules_micro_batches_out(method):
     with pytest.raises(ValueError, match=f"`accumulate` must be 1 for {method}, got 2"):
         small_config(method, accumulate=2)
@@ -159,6 +150,8 @@ def test_chance_is_what_equal_chances_give():
     assert chance["moco_v2"] == pytest.approx(math.log(65_537))
     assert chance["simclr"] == pytest.approx(math.log(511))
     assert chance["byol"] == 4  # 2 - 2cos for both orders of the views, at a cosine of 0
+    assert chance["relative_loc"] == pytest.approx(math.log(8))
+    assert chance["rotation"] == pytest.approx(math.log(4))
     # NCE with P(i|v) = 1/n for every entry: h = 1 / (1 + M).
     assert chance["npid"] == pytest.approx(-math.log(1 / 4097) - 4096 * math.log(4096 / 4097))
 
@@ -171,6 +164,8 @@ def test_chance_is_what_equal_chances_give():
         ("npid", ("sgd", 0.03, 1e-4, None, "cosine", 0)),
         # Warm-ups of 2 and 5 epochs of ImageNet, rates for 256 images (docs/method.md).
         ("byol", ("lars", 0.2, 1.5e-6, None, "cosine", 10_000)),
+        ("relative_loc", ("sgd", 0.1, 1e-4, 5e-4, "step", 25_000)),
+        ("rotation", ("sgd", 0.4, 1e-4, None, "step", 25_000)),
     ],
 )
 def test_the_paper_recipe_has_the_methods_optimiser(method, wanted):

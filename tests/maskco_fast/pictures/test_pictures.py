@@ -68,6 +68,24 @@ def test_plain_views_have_no_boxes(tmp_path, config):
     assert near(picture, POSITIVE_COLOUR) == 0
 
 
+def test_patches_are_outlined_where_the_plan_places_them(tmp_path):
+    config = ViewConfig.relative_loc(255)
+    image = planned(config, 300, 400)
+    views_picture([image], config, tmp_path / "views.png")
+    picture = np.asarray(Image.open(tmp_path / "views.png").convert("RGB"))
+    assert picture.shape == (430, 800, 3)
+    # The view's axes span the 255 pixels of its blue frame; the centre is the red rectangle in it.
+    view = np.abs(picture[:, 400:].astype(int) - ImageColor.getrgb(VIEW_COLOURS[0])).max(2) < 12
+    frame = [np.flatnonzero(view.any(axis)) for axis in (1, 0)]
+    red = np.abs(picture[:, 400:].astype(int) - ImageColor.getrgb(POSITIVE_COLOUR)).max(2) < 12
+    for axis, corner in enumerate(image.plan["patch_corners"][4]):
+        first, last = frame[axis][[0, -1]]
+        begin, end = np.flatnonzero(red.any(1 - axis))[[0, -1]]
+        scale = 255 / (last - first)
+        assert (begin - first) * scale == pytest.approx(corner, abs=4)
+        assert (end - first) * scale == pytest.approx(corner + 64, abs=4)
+
+
 def test_refusals_name_the_image(tmp_path):
     config = ViewConfig.maskco(64)
     image = planned(config)

@@ -97,6 +97,7 @@ def empty_batch(method: Method) -> Batch:
         index=places,
         masked_box=torch.empty(SAMPLES, 4, device="cuda"),
         key_boxes=torch.empty(SAMPLES, 17, 4, device="cuda"),
+        patch_corners=torch.empty(SAMPLES, 9, 2, dtype=torch.int64, device="cuda"),
     )
 
 
