@@ -38,7 +38,7 @@ def export(config: ExportConfig) -> int:
     `export_weights` raise.
     """
     weights = read_weights(config.weights, network=config.network)
-    results = {}
+    results: dict[str, dict[str, float]] = {}
     if weights.description["source"] in ("run", "checkpoint"):
         results, problems = find_results(run_folder(config.weights))
         for problem in problems:

@@ -4,7 +4,7 @@ It contains names and numbers only: no path, no credential, no user name.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maskco_fast import __version__
@@ -126,7 +126,7 @@ def _evaluation(results: Mapping[str, Mapping[str, float]]) -> list[str]:
     return parts or ["No results of `knn`, `linear` or `detect` were found beside these weights."]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 WIDTH = 720
 HEIGHT = 260
-MARGINS = (54, 12, 26, 36)
+MARGINS = (54, 24, 34, 36)
 """Left, right, top and bottom, in units of the chart; the browser scales the whole."""
 
 MAX_POINTS = 400
@@ -68,7 +68,7 @@ def line_chart(curves: Sequence[Curve], *, y_label: str, zero: bool = False) -> 
         y = HEIGHT - bottom + 16
         parts.append(f'<text x="{x_at(tick):.1f}" y="{y}" text-anchor="middle">{tick:g}</text>')
     parts.append(f'<text x="{WIDTH - right}" y="{HEIGHT - 4}" text-anchor="end">step</text>')
-    parts.append(f'<text x="4" y="12">{html.escape(y_label)}</text>')
+    parts.append(f'<text x="4" y="16">{html.escape(y_label)}</text>')
     for curve in curves:
         points = [
             f"{x_at(step):.1f} {y_at(value):.1f}" for step, value in zip(curve.steps, curve.values)

@@ -74,18 +74,21 @@ def _section(title: str, content: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n{content}\n</section>\n" if content else ""
 
 
-def _table(head: Row, rows: Iterable[Row], *, marked: Callable[[Row], str] | None = None) -> str:
-    """A table whose first column is a row's heading. `marked`: the class of a row."""
+def _table(
+    head: Row, rows: Iterable[Row], *, marked: Callable[[Row], str] | None = None, name: str = ""
+) -> str:
+    """A table whose first column is a row's heading. `marked`: the class of a row; `name`: its
+    own."""
     lines = []
     for row in rows:
-        name = f' class="{marked(row)}"' if marked and marked(row) else ""
+        mark = f' class="{marked(row)}"' if marked and marked(row) else ""
         first, *rest = (_escape(cell) for cell in row)
         cells = "".join(f"<td>{cell}</td>" for cell in rest)
-        lines.append(f'<tr{name}><th scope="row">{first}</th>{cells}</tr>')
+        lines.append(f'<tr{mark}><th scope="row">{first}</th>{cells}</tr>')
     headings = "".join(f'<th scope="col">{_escape(cell)}</th>' for cell in head)
     body = "\n".join(lines)
     return (
-        f'<div class="wide"><table><thead><tr>{headings}</tr></thead>\n'
+        f'<div class="wide"><table class="{name}"><thead><tr>{headings}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
@@ -287,6 +290,7 @@ def _configuration(runs: Sequence[RunSummary]) -> str:
         ("field", *(run.name for run in known)),
         rows,
         marked=lambda row: "" if _agrees(row) else "differs",
+        name="settings",
     )
     return note + table
 

@@ -29,7 +29,8 @@ th, td { padding: .3rem .8rem .3rem 0; text-align: left; border-bottom: 1px soli
   vertical-align: top; }
 thead th, td { min-width: 3.6rem; }
 tbody th { font-weight: 500; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+td { font-variant-numeric: tabular-nums; white-space: nowrap; }
+.settings td { overflow-wrap: anywhere; white-space: normal; }
 .paper th, .paper td { color: var(--pale); }
 .differs th, .differs td { background: var(--mark); }
 figure { margin: 1rem 0; }

@@ -19,8 +19,9 @@ def write_run(folder: pathlib.Path, method: str = "maskco", step: int = 7) -> to
     config = TrainConfig(model=MODEL, method=method, batch_size=4, recipe="demo", seed=3)
     config = dataclasses.replace(config, maskco=MaskCoConfig(mph_blocks=1))
     network = make_method(method, config.method_config, MODEL, seed=3)
-    if hasattr(network, "key"):
-        network.key.trunk.conv1.weight.data.add_(1)
+    key = network.state_dict().get("key.trunk.conv1.weight")
+    if key is not None:
+        key.add_(1)
     state = {
         "config": {**dataclasses.asdict(config), "run_dir": str(folder)},
         "steps_done": step,

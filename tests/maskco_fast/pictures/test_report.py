@@ -1,6 +1,7 @@
 """The report page: complete, escaped, self-contained; curves at the right places."""
 
 import base64
+import functools
 import html.parser
 import json
 import re
@@ -27,7 +28,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.text = [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -143,7 +147,7 @@ def test_folders_that_are_no_runs_are_refused(tmp_path, capsys):
     empty.mkdir()
     for folder, message in ((tmp_path / "gone", "no folder"), (empty, "neither config.json")):
         config = ReportConfig(runs=(folder,), out=tmp_path / "x.html")
-        assert report_user_errors(lambda config=config: report(config)) == 1
+        assert report_user_errors(functools.partial(report, config)) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
     with pytest.raises(ValueError, match="at least one run folder"):
