@@ -3,7 +3,6 @@
 Four variants, since the paper leaves the formula open.
 """
 
-import pathlib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,7 +43,7 @@ class DistanceConfig:
     """Seed of the order and of the crops."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    json: pathlib.Path | None = None
+    json: str | None = None
     """Write the result here as JSON; "-" for stdout."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
 
@@ -82,8 +81,8 @@ def distance(config: DistanceConfig) -> int:
         "seed": config.seed,
         "weights": weights.description,
     }
-    write_result(config.json, result)
-    if str(config.json) != "-":
+    write_result(result, config.json)
+    if config.json != "-":
         print(_as_text(result))
     return SUCCESS
 

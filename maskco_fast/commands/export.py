@@ -34,13 +34,13 @@ class ExportConfig:
 def export(config: ExportConfig) -> int:
     """Write the files and print their names; returns the exit code.
 
-    Results of evaluations in the run folder go into the card. Raises what `read_weights` and
-    `export_weights` raise.
+    Results in the run folder go into the card, if they are of these weights. Raises what
+    `read_weights` and `export_weights` raise.
     """
     weights = read_weights(config.weights, network=config.network)
     results: dict[str, dict[str, float]] = {}
     if weights.description["source"] in ("run", "checkpoint"):
-        results, problems = find_results(run_folder(config.weights))
+        results, problems = find_results(run_folder(config.weights), of=weights.description)
         for problem in problems:
             say(f"warning: left out of the model card: {problem}")
     written = export_weights(weights, config.out, to=config.to, evaluation=results)

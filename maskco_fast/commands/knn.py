@@ -1,9 +1,5 @@
 """The `knn` command: k-nearest-neighbour accuracy of a frozen trunk."""
 
-import contextlib
-import json
-import pathlib
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +8,10 @@ from maskco_fast.evaluation.features import Features, extract, pooled
 from maskco_fast.evaluation.knn import SETTINGS, KnnSetting, knn_top1
 from maskco_fast.evaluation.options import Evaluation, EvaluationOptions, evaluation
 from maskco_fast.evaluation.recalibrate import recalibrate
+from maskco_fast.evaluation.results import write_result
 from maskco_fast.evaluation.weights import Weights, frozen_trunk
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, ViewConfig
-from maskco_fast.loaders.system.files import write_json
 from maskco_fast.networks.resnet import Trunk
 
 
@@ -119,13 +115,3 @@ def _report(config: KnnConfig, weights: Weights, result: dict[str, Any]) -> None
         for row in measured["settings"] if measured else ():
             say(f"top-1 {row['top1']:.2f} %{label} (k {row['k']}, T {row['temperature']:g})")
     write_result(result, config.json)
-
-
-def write_result(result: dict[str, Any], out: str | None) -> None:
-    """Write a result as JSON to the file `out`, to stdout for "-", or nowhere for None."""
-    if out == "-":
-        with contextlib.suppress(BrokenPipeError):
-            json.dump(result, sys.stdout, indent=1)
-            print()
-    elif out is not None:
-        write_json(pathlib.Path(out), result)

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from maskco_fast.commands.knn import write_result
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.evaluation.linear import (
     OWN,
@@ -25,6 +24,7 @@ from maskco_fast.evaluation.options import Evaluation, EvaluationOptions, evalua
 from maskco_fast.evaluation.paper import PAPER_ROWS
 from maskco_fast.evaluation.probes import LAYERS
 from maskco_fast.evaluation.recalibrate import recalibrate
+from maskco_fast.evaluation.results import write_result
 from maskco_fast.evaluation.weights import Weights, frozen_trunk
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Loader, ViewConfig

@@ -37,7 +37,7 @@ class MphConfig:
     """Side of the images, pixels; a multiple of 32. None: that of the run, 224 where unknown."""
     seed: int = 0
     """Seed of the order."""
-    json: pathlib.Path | None = None
+    json: str | None = None
     """Write the norm ratios and cosines here as JSON; "-" for stdout."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
 
@@ -60,8 +60,8 @@ def mph(config: MphConfig) -> int:
     result = _result(names, layers)
     result.update(images=len(names), size=size, weights=weights.description)
     _draw(config.out, names, images, layers, weights.description)
-    write_result(config.json, result)
-    if str(config.json) != "-":
+    write_result(result, config.json)
+    if config.json != "-":
         print(_as_text(result, layers))
         print(f"{config.out}: {len(names)} images")
     return SUCCESS

@@ -9,5 +9,7 @@ knn.py          weighted votes of the nearest neighbours
 probes.py       pools and linear layers of the five layers
 linear.py       training and testing of probes
 distance.py     the ResNet distance of Table 1
+mask_prediction.py  conv5 and MPH of masked images (Figures 6 and 7)
+results.py      the JSON files of results: written, and found again in a run folder
 paper.py        the paper's numbers
 """

@@ -3,6 +3,7 @@
 The commands write them with `--json`; `export` and `report` read them.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -23,13 +24,17 @@ RESULT_COLUMNS: Mapping[str, tuple[str, ...]] = {
 the command. Top-1 and AP are per cent."""
 
 
-def find_results(
-    run_dir: str | os.PathLike[str],
-) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """The numbers of each result in the run folder, and a line for each file that is unreadable.
+SAME = ("network", "step", "data")
+"""Entries of a weights' description that must agree where a result is said to be of them."""
 
-    Numbers: command to the columns of `RESULT_COLUMNS` that are present. Commands without a file,
-    and files without any such number, are absent.
+
+def find_results(
+    run_dir: str | os.PathLike[str], of: Mapping[str, Any] | None = None
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The numbers of each result in the run folder, and a line for each file that is left out.
+
+    Numbers: command to the columns of `RESULT_COLUMNS` that are present; commands without a file
+    are absent. `of`: the description of weights; results of another network or step are left out.
     """
     results: dict[str, dict[str, float]] = {}
     problems = []
@@ -43,17 +48,33 @@ def find_results(
             problems.append(f"{path.name} cannot be read: {error}")
             continue
         numbers = _numbers(contents, columns)
-        if numbers:
-            results[command] = numbers
-        else:
+        if not numbers:
             problems.append(f"{path.name} has none of the numbers {', '.join(columns)}")
+        elif of is not None and (differing := _differing(contents, of)):
+            problems.append(f"{path.name} is of other weights: {differing}")
+        else:
+            results[command] = numbers
     return results, problems
+
+
+def _differing(result: Mapping[str, Any], of: Mapping[str, Any]) -> str:
+    """What the result's weights and `of` disagree about, as text; empty where they agree."""
+    theirs = result.get("weights")
+    if not isinstance(theirs, dict):
+        return ""
+    return ", ".join(
+        f"{name} {theirs[name]} instead of {of[name]}"
+        for name in SAME
+        if None not in (theirs.get(name), of.get(name)) and theirs[name] != of[name]
+    )
 
 
 def _numbers(contents: Any, columns: tuple[str, ...]) -> dict[str, float]:
     """The finite numbers of these names in a JSON object; empty for anything else."""
     if not isinstance(contents, dict):
         return {}
+    if contents.get("protocol") == "last":  # its conv5 is not the paper's, which has five probes
+        contents = {"last": contents.get("conv5")}
     return {
         name: contents[name]
         for name in columns
@@ -72,11 +93,10 @@ def shown(name: str, value: float) -> str:
     return f"{value:.4g}"
 
 
-def write_result(path: pathlib.Path | None, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON to `path`, on stdout for "-", nowhere for None."""
-    if path is None:
-        return
-    if str(path) == "-":
-        print(json.dumps(result, indent=1))
-    else:
-        write_json(path, result)
+def write_result(result: Mapping[str, Any], out: str | None) -> None:
+    """Write a result as JSON to the file `out`, to stdout for "-", or nowhere for None."""
+    if out == "-":
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(result, indent=1))
+    elif out is not None:
+        write_json(out, result)

@@ -257,7 +257,7 @@ def _pictures(runs: Sequence[RunSummary]) -> list[tuple[str, str]]:
             for run in runs
             if file in run.pictures
         ]
-        title = {"views.png": "Views", "mph.png": "Mask prediction", "linear.png": "Linear probes"}
+        title = {"views.png": "Views", "mph.png": "Mask prediction", "layers.png": "Linear probes"}
         sections.append((title.get(file, "Detections"), "\n".join(figures)))
     return sections
 

@@ -19,7 +19,7 @@ CURVES = ("loss", "knn_top1", "images_per_s", "data_wait", "accuracy")
 PICTURES = {
     "views.png": "views: the images with their crops, then each view as it was trained on",
     "mph.png": "conv5 and mask prediction head, for clean and for masked images",
-    "linear.png": "accuracy of linear probes by layer",
+    "layers.png": "accuracy of linear probes by layer",
     "detect.png": "detections",
 }
 """Pictures in a run folder to their captions."""

@@ -83,7 +83,7 @@ def test_the_command_measures_ours_and_torchvision_s_weights(tmp_path, make_shar
     for weights in (tmp_path / "run", tmp_path / "supervised.pth"):
         out = tmp_path / "distance.json"
         config = DistanceConfig(
-            weights=str(weights), shards=shards, images=5, batch_size=3, size=64, json=out
+            weights=str(weights), shards=shards, images=5, batch_size=3, size=64, json=str(out)
         )
         assert distance(config) == 0
         told = capsys.readouterr().out

@@ -65,7 +65,7 @@ def test_the_command_draws_both_layers_and_names_a_missing_head(tmp_path, make_s
             out=tmp_path / "mph.png",
             count=2,
             size=64 if weights == plain else None,
-            json=tmp_path / "mph.json",
+            json=str(tmp_path / "mph.json"),
         )
         assert mph(config) == 0
         told = capsys.readouterr()

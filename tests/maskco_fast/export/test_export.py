@@ -251,6 +251,7 @@ def test_the_command_writes_the_run_s_results_and_no_path_into_the_card(tmp_path
     (run_dir / "knn.json").write_text(
         '{"top1": 41.25, "k": 20, "temperature": 0.07, "note": "/secret-folder"}'
     )
+    (run_dir / "detect.json").write_text('{"AP": 12.3, "weights": {"network": "query", "step": 6}}')
     (run_dir / "linear.json").write_text('{"conv1": 12, "conv5": 33.3')
     out = tmp_path / "out" / "trunk.pth"
     for network in ("query", "key"):
@@ -261,9 +262,11 @@ def test_the_command_writes_the_run_s_results_and_no_path_into_the_card(tmp_path
         assert all(torch.equal(exported[name], value) for name, value in expected.items())
     told = capsys.readouterr()
     assert "linear.json cannot be read" in told.err
+    assert "detect.json is of other weights: step 6 instead of 7" in told.err
     assert told.out.splitlines()[-2:] == [str(out), f"{out}.md"]
     card = (tmp_path / "out" / "trunk.pth.md").read_text()
     assert "secret" not in card
+    assert "12.3" not in card
     assert str(tmp_path) not in card
     assert "| 41.2 | 20 | 0.07 |" in card
     for fact in ("maskco", "demo", "| training steps | 7 |", "3f00", "its moving average"):

@@ -155,6 +155,12 @@ def test_folders_that_are_no_runs_are_refused(tmp_path, capsys):
     shutil.rmtree(empty)
 
 
+def test_a_probe_of_the_last_layer_alone_is_not_put_beside_the_paper_s_conv5(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "linear.json").write_text('{"conv5": 55.55, "protocol": "last"}')
+    assert read_run(run).results["linear"] == {"last": 55.55}
+
+
 def points(svg):
     """The points of the first curve, from its path."""
     path = re.search(r'class="curve[^"]*"[^>]* d="M([^"]*)"', svg)
