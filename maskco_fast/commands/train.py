@@ -15,6 +15,7 @@ from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.loaders.system.files import write_json
+from maskco_fast.loaders.system.progress import no_progress
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.pictures.loss import loss_picture
@@ -205,7 +206,7 @@ def _monitor(config: TrainConfig, device: torch.device, world: World) -> KnnMoni
         backend="native" if config.loader == "auto" else config.loader,
         threads=config.loader_threads or max(1, usable_cpus() // world.local_size),
         remote=config.remote,
-        progress=ProgressLines(),
+        progress=ProgressLines() if world.is_rank_zero else no_progress,
     )
 
 

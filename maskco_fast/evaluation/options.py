@@ -19,7 +19,7 @@ from maskco_fast.loaders import (
     make_loader,
 )
 from maskco_fast.loaders.system.cpus import usable_cpus
-from maskco_fast.loaders.system.progress import Progress
+from maskco_fast.loaders.system.progress import Progress, no_progress
 from maskco_fast.progress import ProgressLines
 from maskco_fast.training.devices import (
     DTYPES,
@@ -139,7 +139,7 @@ def evaluation(options: EvaluationOptions) -> Iterator[Evaluation]:
     if device.type == "cpu":
         keep_freed_memory()
     with join(device) as world:
-        progress = ProgressLines()
+        progress = ProgressLines() if world.is_rank_zero else no_progress
         with world.local_rank_zero_first():
             train, val, classes = open_pair(
                 options.train_shards,
