@@ -51,6 +51,11 @@ COMMANDS = (
         "maskco_fast.commands.bench",
     ),
     Command(
+        "detect",
+        "fine-tune a detector from pre-trained weights: AP on VOC07+12, COCO or the demo scenes",
+        "maskco_fast.commands.detect",
+    ),
+    Command(
         "distance",
         "measure the ResNet distance between two crops of an image (Table 1)",
         "maskco_fast.commands.distance",

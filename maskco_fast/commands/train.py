@@ -39,12 +39,12 @@ def defaults(arguments: Sequence[str]) -> TrainConfig:
 
     Exits with code 2 for an unknown recipe or method.
     """
-    recipe = _choice(arguments, "--recipe", "paper", RECIPES)
-    method = _choice(arguments, "--method", "maskco", METHODS)
+    recipe = choice(arguments, "--recipe", "paper", RECIPES)
+    method = choice(arguments, "--method", "maskco", METHODS)
     return RECIPES[recipe](method)
 
 
-def _choice(arguments: Sequence[str], option: str, default: str, choices: Collection[str]) -> str:
+def choice(arguments: Sequence[str], option: str, default: str, choices: Collection[str]) -> str:
     """The value of `option`, the last one if it is repeated; exits with code 2 if it is unknown."""
     value = default
     for at, argument in enumerate(arguments):

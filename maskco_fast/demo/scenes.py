@@ -268,6 +268,20 @@ def scene(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Draw scene `index` of the set `seed`; returns its pixels (H, W, 3) uint8 RGB and its label.
 
+    See `scene_with_masks`.
+    """
+    pixels, label, _ = scene_with_masks(seed, index, size)
+    return pixels, label
+
+
+def scene_with_masks(
+    seed: int, index: int, size: tuple[int, int] = (128, 160)
+) -> tuple[np.ndarray, dict[str, Any], list[np.ndarray]]:
+    """Draw scene `index` of the set `seed`; returns its pixels, its label and its objects' masks.
+
+    The pixels are (H, W, 3) uint8 RGB. The masks (H, W) bool are the visible parts of the label's
+    objects, in their order.
+
     `seed` and `index` are at least 0. H and W are each drawn from `size` (low, high), pixels, both
     inclusive. The label, as the shard's `.json` member holds it, has `context`, `context_name` and
     `objects`. Each object of which at least `MIN_VISIBLE` is visible has `kind`, `kind_name`,
@@ -306,20 +320,20 @@ def scene(
     # A camera's noise, the same in all channels.
     canvas += 3 * rng.standard_normal((height, width, 1), np.float32)
     pixels = np.clip(canvas, 0, 255, out=canvas).astype(np.uint8)
-    return pixels, {
-        "context": number,
-        "context_name": context.name,
-        "objects": _labels(owner, placed),
-    }
+    objects, masks = _visible_objects(owner, placed)
+    label = {"context": number, "context_name": context.name, "objects": objects}
+    return pixels, label, masks
 
 
-def _labels(owner: np.ndarray, placed: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """The labels of the visible objects.
+def _visible_objects(
+    owner: np.ndarray, placed: list[tuple[int, int]]
+) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """The labels and the masks (H, W) of the visible objects.
 
     `placed`: each object's kind and number of pixels. `owner` (H, W): the index into `placed` of
     the foremost object, or -1.
     """
-    labels = []
+    labels, masks = [], []
     for i, (kind, area) in enumerate(placed):
         seen = owner == i
         count = int(np.count_nonzero(seen))
@@ -330,4 +344,5 @@ def _labels(owner: np.ndarray, placed: list[tuple[int, int]]) -> list[dict[str, 
             labels.append(
                 {"kind": kind, "kind_name": KINDS[kind].name, "box": box, "visible": visible}
             )
-    return labels
+            masks.append(seen)
+    return labels, masks

@@ -115,7 +115,7 @@ class SynchronizedBatchNorm(_BatchNorm):
 
     torch's `SyncBatchNorm` rejects CPU tensors, and `DistributedDataParallel` rejects a CPU module
     that contains one. On other devices this class calls the same kernels as `SyncBatchNorm`. Inputs
-    have any number of dimensions. Every process must hold the same number of images.
+    have any number of dimensions, and the processes any number of images and pixels.
     """
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
@@ -155,13 +155,15 @@ class SynchronizedBatchNorm(_BatchNorm):
             )
         dimensions = [0, *range(2, input.dim())]  # all but the channels
         shape = [1, -1, *[1] * (input.dim() - 2)]
-        # Every process holds equally many values, so the global mean is the mean of the means.
         values = input.to(torch.promote_types(input.dtype, torch.float32))
-        mean_C = all_reduce(values.mean(dimensions)) / size
-        centred = values - mean_C.view(shape)
-        variance_C = all_reduce(centred.square().mean(dimensions)) / size
         with torch.no_grad():
-            count = size * input.numel() // input.shape[1]
+            own = torch.tensor(input.numel() // input.shape[1], dtype=torch.float64)
+            count = all_reduce(own)
+            share = own / count  # of this process in all values
+        mean_C = all_reduce(values.mean(dimensions) * share)
+        centred = values - mean_C.view(shape)
+        variance_C = all_reduce(centred.square().mean(dimensions) * share)
+        with torch.no_grad():
             self.running_mean.lerp_(mean_C, self.momentum)
             self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
