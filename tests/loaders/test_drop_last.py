@@ -68,8 +68,9 @@ def test_a_rank_without_samples_has_empty_epochs(backend, make_shards):
 def test_a_short_batch_holds_the_same_views(backend, make_shards):
     """The short batch equals the first rows of a full batch over the same samples."""
     shards = make_shards(1, 8)
-    with rank_loader(shards, backend, batch_size=6) as loader:
+    with rank_loader(shards, backend, batch_size=6, labels="cls") as loader:
         first, last = loader
+        assert loader.dataset.classes == ("0", "1", "2", "3")
     with make_loader(shards, 8, views=VIEWS, backend=backend) as loader:
         (whole,) = loader
     assert (len(first), len(last)) == (6, 2)

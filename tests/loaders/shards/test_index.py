@@ -14,6 +14,7 @@ from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import MAX_PIXELS, BadImage, Decoder, decode_pillow
 from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, sample_id, split_name
 from maskco_fast.loaders.shards.index_cache import index_shards, load_or_index
+from maskco_fast.loaders.shards.labels import LabelSource
 from tests.support.images import encode, picture, write_tar
 
 
@@ -180,7 +181,7 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
     made = []
     real = index_shard
 
-    def index(name: str, labels: object) -> object:
+    def index(name: str, labels: LabelSource | None) -> object:
         made.append(name)
         return real(name, labels)
 

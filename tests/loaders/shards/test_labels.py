@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import RemoteConfig, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton import BetonDataset
-from maskco_fast.loaders.shards.beton_writer import write_beton
+from maskco_fast.loaders.shards.beton_encode import BetonOptions
+from maskco_fast.loaders.shards.beton_writer import _Writer, write_beton
 from maskco_fast.loaders.shards.labels import (
     MAX_CLASSES,
     MAX_JSON_BYTES,
@@ -259,8 +261,8 @@ def test_labels_and_classes_survive_a_beton(labelled, tmp_path):
     shards = [labelled(WORDS, name="a.tar"), labelled(["bee"], name="b.tar")]
     dataset = open_dataset(shards, labels="cls", classes=["dog", "cat", "bee", "ant", "emu"])
     write_beton(dataset, path)
-    for options in ({}, {"labels": "cls"}):
-        mine = open_dataset(path, **options)
+    for labels in (None, "cls"):
+        mine = open_dataset(path, labels=labels)
         assert (mine.labels, mine.classes) == ("cls", dataset.classes)
         assert targets(mine) == targets(dataset)
     other = open_dataset(path, labels="cls", classes=["ant", "bee", "cat", "dog"])
@@ -299,9 +301,6 @@ def test_a_beton_without_a_class_list_holds_numbers(labelled, tmp_path):
 
 def test_a_changed_class_list_starts_a_beton_over(labelled, tmp_path):
     """An interrupted file is continued only with the same labels."""
-    from maskco_fast.loaders.shards.beton_encode import BetonOptions
-    from maskco_fast.loaders.shards.beton_writer import _Writer
-
     shard = labelled(WORDS)
     plain, named = open_dataset(shard), open_dataset(shard, labels="cls")
     reordered = open_dataset(shard, labels="cls", classes=["dog", "cat", "ant"])
@@ -321,7 +320,8 @@ def test_labels_through_pipes_and_streams(labelled, tmp_path):
         assert piped.classes == truth.classes
         assert targets(piped) == targets(truth)
     stream = RemoteConfig(mode="stream", epoch_samples=6, cache_folder=folder)
-    options = {"labels": "cls", "remote": stream, "views": ViewConfig.npid(32), "shuffle": False}
+    options: dict[str, Any] = {"labels": "cls", "remote": stream, "shuffle": False}
+    options["views"] = ViewConfig.npid(32)
     with pytest.raises(InvalidInput, match="`classes` must be given for a stream"):
         make_loader(pipes, 6, **options)
     with make_loader(pipes, 6, classes=truth.classes, **options) as loader:
