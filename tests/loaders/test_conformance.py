@@ -115,6 +115,7 @@ def test_views_of_every_kind_are_the_references(backend, make_shards, dtype):
     ):
         (mine,), (theirs,) = loader, reference
     assert mine.patch_corners is not None
+    assert theirs.patch_corners is not None
     assert mine.patch_corners.dtype == torch.int64
     assert torch.equal(mine.patch_corners, theirs.patch_corners)
     assert_close(mine, theirs, 1 if dtype == torch.uint8 else LEVEL)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.views import IMAGENET_STD
 from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrderStreams
@@ -95,9 +96,9 @@ class RaceDetector(InOrderStreams):
         self.seen["host"] |= event[0]
 
 
-def staged(shards, batch_size, streams, backend="native", **options):
+def staged(shards, batch_size, streams, backend="native", views=VIEWS, **options):
     """Batches of a loader that stops at the seam, finished by the stage on the CPU."""
-    loader = make_loader(shards, batch_size, views=VIEWS, device="meta", backend=backend, **options)
+    loader = make_loader(shards, batch_size, views=views, device="meta", backend=backend, **options)
     stage = DeviceStage(loader.dataset, loader.config, streams, torch.device("cpu"))
     return stage.batches(loader._run(loader._requests(0, 1, len(loader))))
 
@@ -115,15 +116,24 @@ def test_the_stage_finishes_what_the_host_would(backend, make_shards):
                 assert difference.max() <= 2
 
 
-def test_views_without_boxes(make_shards):
-    shards = make_shards(1, 8)
-    views = ViewConfig.moco_v2(64, views=3)
-    loader = make_loader(shards, 4, views=views, device="meta", dtype=torch.bfloat16)
-    stage = DeviceStage(loader.dataset, loader.config, InOrderStreams(), torch.device("cpu"))
-    batches = list(stage.batches(loader._run(loader._requests(0, 1, 2))))
-    assert [len(batch.views) for batch in batches] == [3, 3]
-    assert batches[0].masked_box is None
-    assert batches[0].query.dtype == torch.bfloat16
+@pytest.mark.parametrize("form", FORMAT_NAMES.values(), ids=lambda form: form.name)
+def test_views_of_every_kind_without_boxes(make_shards, form):
+    """Lit, square, bicubic and patched views, finished by the stage as by the host."""
+    presets = (ViewConfig.supervised, ViewConfig.relative_loc, ViewConfig.byol)
+    views = tuple(preset(64).views[0] for preset in presets)
+    config = ViewConfig(views=views, size=64, patch_grid=3, patch_size=16)
+    options = {"views": config, "dtype": form.dtype}
+    shards = make_shards(1, 8, side=90)
+    with make_loader(shards, 8, **options) as loader:
+        (truth,) = loader
+    (batch,) = staged(shards, 8, InOrderStreams(), **options)
+    assert batch.masked_box is None
+    assert torch.equal(batch.patch_corners, truth.patch_corners)
+    level = LEVEL if form.normalised else 1
+    for view, true in zip(batch.views, truth.views, strict=True):
+        assert view.dtype == form.dtype
+        difference = (view.float() - true.float()).abs() - 4 * form.half_unit
+        assert difference.max() <= 2 * level
 
 
 def test_the_next_batch_is_copied_beside_the_augmentation_of_this_one(make_shards):
