@@ -304,7 +304,8 @@ def test_refusals(tmp_path, trained):
 
 
 def test_nothing_is_left_where_writing_fails(tmp_path, trained, monkeypatch):
-    def full(*_):
+    def full(_, path):
+        path.write_text("a part")
         raise OSError("no space left")
 
     (tmp_path / "trunk.pth").write_text("before")
