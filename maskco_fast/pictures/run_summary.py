@@ -20,7 +20,7 @@ PICTURES = {
     "views.png": "views: the images with their crops, then each view as it was trained on",
     "mph.png": "conv5 and mask prediction head, for clean and for masked images",
     "layers.png": "accuracy of linear probes by layer",
-    "detect.png": "detections",
+    "detections.png": "detections on the first test images",
 }
 """Pictures in a run folder to their captions."""
 
