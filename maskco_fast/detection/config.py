@@ -239,7 +239,7 @@ def demo() -> DetectConfig:
         long_side=320,
         test_short_side=192,
         test_long_side=320,
-        precise_bn=20,
+        precise_bn=10,
         eval_every=75,
         checkpoint_every=75,
         model=DetectorConfig(
@@ -248,7 +248,7 @@ def demo() -> DetectConfig:
             anchor_sizes=(16, 32, 64, 128),
             roi_size=8,
             anchors_per_image=64,
-            rois_per_image=32,
+            rois_per_image=16,
             proposals_train=(1000, 200),
             proposals_test=(500, 100),
             detections=30,
