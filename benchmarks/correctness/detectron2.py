@@ -442,7 +442,7 @@ def compare_voc(folder: pathlib.Path, options: Options) -> bool:
 
 def compare_coco(folder: pathlib.Path, options: Options) -> bool:
     """Whether `coco_precision` equals COCOEvaluator, for boxes and for masks."""
-    from detectron2.data import MetadataCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
     from detectron2.evaluation import COCOEvaluator
 
@@ -482,6 +482,7 @@ def compare_coco(folder: pathlib.Path, options: Options) -> bool:
     dataset = f"comparison_coco_{folder.name}"
     with _quiet():
         register_coco_instances(dataset, {}, str(file), str(folder))
+        DatasetCatalog.get(dataset)  # only then is the order of the categories known
         evaluator = COCOEvaluator(
             dataset, tasks=("bbox", "segm"), distributed=False, use_fast_impl=False
         )
