@@ -75,6 +75,8 @@ def test_images_without_labels_are_refused(make_shards, trunk):
 
 def test_recalibration_is_the_mean_over_clean_batches(make_shards):
     trunk = frozen_trunk(read_weights("random", trunk="resnet18"))
+    for buffer in (trunk.bn1.running_mean, trunk.bn1.num_batches_tracked):
+        buffer.fill_(5)  # what a run has left behind
     shards = make_shards(1, 11)
     with loader_of(shards, 4) as loader:
         assert recalibrate(trunk, loader, "fp32", images=9) == 8
