@@ -147,7 +147,7 @@ def test_the_last_layer_probe_reaches_scikit_learns_optimum():
 
 def test_accuracy_counts_every_image_once(trunk, shards):
     """A short last batch counts; a damaged image's substitute does not count twice."""
-    probes = LinearProbes({OWN: trunk}, "last", size=SIZE, classes=3, seed=1)
+    probes = LinearProbes({OWN: trunk}, "multi", size=SIZE, classes=3, seed=1).train()
     dataset = open_dataset([shards["train"]], labels="cls")
     loader = make_loader(
         dataset,
@@ -159,12 +159,15 @@ def test_accuracy_counts_every_image_once(trunk, shards):
     )
     correct = total = 0
     seen = set()
-    with loader:
+    with loader, torch.no_grad():
+        probes(next(iter(loader)))  # moves BatchNorm's statistics
+        loader.set_epoch(1)
         found, images = accuracies(probes, loader, "fp32")
+        assert probes.training
+        probes.eval()
         for batch in loader:
-            for logits, target, index in zip(
-                probes.logits(batch.views[0])["conv5"], batch.target, batch.index.tolist()
-            ):
+            logits_N3 = probes.logits(batch.views[0])["conv5"]
+            for logits, target, index in zip(logits_N3, batch.target, batch.index.tolist()):
                 if index not in seen:
                     seen.add(index)
                     correct += int(logits.argmax() == target)
@@ -172,7 +175,6 @@ def test_accuracy_counts_every_image_once(trunk, shards):
     assert images == total == 23
     assert found["conv5"].top1 == pytest.approx(100 * correct / total)
     assert found["conv5"].top5 == 100  # of three classes
-    assert not probes.training or probes.query.training
 
 
 def test_the_commands_write_results_that_name_everything(tmp_path, shards, capsys):

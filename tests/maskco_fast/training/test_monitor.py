@@ -104,6 +104,20 @@ def test_the_value_is_that_of_the_features(tmp_path, shards):
     assert [metrics(tmp_path)[-1]["knn_top1"]] == expected
 
 
+def test_each_measurement_takes_the_weights_of_its_step(tmp_path, shards):
+    settings = config(tmp_path, shards)
+    monitor = make_monitor(settings)
+    assert monitor is not None
+    for seed in (0, 1):
+        method = make_method("maskco", settings.maskco, settings.model, seed=seed)
+        method.query.get_submodule("trunk.bn1").running_mean.fill_(seed)
+        copy = monitor._snapshot(method)
+        expected = method.query.get_submodule("trunk").state_dict()
+        found = copy.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert not copy.training
+
+
 def test_a_resumed_run_may_change_the_monitor(tmp_path, shards):
     train(config(tmp_path, shards), signal_at=3)
     assert metrics(tmp_path)[-1]["step"] == 2
