@@ -129,7 +129,6 @@ def make_trainer(
         precision=trainer.precision,
         threads=threads,
         world=world,
-        progress=ProgressLines(),
     )
     trainer.monitor = tester  # type: ignore[assignment]
     return trainer, tester

@@ -26,6 +26,7 @@ from maskco_fast.detection.network import DetectionMethod
 from maskco_fast.detection.precise_bn import precise_batch_norm
 from maskco_fast.errors import say
 from maskco_fast.loaders.system.progress import Progress, no_progress
+from maskco_fast.progress import ProgressLines
 from maskco_fast.training import devices
 from maskco_fast.training.distributed import World
 
@@ -61,7 +62,6 @@ class Tester:
         precision: devices.Precision,
         threads: int,
         world: World | None = None,
-        progress: Progress = no_progress,
     ) -> None:
         """`loader`: of the training images, for BatchNorm's statistics."""
         self.every = config.eval_every or config.max_steps
@@ -74,7 +74,6 @@ class Tester:
         self._precision = precision
         self._threads = threads
         self._world = world if world is not None else World()
-        self._progress = progress
 
     def measure(self, method: DetectionMethod, stopped: Callable[[], bool]) -> dict[str, float]:
         """Test, print and return the figures; empty if `stopped` on any rank."""
@@ -112,7 +111,7 @@ class Tester:
                 threads=self._threads,
                 world=self._world,
                 stopped=stopped,
-                progress=self._progress,
+                progress=ProgressLines(),
             )
         method.train()
         with torch.no_grad():

@@ -86,7 +86,7 @@ def _draw(
         )
         axes.text(
             x1,
-            y1 - 1,
+            max(y1 - 1, 0.06 * len(pixels)),  # inside the picture, for a box at its upper edge
             name,
             fontsize=5,
             color="black",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_a_batch_has_the_same_losses_whatever_was_drawn_before(tiny: DetectConfi
 
 def test_box_losses_are_l1(tiny: DetectConfig) -> None:
     """RPN: one positive anchor of four that are sampled, its box 2 off in one coordinate."""
-    rpn = method(tiny).query.rpn
+    detector: Any = method(tiny).query
+    rpn = detector.rpn
     labels = [torch.tensor([1.0, 0.0, 0.0, 0.0, -1.0])]
     predicted = torch.zeros(5, 4)
     target = torch.zeros(5, 4)
@@ -102,7 +104,8 @@ def test_box_losses_are_l1(tiny: DetectConfig) -> None:
 
 def test_anchors_are_not_rounded(tiny: DetectConfig) -> None:
     """Sides 16 and 32 in ratios 1:2, 1:1, 2:1 of equal area around the origin."""
-    (anchors,) = method(tiny).query.rpn.anchor_generator.cell_anchors
+    detector: Any = method(tiny).query
+    (anchors,) = detector.rpn.anchor_generator.cell_anchors
     sides = (anchors[:, 2:] - anchors[:, :2]).double()
     assert sides.prod(1).tolist() == pytest.approx([256, 1024] * 3, rel=1e-6)
     assert (sides[:, 1] / sides[:, 0]).tolist() == pytest.approx([0.5, 0.5, 1, 1, 2, 2], rel=1e-6)
@@ -121,12 +124,15 @@ def test_regions_are_aligned() -> None:
 
 def test_precise_statistics_are_the_mean_over_the_batches() -> None:
     """Of means and of unbiased variances; momentum and weights stay."""
-    network = nn.Sequential(nn.BatchNorm1d(3))
+    norm = nn.BatchNorm1d(3)
+    network = nn.Sequential(norm)
     batches = torch.randn(5, 7, 3)
     precise_batch_norm(network, list(batches), network)
-    assert torch.allclose(network[0].running_mean, batches.mean(1).mean(0), atol=1e-6)
-    assert torch.allclose(network[0].running_var, batches.var(1).mean(0), atol=1e-6)
-    assert network[0].momentum == 0.1
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert torch.allclose(norm.running_mean, batches.mean(1).mean(0), atol=1e-6)
+    assert torch.allclose(norm.running_var, batches.var(1).mean(0), atol=1e-6)
+    assert norm.momentum == 0.1
 
 
 def test_recipes_have_the_published_settings() -> None:
@@ -151,6 +157,6 @@ def test_recipes_have_the_published_settings() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("short_sides", ()), ("eval_every", 0), ("threads", 0), ("batch_size", 0)]
 )
-def test_settings_are_checked(name: str, value: object) -> None:
+def test_settings_are_checked(name: str, value: Any) -> None:
     with pytest.raises(InvalidInput, match=f"`{name}` must be"):
         dataclasses.replace(RECIPES["demo"](), **{name: value})
