@@ -143,22 +143,28 @@ def measure(options: Options) -> dict[str, float]:
         val = open_dataset(options.val, labels="cls", classes=train.classes)
         encode = pooled_features(network)
         views = upsampled(options.size)
-        shares = [features(encode, one, options, views) for one in (train, val)]
+        train_features, val_features = (
+            features(encode, one, options, views) for one in (train, val)
+        )
         classes = len(train.classes)
-        settings = [one for one in SETTINGS if one.k <= len(shares[0])]
-        accuracies = knn_top1(*shares, settings, classes=classes, device=torch.device("cpu"))
+        settings = [one for one in SETTINGS if one.k <= len(train_features)]
+        accuracies = knn_top1(
+            train_features, val_features, settings, classes=classes, device=torch.device("cpu")
+        )
         for setting, accuracy in zip(settings, accuracies):
             figures[f"k-NN, k {setting.k}, T {setting.temperature:g}"] = accuracy
-        figures["linear probe"] = probe_accuracy(*shares, classes, options)
-        print(f"{len(shares[0])} training and {len(shares[1])} validation images")
+        figures["linear probe"] = probe_accuracy(train_features, val_features, classes, options)
+        print(f"{len(train_features)} training and {len(val_features)} validation images")
     if options.imagenet:
         # The sorted wnids are ImageNet's numbering if all of them occur.
         dataset = open_dataset(options.imagenet, labels="json:wnid")
         known = {"the network's normalisation": tensorflow_levels, "ImageNet's": nn.Identity()}
         for name, normalise in known.items():
-            accuracy, images = top1(
-                lambda pixels, normalise=normalise: network(normalise(pixels)), dataset, options
-            )
+
+            def encode_as(pixels: torch.Tensor, normalise: Any = normalise) -> torch.Tensor:
+                return network(normalise(pixels))
+
+            accuracy, images = top1(encode_as, dataset, options)
             figures[f"ImageNet top-1, {name}"] = accuracy
             print(f"{images} images of {len(dataset.classes or ())} classes")
     return figures

@@ -11,6 +11,7 @@ import torch
 
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.errors import SUCCESS, WRONG_OPTIONS, say
+from maskco_fast.evaluation.monitor import KnnMonitor
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
@@ -25,7 +26,6 @@ from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.loader_choice import choose_loader
-from maskco_fast.training.monitor import KnnMonitor
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
-from maskco_fast.training.monitor import MonitorConfig
 from maskco_fast.training.optimizer import OptimizerConfig
 
 MAY_CHANGE: Mapping[str, bool] = {"may_change": True}

@@ -128,6 +128,8 @@ def test_views_of_every_kind_without_boxes(make_shards, form):
         (truth,) = loader
     (batch,) = staged(shards, 8, InOrderStreams(), **options)
     assert batch.masked_box is None
+    assert batch.patch_corners is not None
+    assert truth.patch_corners is not None
     assert torch.equal(batch.patch_corners, truth.patch_corners)
     level = LEVEL if form.normalised else 1
     for view, true in zip(batch.views, truth.views, strict=True):

@@ -1,6 +1,7 @@
 """k-NN against scikit-learn and against a loop, over any number of blocks and ranks."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,10 +51,11 @@ def in_a_loop(train: Features, val: Features, setting: KnnSetting) -> float:
 
 @pytest.mark.parametrize("block", [1 << 16, 7])
 def test_accuracy_equals_a_loop_of_the_formula(monkeypatch, sets, block):
+    train, val = sets
     monkeypatch.setattr(knn, "TRAIN_BLOCK", block)
     monkeypatch.setattr(knn, "VAL_BLOCK", block)
-    found = knn_top1(*sets, SETTINGS, classes=CLASSES, device=CPU)
-    assert found == pytest.approx([in_a_loop(*sets, setting) for setting in SETTINGS])
+    found = knn_top1(train, val, SETTINGS, classes=CLASSES, device=CPU)
+    assert found == pytest.approx([in_a_loop(train, val, setting) for setting in SETTINGS])
     assert 50 < found[0] < 100
     assert found[0] != found[1]
 
@@ -84,29 +86,28 @@ class Ranks(World):
 def test_the_number_of_ranks_does_not_matter(sets):
     """Each rank's neighbours among its own training images are merged."""
     train, val = sets
-    shares = [
-        tuple(
-            Features(values=one.values[r::3], target=one.target[r::3], index=one.index[r::3])
-            for one in sets
-        )
-        for r in range(3)
-    ]
-    exchanges = [
+
+    def share_of(one: Features, r: int) -> Features:
+        return Features(values=one.values[r::3], target=one.target[r::3], index=one.index[r::3])
+
+    shares = [(share_of(train, r), share_of(val, r)) for r in range(3)]
+    exchanges: list[list[Any]] = [
         [len(share[0]) for share in shares],
         [(share[1].values, share[1].target) for share in shares],
     ]
     queries = torch.cat([values for values, _ in exchanges[1]])
     exchanges.append([knn.nearest(share[0], queries, 200, CPU) for share in shares])
-    for rank, share in enumerate(shares):
+    for rank, (own_train, own_val) in enumerate(shares):
         answers = iter(exchanges)
         world = Ranks(rank=rank, size=3, control=lambda value, answers=answers: next(answers))
-        found = knn_top1(*share, SETTINGS, classes=CLASSES, device=CPU, world=world)
+        found = knn_top1(own_train, own_val, SETTINGS, classes=CLASSES, device=CPU, world=world)
         assert found == knn_top1(train, val, SETTINGS, classes=CLASSES, device=CPU)
 
 
 def test_bad_settings_are_refused(sets):
+    train, val = sets
     with pytest.raises(InvalidInput, match="number of training images, 301, got 302"):
-        knn_top1(*sets, [KnnSetting(k=302)], classes=CLASSES, device=CPU)
+        knn_top1(train, val, [KnnSetting(k=302)], classes=CLASSES, device=CPU)
     with pytest.raises(InvalidInput, match="`k` must be at least 1, got 0"):
         KnnSetting(k=0)
     with pytest.raises(InvalidInput, match="`temperature` must be greater than 0"):
@@ -117,12 +118,14 @@ def test_bad_settings_are_refused(sets):
         index=torch.empty(0, dtype=torch.int64),
     )
     with pytest.raises(InvalidInput, match="at least one usable image"):
-        knn_top1(sets[0], empty, SETTINGS, classes=CLASSES, device=CPU)
+        knn_top1(train, empty, SETTINGS, classes=CLASSES, device=CPU)
 
 
 def test_a_low_temperature_does_not_overflow(sets):
+    train, val = sets
     coldest, first = knn_top1(
-        *sets,
+        train,
+        val,
         [KnnSetting(k=20, temperature=1e-6), KnnSetting(k=1)],
         classes=CLASSES,
         device=CPU,

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,8 @@ def test_the_last_layer_probe_reaches_scikit_learns_optimum():
     target = torch.randint(4, (200,), generator=generator)
     values = torch.eye(4, 3)[target] + 0.7 * torch.randn(200, 3, generator=generator)
     decay = 1e-2
-    probes = LinearProbes({OWN: FixedMaps()}, "last", size=SIZE, classes=4, seed=0).train()
+    trunk: Any = FixedMaps()
+    probes = LinearProbes({OWN: trunk}, "last", size=SIZE, classes=4, seed=0).train()
     config = PROTOCOLS["multi"].optimizer  # with Nesterov's momentum, and no decay of biases
     optimizer = make_optimizer(probes.parameters(), config)
     for group in optimizer.param_groups:

@@ -9,6 +9,7 @@ import torch
 
 from maskco_fast.evaluation.features import extract, pooled
 from maskco_fast.evaluation.knn import knn_top1
+from maskco_fast.evaluation.monitor import KnnMonitor, MonitorConfig
 from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
 from maskco_fast.methods.registry import make_method
@@ -16,7 +17,6 @@ from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.metrics import TrainingProgress
-from maskco_fast.training.monitor import KnnMonitor, MonitorConfig
 from maskco_fast.training.trainer import Trainer
 from tests.support.runs import losses, metrics
 from tests.support.tiny_run import NoiseLoader, tiny_config
@@ -99,8 +99,11 @@ def test_the_value_is_that_of_the_features(tmp_path, shards):
         with make_loader(
             dataset, 7, views=ViewConfig.evaluation(SIZE), shuffle=False, drop_last=False, threads=1
         ) as loader:
-            shares.append(extract(pooled(trunk), loader, "fp32"))
-    expected = knn_top1(*shares, [settings.monitor.setting], classes=4, device=CPU)
+            features = extract(pooled(trunk), loader, "fp32")
+            assert features is not None
+            shares.append(features)
+    near, far = shares
+    expected = knn_top1(near, far, [settings.monitor.setting], classes=4, device=CPU)
     assert [metrics(tmp_path)[-1]["knn_top1"]] == expected
 
 
@@ -110,7 +113,7 @@ def test_each_measurement_takes_the_weights_of_its_step(tmp_path, shards):
     assert monitor is not None
     for seed in (0, 1):
         method = make_method("maskco", settings.maskco, settings.model, seed=seed)
-        method.query.get_submodule("trunk.bn1").running_mean.fill_(seed)
+        method.query.get_buffer("trunk.bn1.running_mean").fill_(seed)
         copy = monitor._snapshot(method)
         expected = method.query.get_submodule("trunk").state_dict()
         found = copy.state_dict()
