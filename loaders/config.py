@@ -8,7 +8,7 @@ from ..kernels.errors import InvalidInput
 from ..kernels.formats import FORMAT_NAMES, FORMATS
 from ..kernels.views import ViewConfig
 from .order import SHARDS_PER_BLOCK
-from .system.cpus import usable_cpus
+from .system.cpus import loader_threads
 
 DECODING = ("exact", "fast")
 """Values of `LoaderConfig.decode`."""
@@ -34,7 +34,8 @@ class LoaderConfig:
     block: int = SHARDS_PER_BLOCK
     """Shards shuffled together."""
     threads: int | None = None
-    """Decoding threads; None for the CPUs that this process may use."""
+    """Decoding threads; None for the CPUs that this process may use, less those that a device's
+    main thread needs; see `loader_threads`."""
     prefetch: int = 3
     """Batches prepared at once."""
     decode: str = "exact"
@@ -79,5 +80,5 @@ class LoaderConfig:
 
     @property
     def thread_count(self) -> int:
-        """`threads`, or the CPUs that this process may use."""
-        return self.threads or usable_cpus()
+        """`threads`, or those of `loader_threads`."""
+        return self.threads or loader_threads(torch.device(self.device).type)

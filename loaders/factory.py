@@ -70,7 +70,8 @@ def make_loader(
     - `drop_last`: drop the samples that do not fill the last global batch. With False each sample
       comes exactly once over all ranks: the last batch may be short, the last ranks may have a
       batch less than the first, and a bad sample is left out instead of replaced.
-    - `threads`: decoding threads (default: the CPUs that this process may use).
+    - `threads`: decoding threads (default: the CPUs that this process may use; on a device one
+      fewer, from 8 CPUs on two, which are left to the thread that launches its work).
     - `prefetch`: batches prepared at once.
     - `decode`: "exact", or "fast": images with large crops are decoded at a half, a quarter or an
       eighth of their size with libjpeg's fast IDCT; other images are decoded down to their lowest

@@ -24,6 +24,19 @@ def usable_cpus(proc: pathlib.Path = PROC, cgroups: pathlib.Path = CGROUPS) -> i
     return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
 
 
+def loader_threads(device_type: str, processes: int = 1) -> int:
+    """The default number of a loader's threads in each of `processes` processes of this host.
+
+    On a CPU, the process's share of the usable CPUs: training and loading take turns. On a device,
+    the thread that launches its work must not wait for a core, or the device does: one CPU of the
+    share is left to it, and a second one from 8 on, for checkpoints and autograd. At least 1.
+    """
+    share = max(1, usable_cpus() // processes)
+    if device_type in ("cpu", "meta"):
+        return share
+    return max(1, share - (2 if share >= 8 else 1))
+
+
 def cpu_model(proc: pathlib.Path = PROC) -> tuple[str, frozenset[str]]:
     """The CPU's name and its instruction flags, as Linux's /proc/cpuinfo has them; empty elsewhere.
 

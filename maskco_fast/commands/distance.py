@@ -16,7 +16,7 @@ from maskco_fast.evaluation.weights import frozen_trunk, read_weights
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import RemoteConfig, make_loader, open_dataset
 from maskco_fast.progress import ProgressLines
-from maskco_fast.training.devices import choose_device
+from maskco_fast.training.devices import choose_device, configure_cuda
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,7 @@ def distance(config: DistanceConfig) -> int:
     """Measure and print the distances; returns the exit code."""
     weights = read_weights(config.weights, network=config.network)
     device = choose_device(config.device)
+    configure_cuda(device)
     trunk = frozen_trunk(weights).to(device)
     progress = ProgressLines()
     dataset = open_dataset(config.shards, progress=progress, remote=config.remote)

@@ -32,6 +32,7 @@ from maskco_fast.loaders.system.files import write_json
 from maskco_fast.networks.resnet import Trunk
 from maskco_fast.pictures.layers import layers_picture
 from maskco_fast.progress import duration
+from maskco_fast.training.devices import configure_cuda
 from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
 
@@ -125,6 +126,7 @@ def linear(config: LinearConfig) -> int:
         probes = LinearProbes(
             trunks, config.protocol, size=size, classes=len(setting.classes), seed=config.seed
         )
+        configure_cuda(setting.device, tf32=run.tf32, cudnn_benchmark=run.cudnn_benchmark)
         trainer = Trainer(run, probes, loader, world)
         if world.is_rank_zero:
             write_json(config.run_dir / "config.json", dataclasses.asdict(run))

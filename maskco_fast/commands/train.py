@@ -14,7 +14,7 @@ from maskco_fast.errors import SUCCESS, WRONG_OPTIONS, say
 from maskco_fast.evaluation.monitor import KnnMonitor
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
-from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.loaders.system.cpus import loader_threads
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.loaders.system.progress import no_progress
 from maskco_fast.methods.base import Method
@@ -23,7 +23,14 @@ from maskco_fast.pictures.loss import loss_picture
 from maskco_fast.pictures.views import draw_views
 from maskco_fast.progress import ProgressLines, duration
 from maskco_fast.training.config import TrainConfig
-from maskco_fast.training.devices import DTYPES, choose_device, choose_precision, keep_freed_memory
+from maskco_fast.training.devices import (
+    DTYPES,
+    choose_device,
+    choose_precision,
+    configure_cuda,
+    describe_arithmetic,
+    keep_freed_memory,
+)
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.loader_choice import choose_loader
 from maskco_fast.training.recipes import RECIPES
@@ -75,6 +82,7 @@ def train(config: TrainConfig) -> int:
     device = choose_device(config.device, local_rank())
     if device.type == "cpu":
         keep_freed_memory()
+    configure_cuda(device, tf32=config.tf32, cudnn_benchmark=config.cudnn_benchmark)
     with join(device) as world, contextlib.ExitStack() as stack:
         if world.is_rank_zero:
             stack.enter_context(lock_run_folder(config.run_dir))
@@ -105,7 +113,7 @@ def _log_start(config: TrainConfig, trainer: Trainer, loader: Loader) -> None:
     say(
         f"{config.recipe}: {config.method} with {config.model.trunk} "
         f"at {config.model.view_size} pixels, {config.batch_size} images a step{in_processes}, "
-        f"{trainer.precision} on {trainer.device}; {len(loader.dataset)} samples, "
+        f"{describe_arithmetic(trainer.precision, trainer.device)}; {len(loader.dataset)} samples, "
         f"{len(loader)} steps an epoch, {len(loader.quarantine)} quarantined; into {config.run_dir}"
     )
 
@@ -187,7 +195,7 @@ def _loader(
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
-        threads=config.loader_threads or max(1, usable_cpus() // world.local_size),
+        threads=config.loader_threads or loader_threads(device.type, world.local_size),
         decode=config.decode,
         remote=config.remote,
     )
@@ -204,7 +212,7 @@ def _monitor(config: TrainConfig, device: torch.device, world: World) -> KnnMoni
         precision=choose_precision(config.precision, device),
         world=world,
         backend="native" if config.loader == "auto" else config.loader,
-        threads=config.loader_threads or max(1, usable_cpus() // world.local_size),
+        threads=config.loader_threads or loader_threads(device.type, world.local_size),
         remote=config.remote,
         progress=ProgressLines() if world.is_rank_zero else no_progress,
     )

@@ -18,7 +18,7 @@ from maskco_fast.loaders import (
     ViewConfig,
     make_loader,
 )
-from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.loaders.system.cpus import loader_threads
 from maskco_fast.loaders.system.progress import Progress, no_progress
 from maskco_fast.progress import ProgressLines
 from maskco_fast.training.devices import (
@@ -26,6 +26,7 @@ from maskco_fast.training.devices import (
     Precision,
     choose_device,
     choose_precision,
+    configure_cuda,
     keep_freed_memory,
 )
 from maskco_fast.training.distributed import World, join, local_rank
@@ -127,7 +128,8 @@ class Evaluation:
             world_size=self.world.size,
             shuffle=shuffle,
             drop_last=drop_last,
-            threads=options.loader_threads or max(1, usable_cpus() // self.world.local_size),
+            threads=options.loader_threads
+            or loader_threads(self.device.type, self.world.local_size),
             remote=options.remote,
         )
 
@@ -138,6 +140,7 @@ def evaluation(options: EvaluationOptions) -> Iterator[Evaluation]:
     device = choose_device(options.device, local_rank())
     if device.type == "cpu":
         keep_freed_memory()
+    configure_cuda(device)
     with join(device) as world:
         progress = ProgressLines() if world.is_rank_zero else no_progress
         with world.local_rank_zero_first():

@@ -1,5 +1,6 @@
 """The interface between a method and the trainer, and the recipe values that a method provides."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from maskco_fast.loaders import Batch, ViewConfig
+from maskco_fast.networks.encoders import MovingAverage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,11 @@ class Method(nn.Module, ABC):
         `progress`: the step's number, from 0, over the number of the run's steps, in [0, 1): the
         position in a schedule, the same as the learning rate's. A resumed run continues it.
         """
+
+    @functools.cached_property
+    def average(self) -> MovingAverage:
+        """The moving average of `query` that is `key`, for methods that have one."""
+        return MovingAverage(self.get_submodule("key"), self.query)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters outside `query.trunk`."""

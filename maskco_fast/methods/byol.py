@@ -13,7 +13,7 @@ from maskco_fast.methods.base import Method, RecipeValues
 from maskco_fast.methods.instance_contrast import unit
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
 from maskco_fast.networks.config import ModelConfig
-from maskco_fast.networks.encoders import ImageEncoder, initialise, momentum_copy, momentum_update
+from maskco_fast.networks.encoders import ImageEncoder, initialise, momentum_copy
 from maskco_fast.networks.resnet import Trunk
 
 
@@ -99,7 +99,7 @@ class BYOL(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the target network."""
-        momentum_update(self.key, self.query, target_momentum(self.config.momentum, progress))
+        self.average.update(target_momentum(self.config.momentum, progress))
 
 
 def squared_distance(prediction_ND: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:

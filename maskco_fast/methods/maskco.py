@@ -13,7 +13,7 @@ from maskco_fast.loaders import Batch, ViewConfig
 from maskco_fast.methods.base import Method, RecipeValues
 from maskco_fast.methods.region_contrast import region_info_nce
 from maskco_fast.networks.config import ModelConfig, group_length
-from maskco_fast.networks.encoders import RegionEncoder, initialise, momentum_copy, momentum_update
+from maskco_fast.networks.encoders import RegionEncoder, initialise, momentum_copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,4 +127,4 @@ class MaskCo(Method):
 
     def after_step(self, progress: float) -> None:
         """Move the key network. MoCo does so before the next forward pass, which is the same."""
-        momentum_update(self.key, self.query, self.config.momentum)
+        self.average.update(self.config.momentum)

@@ -20,7 +20,6 @@ from maskco_fast.networks.encoders import (
     initialise,
     mlp_head,
     momentum_copy,
-    momentum_update,
 )
 from maskco_fast.networks.resnet import Trunk
 
@@ -115,7 +114,7 @@ class MoCoV2(Method):
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
         """Move the key network, and replace the oldest keys by the step's, of all processes."""
-        momentum_update(self.key, self.query, self.config.momentum)
+        self.average.update(self.config.momentum)
         for keys in self._new_keys:
             keys = keys[-len(self.queue) :]  # a batch may be longer than the queue
             places = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)

@@ -94,10 +94,23 @@ def momentum_copy(query: Network) -> Network:
     return copy.deepcopy(query).requires_grad_(False).train()
 
 
-@torch.no_grad()
-def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """Set key <- momentum·key + (1 - momentum)·query, for parameters only.
+class MovingAverage:
+    """key <- momentum·key + (1 - momentum)·query, for parameters only.
 
-    BatchNorm's buffers stay the key network's own.
+    BatchNorm's buffers stay the key network's own. The lists of parameters are kept, because
+    collecting them takes the host longer than queueing the update.
     """
-    torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
+
+    def __init__(self, key: nn.Module, query: nn.Module) -> None:
+        self._key = list(key.parameters())
+        self._query = list(query.parameters())
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Move the key network once."""
+        torch._foreach_lerp_(self._key, self._query, 1 - momentum)
+
+
+def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """Move the key network once; see `MovingAverage`."""
+    MovingAverage(key, query).update(momentum)

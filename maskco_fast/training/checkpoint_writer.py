@@ -29,11 +29,12 @@ class Snapshot:
     def take(self, state: dict[str, Any]) -> dict[str, Any]:
         """A copy of the state, which stays unchanged until the next `take`.
 
-        CUDA tensors are copied asynchronously on the current stream, before any work queued after
-        this call. Call `wait` before reading the copy.
+        CUDA tensors are copied asynchronously on the current stream of their device, before any
+        work queued after this call. Call `wait` before reading the copy.
         """
         old_buffers = iter(self._buffers)
         self._buffers = []
+        devices = set()
 
         def copy(value: Any) -> Any:
             if isinstance(value, dict):
@@ -46,11 +47,13 @@ class Snapshot:
             if buffer is None or not _fits(buffer, value):
                 buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self._buffers.append(buffer)
+            if value.is_cuda:
+                devices.add(value.device)
             return buffer.copy_(value.detach(), non_blocking=True)
 
         taken = copy(state)
-        if torch.cuda.is_initialized():
-            self._copied = [torch.cuda.current_stream().record_event()]
+        # Each device's own stream: the current device may be another one.
+        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
         return taken
 
     def wait(self) -> None:

@@ -62,6 +62,12 @@ class RunConfig:
     """Precision of the networks' autocast. auto: bf16 on CUDA and on CPUs with bf16 instructions
     (AMX or AVX512-BF16); fp32 on other CPUs, where bf16 is emulated and slower. fp16 requires
     CUDA."""
+    tf32: bool = field(default=False, metadata=MAY_CHANGE)
+    """CUDA: round float32 products and convolutions to TF32, with 10 bits of fraction. That is all
+    of the networks with fp32, and losses and RoIAlign's averages with the others."""
+    cudnn_benchmark: bool = field(default=True, metadata=MAY_CHANGE)
+    """CUDA: cuDNN times its algorithms in the first step and takes the fastest. Without it a
+    resumed run takes the same ones, as bit-equal losses require."""
     compile: bool = field(default=False, metadata=MAY_CHANGE)
     """Pass the method through torch.compile (on the CPU this requires a C++ compiler)."""
     cuda_graphs: bool = field(default=False, metadata=MAY_CHANGE)

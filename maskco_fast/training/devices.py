@@ -61,6 +61,36 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return name  # type: ignore[return-value]
 
 
+def configure_cuda(
+    device: torch.device, *, tf32: bool = False, cudnn_benchmark: bool = False
+) -> None:
+    """Make a CUDA device current in this process, and set how it computes; nothing on a CPU.
+
+    - `tf32`: whether float32 products and convolutions are rounded to TF32, with 10 bits of
+      fraction, in the tensor cores. torch's own default is yes for convolutions, no for products.
+    - `cudnn_benchmark`: whether cuDNN times its algorithms for each new shape and takes the
+      fastest. A resumed run may then take others, with other last bits.
+    """
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def describe_arithmetic(precision: Precision, device: torch.device) -> str:
+    """Precision and device, and on CUDA what `configure_cuda` has set.
+
+    For example `bf16 on cuda:0 (float32 without TF32, cuDNN benchmark on)`.
+    """
+    if device.type != "cuda":
+        return f"{precision} on {device}"
+    with_tf32 = "with" if torch.backends.cudnn.allow_tf32 else "without"
+    benchmark = "on" if torch.backends.cudnn.benchmark else "off"
+    return f"{precision} on {device} (float32 {with_tf32} TF32, cuDNN benchmark {benchmark})"
+
+
 def has_bf16_instructions() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX512-BF16 or Arm's BF16).
 

@@ -284,7 +284,7 @@ class Trainer:
 
     def _arithmetic(self) -> dict[str, str | int]:
         """Settings that change the rounding of a step; sums over other threads, for example."""
-        return {
+        arithmetic = {
             "max_steps": self.config.max_steps,
             "processes": self.world.size,
             "accumulate": self.config.accumulate,
@@ -294,6 +294,10 @@ class Trainer:
             "precision": self.precision,
             "compile": self.config.compile or self.config.cuda_graphs,
         }
+        if self.device.type == "cuda":
+            arithmetic["tf32"] = self.config.tf32
+            arithmetic["cudnn_benchmark"] = self.config.cudnn_benchmark
+        return arithmetic
 
     def _batches(self) -> Iterator[Batch]:
         """Yield batches epoch after epoch, from the loader's position."""

@@ -77,6 +77,29 @@ def test_a_container_of_a_large_machine_starts_as_many_threads_as_its_quota(
 
 
 @pytest.mark.parametrize(
+    ("usable", "processes", "device", "expected"),
+    [
+        (16, 1, "cpu", 16),
+        (16, 1, "cuda", 14),
+        (8, 1, "cuda", 6),
+        (7, 1, "cuda", 6),
+        (2, 1, "cuda", 1),
+        (1, 1, "cuda", 1),
+        (16, 4, "cpu", 4),
+        (16, 4, "cuda", 3),
+        (2, 4, "cuda", 1),
+    ],
+)
+def test_a_device_leaves_cpus_to_the_main_thread(monkeypatch, usable, processes, device, expected):
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: usable)
+    assert cpus.loader_threads(device, processes) == expected
+    if processes == 1:
+        config = LoaderConfig(batch_size=1, views=ViewConfig(), device=device)
+        assert config.thread_count == expected
+        assert LoaderConfig(batch_size=1, views=ViewConfig(), threads=5).thread_count == 5
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         (

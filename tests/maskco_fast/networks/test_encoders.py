@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from maskco_fast.networks.config import ModelConfig
-from maskco_fast.networks.encoders import RegionEncoder, initialise, momentum_copy, momentum_update
+from maskco_fast.networks.encoders import (
+    MovingAverage,
+    RegionEncoder,
+    initialise,
+    momentum_copy,
+    momentum_update,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +86,17 @@ def test_momentum_update_moves_parameters_alone():
             torch.testing.assert_close(value, before[name] + 0.1, rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(value, before[name]), name
+
+
+def test_the_moving_average_keeps_its_lists(monkeypatch):
+    """Collected at the first update; later ones follow parameters that move or are loaded."""
+    query = torch.nn.Linear(2, 3)
+    key = momentum_copy(query)
+    average = MovingAverage(key, query)
+    monkeypatch.setattr(torch.nn.Module, "parameters", lambda self: pytest.fail("collected anew"))
+    average.update(0.5)
+    query.double(), key.double()
+    query.load_state_dict({"weight": torch.ones(3, 2), "bias": torch.zeros(3)})
+    key.load_state_dict({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
+    average.update(0.9)
+    torch.testing.assert_close(key.weight.data, torch.full((3, 2), 0.1, dtype=torch.float64))
