@@ -49,6 +49,8 @@ class BYOL(Method):
             },
             model={"features": 256},
         ),
+        # At 8.0, 1.0 for a batch of 32, a step is 0.1 % of a weight's norm (`trust`). For the
+        # momentum see MaskCo's.
         "short": RecipeValues(
             config=BYOLConfig(hidden=1024, momentum=0.95),
             optimizer={
