@@ -102,8 +102,8 @@ class MovingAverage:
     """
 
     def __init__(self, key: nn.Module, query: nn.Module) -> None:
-        self._key = list(key.parameters())
-        self._query = list(query.parameters())
+        self._key: list[torch.Tensor] = list(key.parameters())
+        self._query: list[torch.Tensor] = list(query.parameters())
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:

@@ -284,7 +284,7 @@ class Trainer:
 
     def _arithmetic(self) -> dict[str, str | int]:
         """Settings that change the rounding of a step; sums over other threads, for example."""
-        arithmetic = {
+        arithmetic: dict[str, str | int] = {
             "max_steps": self.config.max_steps,
             "processes": self.world.size,
             "accumulate": self.config.accumulate,

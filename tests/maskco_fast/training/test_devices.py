@@ -26,7 +26,7 @@ def test_device_and_precision():
 @pytest.fixture
 def current_devices(monkeypatch):
     """The devices that are made current; torch's global settings are restored."""
-    made = []
+    made: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", made.append)
     products = torch.get_float32_matmul_precision()
     with torch.backends.cudnn.flags():
