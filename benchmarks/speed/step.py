@@ -41,6 +41,7 @@ from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import (
     DTYPES,
     Precision,
+    autocast,
     choose_precision,
     keep_freed_memory,
 )
@@ -159,7 +160,7 @@ class Ours:
         """The batch's loss with the current weights."""
         with (
             torch.no_grad(),
-            torch.autocast("cpu", DTYPES[self.trainer.precision], self.trainer.precision != "fp32"),
+            autocast(self.trainer.device, self.trainer.precision),
         ):
             return self.method(self.batch)["loss"].item()
 

@@ -12,7 +12,7 @@ from torch import nn
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Loader
 from maskco_fast.loaders.system.progress import Progress, no_progress
-from maskco_fast.training.devices import DTYPES, Precision
+from maskco_fast.training.devices import Precision, autocast
 from maskco_fast.training.distributed import World
 
 READ_EVERY = 16
@@ -70,7 +70,7 @@ def extract(
     for number, batch in enumerate(loader, 1):
         if stopped():
             break
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        with autocast(device, precision):
             values = encode(batch.views[0])
         waiting.append((values.float(), batch.target, batch.index))
         if len(waiting) == READ_EVERY:

@@ -23,7 +23,7 @@ from maskco_fast.loaders.system.progress import Progress, no_progress
 from maskco_fast.methods.base import Method
 from maskco_fast.networks.resnet import Trunk
 from maskco_fast.training.config import MAY_CHANGE, RunConfig
-from maskco_fast.training.devices import DTYPES, Precision
+from maskco_fast.training.devices import Precision, autocast
 from maskco_fast.training.distributed import World
 from maskco_fast.training.optimizer import OptimizerConfig
 
@@ -203,7 +203,7 @@ def accuracies(
     total = len(loader)
     for number, batch in enumerate(loader, 1):
         check_labels(batch.target, loader)
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        with autocast(device, precision):
             logits = method.logits(batch.views[0])
         names = list(logits)
         found.append(torch.stack([hits(one, batch.target) for one in logits.values()], 1))

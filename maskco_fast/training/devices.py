@@ -61,6 +61,11 @@ def choose_precision(name: str, device: torch.device) -> Precision:
     return name  # type: ignore[return-value]
 
 
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context of a network's arithmetic in this precision; changes nothing for fp32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
 def configure_cuda(
     device: torch.device, *, tf32: bool = False, cudnn_benchmark: bool = False
 ) -> None:

@@ -22,7 +22,7 @@ from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
 from maskco_fast.training.config import RunConfig, differences
 from maskco_fast.training.deferred_scalars import DeferredScalars, Line
-from maskco_fast.training.devices import DTYPES, choose_device, choose_precision
+from maskco_fast.training.devices import autocast, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
 from maskco_fast.training.meter import StepMeter, make_clock
 from maskco_fast.training.metrics import Metrics
@@ -357,9 +357,7 @@ class Trainer:
                 else contextlib.nullcontext()
             )
             with exchange:
-                with torch.autocast(
-                    self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"
-                ):
+                with autocast(self.device, self.precision):
                     scalars = self._forward(part)
                 self.scaler.scale(scalars["loss"] / len(parts)).backward()
             collected.append({name: value.detach() for name, value in scalars.items()})
