@@ -5,7 +5,6 @@ annotations.py        reads VOC's and COCO's annotations
 masks.py              masks through pycocotools
 batches.py            order, resizing and flips of the images
 network.py            the detector, from torchvision's parts, and its training objective
-precise_bn.py         BatchNorm's statistics before testing
 average_precision.py  AP by VOC07's 11 points and by COCO's rule
 testing.py            tests a detector, also while it trains
 """

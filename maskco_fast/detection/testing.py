@@ -23,9 +23,9 @@ from maskco_fast.detection.batches import DetectionLoader, in_threads, load_test
 from maskco_fast.detection.config import DetectConfig
 from maskco_fast.detection.masks import encode
 from maskco_fast.detection.network import DetectionMethod
-from maskco_fast.detection.precise_bn import precise_batch_norm
 from maskco_fast.errors import say
 from maskco_fast.loaders.system.progress import Progress, no_progress
+from maskco_fast.networks.batch_norm import average_statistics
 from maskco_fast.progress import ProgressLines
 from maskco_fast.training import devices
 from maskco_fast.training.distributed import World
@@ -95,11 +95,10 @@ class Tester:
         """
         config = self._config
         buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
-        with torch.autocast(
-            self._device.type, devices.DTYPES[self._precision], enabled=self._precision != "fp32"
-        ):
+        method.train()
+        with devices.autocast(self._device, self._precision):
             with contextlib.closing(self._loader.batches(0, config.precise_bn)) as batches:
-                precise_batch_norm(
+                average_statistics(
                     method, batches, lambda batch: method(batch.to(self._device, non_blocking=True))
                 )
             found = detect_images(

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Loader
-from maskco_fast.training.devices import DTYPES, Precision
+from maskco_fast.loaders import Batch, Loader
+from maskco_fast.networks.batch_norm import average_statistics
+from maskco_fast.training.devices import Precision, autocast
 from maskco_fast.training.distributed import World, average_running_statistics
 
 
@@ -34,7 +35,6 @@ def recalibrate(
     world = world if world is not None else World()
     device = torch.device(loader.config.device)
     layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
     batches = min(len(loader), max(1, images // (loader.batch_size * world.size)))
     if batches == 0:
         raise InvalidInput(
@@ -43,13 +43,14 @@ def recalibrate(
         )
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # the cumulative mean, in torch
         layer.train()
-    for batch in itertools.islice(loader, batches):
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+
+    def forward(batch: Batch) -> None:
+        with autocast(device, precision):
             network(batch.views[0])
-    for layer, momentum in zip(layers, momenta):
-        layer.momentum = momentum
+
+    average_statistics(network, itertools.islice(loader, batches), forward)
+    for layer in layers:
         layer.eval()
     if world.size > 1:
         average_running_statistics(network)

@@ -9,7 +9,8 @@ Shapes: N images or vectors, C channels, G groups, R rows (a group's images time
 import ctypes
 import functools
 import pathlib
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from maskco_fast.kernels import batch_norm as kernels
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.networks.collectives import rank_and_size
 from maskco_fast.networks.config import group_length
+
+Item = TypeVar("Item")
 
 WORTH_A_THREAD = 1 << 16
 """Minimum elements per thread: below this, starting another thread takes longer than computing."""
@@ -108,6 +111,28 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     def _count_batch(self) -> None:
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+@torch.no_grad()
+def average_statistics(
+    network: nn.Module, batches: Iterable[Item], forward: Callable[[Item], object]
+) -> None:
+    """Set the running means and variances to their means over `batches`.
+
+    `forward` runs the network on a batch; its BatchNorm layers are in train mode. The statistics
+    move by 1/k at batch k, which makes them the mean of the batches' own (Detectron2's PreciseBN).
+    Without batches nothing changes.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for number, batch in enumerate(batches, 1):
+            for layer in layers:
+                layer.momentum = 1 / number
+            forward(batch)
+    finally:
+        for layer, momentum in zip(layers, momenta):
+            layer.momentum = momentum
 
 
 class SynchronizedBatchNorm(_BatchNorm):

@@ -15,9 +15,9 @@ from maskco_fast.detection.annotations import read_annotations, trainable
 from maskco_fast.detection.batches import DetectionBatch, DetectionLoader
 from maskco_fast.detection.config import RECIPES, DetectConfig
 from maskco_fast.detection.network import DetectionMethod, RegionPool, make_detector
-from maskco_fast.detection.precise_bn import precise_batch_norm
 from maskco_fast.evaluation.weights import read_weights
 from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.networks.batch_norm import average_statistics
 
 CLASSES = 12
 
@@ -127,7 +127,7 @@ def test_precise_statistics_are_the_mean_over_the_batches() -> None:
     norm = nn.BatchNorm1d(3)
     network = nn.Sequential(norm)
     batches = torch.randn(5, 7, 3)
-    precise_batch_norm(network, list(batches), network)
+    average_statistics(network, list(batches), network)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert torch.allclose(norm.running_mean, batches.mean(1).mean(0), atol=1e-6)
