@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from maskco_fast.commands.knn import write_result
-from maskco_fast.commands.linear import describe
 from maskco_fast.commands.train import choice
 from maskco_fast.demo.detection import demo_detection
 from maskco_fast.detection.annotations import AnnotatedSet, read_annotations, trainable
@@ -19,6 +17,7 @@ from maskco_fast.detection.network import DetectionMethod, make_detector
 from maskco_fast.detection.testing import Evaluation, Tester
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.evaluation.paper import PAPER_ROWS
+from maskco_fast.evaluation.results import write_result
 from maskco_fast.evaluation.weights import read_weights
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders.system.cpus import usable_cpus
@@ -62,7 +61,7 @@ def detect(config: DetectConfig) -> int:
             write_json(config.run_dir / "config.json", dataclasses.asdict(run))
             kind = "Mask R-CNN" if run.model.masks else "Faster R-CNN"
             say(
-                f"{config.recipe}: {kind} C4 from {describe(weights)}, {run.batch_size} images a "
+                f"{config.recipe}: {kind} C4 from {weights.title()}, {run.batch_size} images a "
                 f"step, {trainer.precision} on {device}; {len(trainer.loader.images)} images to "  # type: ignore[attr-defined]
                 f"train on, {len(val.images)} to test on; into {config.run_dir}"
             )

@@ -18,7 +18,6 @@ from maskco_fast.evaluation.linear import (
     LinearRun,
     Protocol,
     accuracies,
-    digest,
 )
 from maskco_fast.evaluation.options import Evaluation, EvaluationOptions, evaluation
 from maskco_fast.evaluation.paper import PAPER_ROWS
@@ -95,7 +94,7 @@ class LinearConfig(EvaluationOptions):
             classes=classes,
             recalibrate=recalibrated,
             weights=weights.description,
-            trunk_digest=digest(weights),
+            trunk_digest=weights.digest(),
         )
 
 
@@ -131,7 +130,7 @@ def linear(config: LinearConfig) -> int:
         if world.is_rank_zero:
             write_json(config.run_dir / "config.json", dataclasses.asdict(run))
             say(
-                f"linear probes of {describe(weights)} at {size} pixels: "
+                f"linear probes of {weights.title()} at {size} pixels: "
                 f"{len(setting.train)} training and {len(setting.val)} validation images, "
                 f"{len(setting.classes)} classes, {run.epochs} epochs of {len(loader)} steps"
             )
@@ -231,16 +230,6 @@ def _result(
     }
 
 
-def describe(weights: Weights) -> str:
-    """Name weights in a few words: "maskco at step 400 (resnet18)"."""
-    facts = weights.description
-    if "method" in facts:
-        step = f" at step {facts['step']}" if facts.get("step") is not None else ""
-        key = ", key network" if facts.get("network") == "key" else ""
-        return f"{facts['method']}{step} ({weights.trunk}{key})"
-    return f"{facts['source']} ({weights.trunk})"
-
-
 def _series(name: str, found: dict[str, Accuracy]) -> dict[str, dict[str, Accuracy]]:
     """The accuracies by layer, of the trunk and of its recalibrated copy."""
     rows: dict[str, dict[str, Accuracy]] = {}
@@ -254,7 +243,7 @@ def _series(name: str, found: dict[str, Accuracy]) -> dict[str, dict[str, Accura
 def print_table(weights: Weights, found: dict[str, Accuracy], images: int) -> None:
     """Print top-1 and top-5 by layer, and the paper's rows below."""
     rows: dict[str, list[str]] = {}
-    for label, row in _series(describe(weights), found).items():
+    for label, row in _series(weights.title(), found).items():
         for figure in ("top1", "top5"):
             rows[f"{label}, {figure.replace('top', 'top-')}"] = [
                 f"{getattr(row[layer], figure):.2f}" if layer in row else "" for layer in LAYERS
@@ -275,7 +264,7 @@ def _draw(run: LinearRun, weights: Weights, found: dict[str, Accuracy], out: pat
     """Write layers.png; with the paper's rows where the data has ImageNet's number of classes."""
     series = {
         label: {layer: accuracy.top1 for layer, accuracy in row.items()}
-        for label, row in _series(describe(weights), found).items()
+        for label, row in _series(weights.title(), found).items()
     }
     if run.classes == IMAGENET_CLASSES:
         for paper in PAPER_ROWS:

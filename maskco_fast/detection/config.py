@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from maskco_fast.evaluation.linear import digest
 from maskco_fast.evaluation.weights import Weights
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.training.config import MAY_CHANGE, RunConfig
@@ -184,7 +183,7 @@ class DetectConfig:
             long_side=self.long_side,
             model=dataclasses.replace(self.model, trunk=weights.trunk),  # type: ignore[arg-type]
             weights=weights.description,
-            trunk_digest=digest(weights),
+            trunk_digest=weights.digest(),
         )
 
 

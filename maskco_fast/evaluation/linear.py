@@ -4,7 +4,6 @@ The training loop is the one of pre-training, `Trainer`: the probes are a `Metho
 frozen and outside of the checkpoint.
 """
 
-import hashlib
 import math
 import pathlib
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from torch.nn import functional
 
 from maskco_fast.evaluation.features import check_labels, first_occurrences
 from maskco_fast.evaluation.probes import LAYERS, Probes, hits
-from maskco_fast.evaluation.weights import Weights
 from maskco_fast.loaders import Batch, Loader, ViewConfig
 from maskco_fast.loaders.system.progress import Progress, no_progress
 from maskco_fast.methods.base import Method
@@ -87,15 +85,6 @@ class LinearRun(RunConfig):
     """Description of the weights."""
     trunk_digest: str = ""
     """SHA-256 of the trunk's weights: a run resumes with the same ones only."""
-
-
-def digest(weights: Weights) -> str:
-    """SHA-256 of the trunk's tensors in the order of their names, as hexadecimal."""
-    found = hashlib.sha256()
-    for name, value in sorted(weights.trunk_state.items()):
-        found.update(name.encode())
-        found.update(value.numpy().tobytes())
-    return found.hexdigest()
 
 
 class LinearProbes(Method):

@@ -4,6 +4,7 @@
 `weights_only` or by safetensors, so that a foreign file cannot run code.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -50,6 +51,23 @@ class Weights:
     """JSON-ready facts: `source` (run, checkpoint, export, random or torchvision), `trunk`,
     `network`, and where known `method`, `recipe`, `step`, `view_size`, `group_size`, `seed` and
     `data`, the fingerprint of the shards. Contains no path."""
+
+    def title(self) -> str:
+        """The weights in a few words: "maskco at step 400 (resnet18)"."""
+        facts = self.description
+        if "method" in facts:
+            step = f" at step {facts['step']}" if facts.get("step") is not None else ""
+            key = ", key network" if facts.get("network") == "key" else ""
+            return f"{facts['method']}{step} ({self.trunk}{key})"
+        return f"{facts['source']} ({self.trunk})"
+
+    def digest(self) -> str:
+        """SHA-256 of the trunk's tensors in the order of their names, as hexadecimal."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.trunk_state.items()):
+            found.update(name.encode())
+            found.update(value.numpy().tobytes())
+        return found.hexdigest()
 
 
 def read_weights(
