@@ -68,10 +68,7 @@ def detect(config: DetectConfig) -> int:
         stopped_by = trainer.fit()
         if stopped_by is not None:
             if world.is_rank_zero:
-                say(
-                    f"{stopped_by}: saved at step {trainer.step} of {run.max_steps}; "
-                    "the same command resumes the run"
-                )
+                say(trainer.stop_message(stopped_by))
             return SUCCESS
         evaluation = tester.last
         if evaluation is None or run.max_steps % tester.every:
@@ -95,10 +92,6 @@ def make_trainer(
         raise InvalidInput(
             f"`train` and `val` must have the same classes, got {', '.join(train.classes)} and "
             f"{', '.join(val.classes)}."
-        )
-    if run.batch_size % world.size:
-        raise InvalidInput(
-            f"`batch_size` must be a multiple of the {world.size} processes, got {run.batch_size}."
         )
     threads = config.threads or max(1, usable_cpus() // world.local_size)
     loader = DetectionLoader(

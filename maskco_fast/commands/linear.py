@@ -32,6 +32,7 @@ from maskco_fast.networks.resnet import Trunk
 from maskco_fast.pictures.layers import layers_picture
 from maskco_fast.progress import duration
 from maskco_fast.training.devices import configure_cuda
+from maskco_fast.training.distributed import share_of_batch
 from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
 
@@ -137,14 +138,10 @@ def linear(config: LinearConfig) -> int:
         stopped_by = trainer.fit()
         if stopped_by is not None:
             if world.is_rank_zero:
-                say(
-                    f"{stopped_by}: saved at step {trainer.step} of {run.max_steps}; "
-                    "the same command resumes"
-                )
+                say(trainer.stop_message(stopped_by))
             return SUCCESS
-        with setting.loader(
-            setting.val, ViewConfig.evaluation(size), config.batch_size // world.size
-        ) as val_loader:
+        share = share_of_batch(config.batch_size, world.size)
+        with setting.loader(setting.val, ViewConfig.evaluation(size), share) as val_loader:
             found, images = accuracies(
                 probes,
                 val_loader,
@@ -164,15 +161,8 @@ def linear(config: LinearConfig) -> int:
 
 def _train_loader(config: LinearConfig, setting: Evaluation, views: ViewConfig) -> Loader:
     """The loader of the training images: whole batches in a new order each epoch."""
-    processes = setting.world.size
-    if config.batch_size % processes:
-        raise InvalidInput(
-            f"`batch_size` must be a multiple of the {processes} processes, "
-            f"got {config.batch_size}."
-        )
-    loader = setting.loader(
-        setting.train, views, config.batch_size // processes, shuffle=True, drop_last=True
-    )
+    share = share_of_batch(config.batch_size, setting.world.size)
+    loader = setting.loader(setting.train, views, share, shuffle=True, drop_last=True)
     if len(loader) == 0:
         raise InvalidInput(
             f"`batch_size` must be at most the number of training images, {len(setting.train)}, "

@@ -148,10 +148,7 @@ def _log_end(trainer: Trainer, stopped_by: str | None, seconds: float) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in bad.items())
         say(f"quarantined: {reasons}; listed in {config.run_dir / 'quarantine.json'}")
     if stopped_by is not None:
-        say(
-            f"{stopped_by}: saved at step {trainer.step} of {config.max_steps}; "
-            "the same command resumes the run"
-        )
+        say(trainer.stop_message(stopped_by))
     else:
         say(f"done: {trainer.step} steps in {duration(seconds)}; {trainer.checkpoint_folder}")
 

@@ -24,6 +24,7 @@ from maskco_fast.detection.annotations import AnnotatedImage
 from maskco_fast.detection.masks import object_masks
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Quarantine
+from maskco_fast.training.distributed import share_of_batch
 
 AHEAD = 2
 """Batches of a process that are decoded before their step."""
@@ -123,7 +124,7 @@ class DetectionLoader:
         self._long_side = long_side
         self._threads = threads
         self._share = slice(rank, None, world_size)
-        self._share_size = batch_size // world_size
+        self._share_size = share_of_batch(batch_size, world_size)
         self._next = 0
         self._order = partial(
             training_order,

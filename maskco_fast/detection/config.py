@@ -148,15 +148,6 @@ class DetectConfig:
         if not self.learning_rate > 0:
             raise InvalidInput(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
 
-    def images_per_process(self, processes: int) -> int:
-        """Images of a step for each of `processes`; InvalidInput where they do not divide."""
-        if self.batch_size % processes:
-            raise InvalidInput(
-                f"`batch_size` must be a multiple of the {processes} processes, "
-                f"got {self.batch_size}: change --batch-size or the number of processes."
-            )
-        return self.batch_size // processes
-
     def run(self, weights: Weights) -> "DetectionRun":
         """The configuration of the training loop, from these weights."""
         return DetectionRun(

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from maskco_fast.kernels.errors import MaskCoError
+from maskco_fast.kernels.errors import InvalidInput, MaskCoError
 
 GRADIENT_TIMEOUT = datetime.timedelta(minutes=10)
 """Longest wait for a rank that neither answers nor closes its connection, as after a power cut."""
@@ -191,6 +191,15 @@ def _fresh_store(store: Any, rank: int, size: int) -> Any:
         missing = {other for other in missing if not store.check([f"{token} confirmed by {other}"])}
         time.sleep(STORE_POLL)
     return torch.distributed.PrefixStore(token, store)
+
+
+def share_of_batch(batch_size: int, processes: int) -> int:
+    """The images of a batch for each of `processes`; InvalidInput where they do not divide."""
+    if batch_size % processes:
+        raise InvalidInput(
+            f"`batch_size` must be a multiple of the {processes} processes, got {batch_size}."
+        )
+    return batch_size // processes
 
 
 def local_rank() -> int:

@@ -173,6 +173,13 @@ class Trainer:
                 raise
         return stopped_by if self.step < self.config.max_steps else None
 
+    def stop_message(self, signal: str) -> str:
+        """A line for the user about the run that a signal of this name ended."""
+        return (
+            f"{signal}: saved at step {self.step} of {self.config.max_steps}; "
+            "the same command resumes the run"
+        )
+
     def _open_output(self, stack: contextlib.ExitStack) -> _Output:
         config = self.config
         metrics = Metrics(
