@@ -23,11 +23,12 @@ from maskco_fast.evaluation.features import Features, extract
 from maskco_fast.evaluation.knn import SETTINGS, knn_top1
 from maskco_fast.evaluation.probes import LayerProbe
 from maskco_fast.kernels.errors import MissingPackage
+from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.loaders import Dataset, View, ViewConfig, make_loader, open_dataset
 from maskco_fast.progress import ProgressLines
 
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN = torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+STD = torch.tensor(IMAGENET_STD).view(3, 1, 1)
 """ImageNet's, which the loader normalises by."""
 
 Encode = Callable[[torch.Tensor], torch.Tensor]

@@ -26,13 +26,11 @@ from torchvision.ops import roi_align
 
 from maskco_fast.detection.batches import DetectionBatch
 from maskco_fast.detection.config import DetectorConfig
+from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 from maskco_fast.methods.base import Method
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d, SynchronizedBatchNorm
 from maskco_fast.networks.resnet import Trunk
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet's, of levels in 0..1; times 255 they are Detectron2's [123.675, …] and [58.395, …]."""
 STRIDE = 16
 """Image pixels per cell of the res4 map."""
 
@@ -127,7 +125,8 @@ class _Pad(GeneralizedRCNNTransform):
     """Normalises and pads images that were resized before; leaves detections as they are."""
 
     def __init__(self) -> None:
-        super().__init__(0, 0, list(MEAN), list(STD), size_divisible=STRIDE)
+        # Times 255 these are Detectron2's [123.675, …] and [58.395, …].
+        super().__init__(0, 0, list(IMAGENET_MEAN), list(IMAGENET_STD), size_divisible=STRIDE)
 
     def resize(self, image: torch.Tensor, target: Any = None) -> tuple[torch.Tensor, Any]:
         """Return both unchanged."""

@@ -11,6 +11,7 @@ from maskco_fast import __version__
 from maskco_fast.evaluation.results import RESULT_COLUMNS, shown
 from maskco_fast.export.detectron2_configs import EXTRA_NORM
 from maskco_fast.export.formats import FORMATS
+from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
 
 ORIGIN_ROWS = {
     "trunk": "trunk",
@@ -40,8 +41,8 @@ SOURCE_WORDS = {
 }
 
 _NORMALISATION = (
-    "Input: RGB, scaled to 0..1, minus the mean (0.485, 0.456, 0.406), divided by the standard "
-    "deviation (0.229, 0.224, 0.225)."
+    f"Input: RGB, scaled to 0..1, minus the mean {IMAGENET_MEAN}, divided by the standard "
+    f"deviation {IMAGENET_STD}."
 )
 _STATISTICS = (
     "BatchNorm's running statistics are those of the augmented training views, for MaskCo with the "
