@@ -109,8 +109,3 @@ class MovingAverage:
     def update(self, momentum: float) -> None:
         """Move the key network once."""
         torch._foreach_lerp_(self._key, self._query, 1 - momentum)
-
-
-def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """Move the key network once; see `MovingAverage`."""
-    MovingAverage(key, query).update(momentum)

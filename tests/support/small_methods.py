@@ -14,7 +14,6 @@ from maskco_fast.methods.npid import NPIDConfig
 from maskco_fast.methods.registry import make_method
 from maskco_fast.methods.relative_loc import RelativeLocConfig
 from maskco_fast.networks.config import ModelConfig
-from maskco_fast.networks.encoders import momentum_update
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.optimizer import OptimizerConfig
 from tests.support.tiny_run import NoiseLoader, tiny_config
@@ -41,7 +40,7 @@ class OneWeight(Method):
         return None
 
     def after_step(self, progress: float) -> None:
-        momentum_update(self.key, self.query, 0.9)
+        self.average.update(0.9)
 
 
 def small_config(

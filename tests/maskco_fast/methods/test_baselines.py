@@ -18,7 +18,7 @@ from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.npid import mean_exponential
 from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
-from maskco_fast.networks.encoders import momentum_update
+from maskco_fast.networks.encoders import MovingAverage
 from maskco_fast.training import checkpoint
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.optimizer import OptimizerConfig, make_optimizer
@@ -55,7 +55,7 @@ def test_mocos_steps_by_hand():
         second.zero_grad()
         loss.backward()
         second.step()
-        momentum_update(by_hand.key, by_hand.query, 0.9)
+        MovingAverage(by_hand.key, by_hand.query).update(0.9)
         for place, key in enumerate(keys):
             queue[(number * SAMPLES + place) % 20] = key
         assert train_step(method, optimizer, batch) == pytest.approx(loss.item(), rel=1e-9)

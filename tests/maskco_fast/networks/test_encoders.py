@@ -10,7 +10,6 @@ from maskco_fast.networks.encoders import (
     RegionEncoder,
     initialise,
     momentum_copy,
-    momentum_update,
 )
 
 
@@ -68,7 +67,7 @@ def test_initialisation_is_kaiming_by_fan_in_and_of_the_seed_alone():
     assert all(torch.equal(a, b) for a, b in zip(state.values(), again.state_dict().values()))
 
 
-def test_momentum_update_moves_parameters_alone():
+def test_the_moving_average_moves_parameters_alone():
     query = encoder(trunk="resnet18", mph_blocks=0)
     initialise(query, torch.Generator().manual_seed(0))
     key = momentum_copy(query)
@@ -79,7 +78,7 @@ def test_momentum_update_moves_parameters_alone():
         for parameter in query.parameters():
             parameter.add_(1)
         query.state_dict()["trunk.bn1.running_mean"] += 5
-    momentum_update(key, query, 0.9)
+    MovingAverage(key, query).update(0.9)
     parameters = dict(key.named_parameters())
     for name, value in key.state_dict().items():
         if name in parameters:
