@@ -1,5 +1,6 @@
 """Line charts as inline SVG: a few hundred points a curve, readable in light, dark and in print."""
 
+import dataclasses
 import html
 import math
 from collections.abc import Sequence
@@ -94,13 +95,10 @@ def thinned(curve: Curve) -> Curve:
         return curve
     starts = np.arange(0, len(curve.steps), length)
     counts = np.diff(np.append(starts, len(curve.steps)))
-    return Curve(
-        label=curve.label,
+    return dataclasses.replace(
+        curve,
         steps=np.add.reduceat(curve.steps, starts) / counts,
         values=np.add.reduceat(curve.values, starts) / counts,
-        number=curve.number,
-        faint=curve.faint,
-        markers=curve.markers,
     )
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,25 +135,22 @@ def _reasons(quarantine: dict[str, Any]) -> dict[str, int] | None:
 
 def _flat(config: dict[str, Any]) -> dict[str, str]:
     """Dotted names to text; of the methods' own configurations, the chosen method's alone."""
-    # Imported here: the registry imports the networks.
+    # Imported here: both import the networks.
     from maskco_fast.methods.registry import METHODS
+    from maskco_fast.training.config import flatten
 
     others = METHODS.keys() - {config.get("method")}
-    return {name: text for name, text in _walk(config, "") if name.partition(".")[0] not in others}
-
-
-def _walk(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            yield f"{prefix}{name}", ", ".join(_shown(item) for item in value) or "-"
-        else:
-            yield f"{prefix}{name}", _shown(value)
+    return {
+        name: _shown(value)
+        for name, value in flatten(config).items()
+        if name.partition(".")[0] not in others
+    }
 
 
 def _shown(value: Any) -> str:
     """A value as text, without what may be a secret: URLs' users and queries, commands."""
+    if isinstance(value, list):
+        return ", ".join(_shown(item) for item in value) or "-"
     if not isinstance(value, str):
         return {None: "-", True: "yes", False: "no"}[value] if _is_flag(value) else str(value)
     if value.startswith(PIPE):

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
@@ -151,6 +151,17 @@ class TrainConfig(RunConfig, MethodFields):
         return self.batch_size // processes
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested configurations by dotted name, such as "model.trunk"."""
+    items: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            items.update(flatten(value, f"{prefix}{name}."))
+        else:
+            items[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return items
+
+
 def differences(stored: dict, config: RunConfig) -> list[str]:
     """Compare a checkpoint's `dataclasses.asdict(config)` with the config of a resumed run.
 
@@ -158,21 +169,11 @@ def differences(stored: dict, config: RunConfig) -> list[str]:
     methods' configs are not compared. A field that is younger than the checkpoint counts as stored
     with its default, which is how the run behaved before the field existed.
     """
-
-    def flat(values: dict, prefix: str = "") -> dict:
-        items: dict = {}
-        for name, value in values.items():
-            if isinstance(value, dict):
-                items.update(flat(value, f"{prefix}{name}."))
-            else:
-                items[prefix + name] = list(value) if isinstance(value, tuple) else value
-        return items
-
     may_change = {one.name for one in dataclasses.fields(config) if one.metadata == MAY_CHANGE}
     if isinstance(config, MethodFields):
         may_change |= METHODS.keys() - {config.method}
-    before = {**flat(dataclasses.asdict(type(config)())), **flat(stored)}
-    now = flat(dataclasses.asdict(config))
+    before = {**flatten(dataclasses.asdict(type(config)())), **flatten(stored)}
+    now = flatten(dataclasses.asdict(config))
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
