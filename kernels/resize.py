@@ -130,6 +130,26 @@ def resize_view(image, y, x, height, width, axes, flip, size, scratch):
                 transpose(block, at, STRIP, levels, to, 3 * pitch)
 
 
+@inline_jit(forceinline=True)
+def source_pixels(at, size, flip, scale, first, support, length):
+    """(centre, begin, end) of the source pixels of the 16 outputs from `at`: float64 vectors.
+
+    They are those under an output's filter, `support` pixels to both sides, inside the crop.
+    `scale`, `first`: source pixels an output, and the window's first one. `length`: the crop's
+    side. Where `flip`, outputs are counted from the last of `size`.
+    """
+    output = lane_numbers(np.float64, 16) + np.float64(at)
+    if flip:
+        output = np.float64(size - 1) - output
+    centre = (output + 0.5) * scale + first
+    begin = maximum(centre - support + 0.5, broadcast(0.0, 16))
+    end = minimum(centre + support + 0.5, broadcast(np.float64(length), 16))
+    # By way of int32, which cuts the fraction off.
+    begin = convert(convert(begin, np.int32), np.float64)
+    end = convert(convert(end, np.int32), np.float64)
+    return centre, begin, end
+
+
 @inline_jit()
 def _fill_taps(length, first, side, size, flip, spans, weights, axis, pitch):
     """Compute the taps of all outputs along one axis by Pillow's rules (precompute_coeffs in its
@@ -149,16 +169,7 @@ def _fill_taps(length, first, side, size, flip, spans, weights, axis, pitch):
     support = max(scale, 1.0)
     zero = broadcast(0.0, 16)
     for at in range(0, size, 16):
-        output = lane_numbers(np.float64, 16) + np.float64(at)
-        if flip:
-            output = np.float64(size - 1) - output
-        # Source pixels of each output: those under its triangle, inside the crop.
-        centre = (output + 0.5) * scale + first
-        begin = convert(convert(maximum(centre - support + 0.5, zero), np.int32), np.float64)
-        end = convert(
-            convert(minimum(centre + support + 0.5, broadcast(np.float64(length), 16)), np.int32),
-            np.float64,
-        )
+        centre, begin, end = source_pixels(at, size, flip, scale, first, support, length)
         # Sum of the triangle's heights, for normalisation.
         whole = zero
         for k in range(int(2.0 * support) + 2):

@@ -15,7 +15,6 @@ from .compiler.jit import inline_jit
 from .compiler.vector import (
     broadcast,
     convert,
-    lane_numbers,
     load,
     maximum,
     minimum,
@@ -23,6 +22,7 @@ from .compiler.vector import (
     store,
 )
 from .compiler.vector_shuffle import transpose
+from .resize import source_pixels
 
 CUBIC_TAPS = 128
 """Most source pixels of an output pixel in vectors: a downscaling by 31."""
@@ -75,15 +75,7 @@ def _fill_taps(length, first, side, size, flip, spans, weights, heights, axis, p
     support = 2.0 * filter_scale
     zero = broadcast(0.0, 16)
     for at in range(0, size, 16):
-        output = lane_numbers(np.float64, 16) + np.float64(at)
-        if flip:
-            output = np.float64(size - 1) - output
-        centre = (output + 0.5) * scale + first
-        begin = convert(convert(maximum(centre - support + 0.5, zero), np.int32), np.float64)
-        end = convert(
-            convert(minimum(centre + support + 0.5, broadcast(np.float64(length), 16)), np.int32),
-            np.float64,
-        )
+        centre, begin, end = source_pixels(at, size, flip, scale, first, support, length)
         taps = int(2.0 * support) + 2
         whole = zero
         for k in range(taps):

@@ -127,7 +127,7 @@ VIEW_PARAMETERS = np.dtype(
 )
 """One view's settings as the plan kernel reads them: the fields of `View`, in their order."""
 
-_PLAIN = View(
+CROP_ONLY = View(
     jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0, flip_probability=0.0
 )
 """A crop and nothing else."""
@@ -286,7 +286,8 @@ class ViewConfig:
     def rotation(cls, size: int = 224) -> "ViewConfig":
         """Rotation: a random resized crop and a flip; the method turns it on the device."""
         return cls(
-            views=(dataclasses.replace(_PLAIN, area=(0.08, 1.0), flip_probability=0.5),), size=size
+            views=(dataclasses.replace(CROP_ONLY, area=(0.08, 1.0), flip_probability=0.5),),
+            size=size,
         )
 
     @classmethod
@@ -295,7 +296,7 @@ class ViewConfig:
         patches of it. Pixel lengths scale with `size`/255. No flip, which would swap the labels of
         left and right."""
         view = dataclasses.replace(
-            _PLAIN, short_side=round(size * 292 / 255), gray_probability=0.66
+            CROP_ONLY, short_side=round(size * 292 / 255), gray_probability=0.66
         )
         return cls(views=(view,), size=size, patch_grid=3, patch_size=round(size * 64 / 255))
 
@@ -317,7 +318,7 @@ class ViewConfig:
         """Testing: the centre of the image at `short_side`, by default 256 · `size`/224 pixels."""
         side = round(size * 256 / 224) if short_side is None else short_side
         return cls(
-            views=(dataclasses.replace(_PLAIN, short_side=side, position=CENTRE),), size=size
+            views=(dataclasses.replace(CROP_ONLY, short_side=side, position=CENTRE),), size=size
         )
 
     def view_parameters(self) -> np.ndarray:

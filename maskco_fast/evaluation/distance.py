@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.kernels.views import View, ViewConfig
+from maskco_fast.kernels.views import CROP_ONLY, ViewConfig
 from maskco_fast.loaders import Batch
 
 VARIANTS: Mapping[str, str] = {
@@ -26,10 +26,7 @@ the cell at the same place."""
 
 def distance_views(size: int = 224) -> ViewConfig:
     """Two independent random crops of area .2-1, without flip or colour (docs/method.md)."""
-    view = View(
-        jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0, flip_probability=0.0
-    )
-    return ViewConfig(views=(view, view), size=size)
+    return ViewConfig(views=(CROP_ONLY, CROP_ONLY), size=size)
 
 
 def map_distances(first_NCHW: torch.Tensor, second_NCHW: torch.Tensor) -> dict[str, torch.Tensor]:
