@@ -36,24 +36,24 @@ def test_a_run_that_a_signal_interrupts_equals_one_that_ran_through(
 ) -> None:
     """Weights to the bit, figures, result files and the picture. The signal comes during a test,
     which ends at once; the resumed run tests at the end."""
-    whole = dataclasses.replace(tiny, eval_every=2)
+    whole = dataclasses.replace(tiny, eval_every=1)
     assert detect(whole) == SUCCESS
     result = json.loads((whole.run_dir / "detect.json").read_text())
     assert result["images"] == 3
     assert len(result["classes"]) == 12
     assert {"AP", "AP50", "AP75"} <= result.keys()
     assert {"AP", "AP50", "AP75"} <= result["masks"].keys()
-    assert [test["step"] for test in result["tests"]] == [2, 4]
+    assert [test["step"] for test in result["tests"]] == [1, 2]
     assert result["weights"]["source"] == "random"
     assert str(whole.run_dir) not in json.dumps(result)
     assert (whole.run_dir / "detections.png").read_bytes().startswith(b"\x89PNG")
-    assert "this run, 4 steps, masks" in capsys.readouterr().out
+    assert "this run, 2 steps, masks" in capsys.readouterr().out
 
     out = tiny.run_dir.parent / "results"
     broken = dataclasses.replace(
         tiny,
         run_dir=tiny.run_dir.parent / "broken",
-        eval_every=2,
+        eval_every=1,
         out=out,
         json=str(out / "copy.json"),
         pictures=0,
@@ -67,7 +67,7 @@ def test_a_run_that_a_signal_interrupts_equals_one_that_ran_through(
 
     monkeypatch.setattr(testing, "detect_images", interrupted)
     assert detect(broken) == SUCCESS
-    assert "SIGTERM: saved at step 2 of 4" in capsys.readouterr().err
+    assert "SIGTERM: saved at step 1 of 2" in capsys.readouterr().err
     assert not out.exists()
     assert detect(broken) == SUCCESS
     expected = weights_of(whole)

@@ -26,14 +26,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def tiny(scenes: pathlib.Path, tmp_path: pathlib.Path) -> DetectConfig:
-    """A run of 4 steps of 2 images, 64 pixels a side, in float32 so that it repeats exactly."""
+    """A run of 2 steps of 2 images, 64 pixels a side, in float32 so that it repeats exactly."""
     return dataclasses.replace(
         RECIPES["demo"](),
         data=scenes,
         run_dir=tmp_path / "run",
-        max_steps=4,
-        milestones=(3,),
-        warmup_steps=2,
+        max_steps=2,
+        milestones=(1,),
+        warmup_steps=1,
         batch_size=2,
         short_sides=(64, 80),
         long_side=96,
@@ -41,7 +41,7 @@ def tiny(scenes: pathlib.Path, tmp_path: pathlib.Path) -> DetectConfig:
         test_long_side=96,
         precise_bn=1,
         eval_every=None,
-        pictures=2,
+        pictures=1,
         log_every=1,
         tensorboard=False,
         precision="fp32",

@@ -66,7 +66,7 @@ def results(tiny: DetectConfig, tmp_path: pathlib.Path) -> pathlib.Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = dataclasses.replace(tiny, max_steps=2, milestones=(1,), eval_every=1, pictures=0)
+    config = dataclasses.replace(tiny, eval_every=1, pictures=0)
     torch.multiprocessing.spawn(process, (str(tmp_path), config, port), nprocs=2)
     return tmp_path
 
