@@ -59,8 +59,10 @@ format: install-dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-gpu-check: install-dev ## on a machine with a GPU: values, timings against the floor, peers, and a report to attach
-	$(BIN)/python -m benchmarks.gpu.check
+# Nothing is installed: such a machine may have no network. PYTHON=… chooses the interpreter.
+gpu-check: ## on a machine with a GPU: values, tests, times of step, kernels and loaders, as JSON to attach
+	@python=$${PYTHON:-$(BIN)/python}; [ -x "$$python" ] || python=$${PYTHON:-python3}; \
+	"$$python" -m benchmarks.gpu
 
 clean: ## remove the environment, caches and builds; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Checks and times the device half on your GPU, and writes a report to attach to an issue.
 
     python -m benchmarks.gpu.check --report gpu-report
+    python -m benchmarks.gpu.check --only values --json values.json
 
 Needs a CUDA device; not yet run on one. It compiles the kernels for the present architectures,
 compares their values with torchvision's operators, runs the tests marked `gpu`, and times the
@@ -16,15 +17,16 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import tyro
 
 from benchmarks.gpu.compile import table
+from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.peers import PEERS
 from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.augment import torch as augment_torch
@@ -53,6 +55,15 @@ class Options:
 
     report: pathlib.Path = pathlib.Path("gpu-report")
     """The report's name, without the endings .json and .md."""
+    only: Literal["all", "values", "times"] = "all"
+    """values: compare with torchvision; times: also time every row, ours if the values agree; all:
+    also compile the kernels for other architectures and run the tests marked `gpu`."""
+    json: pathlib.Path | None = None
+    """Where the results are written after each one, in place of the report."""
+    device: str = "cuda"
+    """cuda, or cpu for a dry run, in which Triton's rows say that they cannot run."""
+    seconds_a_row: float = 2.0
+    """Most for a row's timings, of which there are at least three."""
     batch: int = 256
     """Images a batch, two views each."""
     size: int = 224
@@ -231,8 +242,9 @@ def measure(
         for _ in range(3):  # warm-up: compiles and fills caches
             call()
         synchronize(device)
-        times = []
-        for _ in range(options.repeats):
+        times: list[float] = []
+        ends = time.perf_counter() + options.seconds_a_row
+        while len(times) < options.repeats and (len(times) < 3 or time.perf_counter() < ends):
             began = time.perf_counter()
             for _ in range(options.calls):
                 call()
@@ -304,7 +316,7 @@ def triton_calls(
     }
 
 
-def time_rows(options: Options, problem: Problem, device: str, green: bool) -> list[Row]:
+def time_rows(options: Options, problem: Problem, device: str, green: bool) -> Iterator[Row]:
     """Time every row, ours only where the values are green."""
     floor = 9 * options.size**2 * 2 * options.batch  # each channel: one byte in, two out
     source = torch.empty(floor // 2, dtype=torch.uint8, device=device)
@@ -315,29 +327,25 @@ def time_rows(options: Options, problem: Problem, device: str, green: bool) -> l
         "max_blur_sigma": 2.0,
         "out": out,
     }
-    rows = [measure("copy of as many bytes", lambda: target.copy_(source), options, device, floor)]
+    yield measure("copy of as many bytes", lambda: target.copy_(source), options, device, floor)
     if device == "cuda":
-        rows.append(pinned_copy(options, problem))
+        yield pinned_copy(options, problem)
     reason = augment_triton.unusable(device)
     if reason is None and green:
         for name, make in triton_calls(options, problem, device).items():
-            rows.append(_made(name, make, options, device, floor))
+            yield _made(name, make, options, device, floor)
     else:
-        rows.append(Row("triton", note=reason or "not timed: its values are red"))
+        yield Row("triton", note=reason or "not timed: its values are red")
 
     def plain(call: Callable[..., torch.Tensor]) -> Callable[[], torch.Tensor]:
         return lambda: call(problem.views, problem.rows, **options_of_plain)
 
-    rows.append(
-        _made("plain torch, eager", lambda: plain(augment_torch.augment), options, device, floor)
-    )
-    compiled = torch.compile(augment_torch.augment, fullgraph=True)
-    rows.append(
-        _made("plain torch, torch.compile", lambda: plain(compiled), options, device, floor)
-    )
+    yield _made("plain torch, eager", lambda: plain(augment_torch.augment), options, device, floor)
     for name, peer in PEERS.items():
-        rows.append(_made(name, lambda peer=peer: peer(problem.views), options, device, floor))  # type: ignore[misc]
-    return rows
+        yield _made(name, lambda peer=peer: peer(problem.views), options, device, floor)  # type: ignore[misc]
+    if options.only == "all":  # last: Inductor compiles for a minute
+        compiled = torch.compile(augment_torch.augment, fullgraph=True)
+        yield _made("plain torch, torch.compile", lambda: plain(compiled), options, device, floor)
 
 
 def _made(
@@ -363,19 +371,26 @@ def run_tests() -> str:
 
 
 def check(options: Options, device: str) -> Report:
-    """Values, compilation, tests and timings on `device`.
+    """Values, timings, compilation and tests on `device`, as far as `options.only` asks for them.
 
     Where Triton cannot run, the values are those of the plain torch version.
     """
     report = Report(environment(device))
+    lines = Lines(options.json)
+    lines.note("environment", report.environment)
     problem = make_problem(options, device)
     augment = augment_triton.augmenter(options.size, device)
     report.values = check_values(options, problem, augment)
     report.green = all(verdict.startswith("ok") for verdict in report.values.values())
-    if importlib.util.find_spec("triton") is not None and options.tests:
+    lines.note("values", report.values)
+    if options.only == "values":
+        return report
+    for row in time_rows(options, problem, device, report.green):
+        report.rows.append(row)
+        lines.note(row.name, dataclasses.asdict(row))
+    if options.only == "all" and importlib.util.find_spec("triton") is not None and options.tests:
         report.compiled = table()
         report.tests = run_tests()
-    report.rows = time_rows(options, problem, device, report.green)
     return report
 
 
@@ -434,7 +449,7 @@ def main(options: Options) -> int:
 
     Returns 0 where values and tests are green, 1 where one is not, 2 without a CUDA device.
     """
-    if not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         built = (
             f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         )
@@ -443,7 +458,9 @@ def main(options: Options) -> int:
             file=sys.stderr,
         )
         return 2
-    report = check(options, "cuda")
+    report = check(options, options.device)
+    if options.json is not None:
+        return int(not report.green)
     text = markdown(report, options)
     options.report.with_suffix(".md").write_text(text)
     options.report.with_suffix(".json").write_text(

@@ -24,7 +24,7 @@ from maskco_fast.loaders.system.cpus import usable_cpus
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.pictures.detections import detections_picture
 from maskco_fast.progress import ProgressLines, duration
-from maskco_fast.training.devices import choose_device, keep_freed_memory
+from maskco_fast.training.devices import choose_device, configure_cuda, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
@@ -113,6 +113,8 @@ def make_trainer(
     )
     method = DetectionMethod(detector, seed=run.seed, rank=world.rank)
     trainer = Trainer(run, method, loader, world)  # type: ignore[arg-type]
+    # Images differ in size, so that cuDNN would time its algorithms in nearly every step.
+    configure_cuda(trainer.device, tf32=run.tf32, cudnn_benchmark=False)
     tester = Tester(
         config,
         val,

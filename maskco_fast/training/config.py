@@ -71,8 +71,8 @@ class RunConfig:
     compile: bool = field(default=False, metadata=MAY_CHANGE)
     """Pass the method through torch.compile (on the CPU this requires a C++ compiler)."""
     cuda_graphs: bool = field(default=False, metadata=MAY_CHANGE)
-    """Use torch.compile with CUDA graphs for the forward and backward pass. CUDA only; not yet run
-    on a GPU."""
+    """Use torch.compile with CUDA graphs for the forward and backward pass, without --accumulate.
+    CUDA only; not yet run on a GPU."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
@@ -86,6 +86,12 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.cuda_graphs and self.accumulate > 1:
+            raise InvalidInput(
+                f"`accumulate` must be 1 with `cuda_graphs`, got {self.accumulate}: a graph's next "
+                "replay overwrites the outputs of the micro-batch before. Omit --cuda-graphs, or "
+                "lower --batch-size instead of using --accumulate."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

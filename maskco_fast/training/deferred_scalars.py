@@ -86,8 +86,12 @@ class DeferredScalars:
                 self._lines, times, means, longest_waits, sample_ids
             )
         ]
-        self._scalars = []
-        self._lines = []
-        self._sample_ids = []
-        self._timings = []
+        self.forget()
         return records
+
+    def forget(self) -> None:
+        """Drop the kept steps."""
+        self._scalars.clear()
+        self._lines.clear()
+        self._sample_ids.clear()
+        self._timings.clear()

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -86,6 +86,35 @@ def learning_rate(config: OptimizerConfig, batch_size: int, step: int, steps: in
         passed = sum(step / steps >= milestone for milestone in config.milestones)
         return peak * ramp * config.drop**passed
     return peak * ramp * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+class LearningRate:
+    """The rate of all of an optimiser's parameter groups, as a number or as a tensor.
+
+    A tensor keeps its address from step to step, so that a graph of the step reads each step's
+    rate; setting it queues one small kernel and does not wait.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, tensor: torch.Tensor | None) -> None:
+        """`tensor`: a float32 scalar on the parameters' device; None for a number."""
+        self._optimizer = optimizer
+        self._tensor = tensor
+        self._rate: float | None = None
+
+    def set(self, rate: float) -> None:
+        """Set the rate of the next step."""
+        self._rate = rate
+        if self._tensor is not None:
+            self._tensor.fill_(rate)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate if self._tensor is None else self._tensor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state, the rate in it a number, the same on every device."""
+        state = self._optimizer.state_dict()
+        if self._rate is not None:
+            state["param_groups"] = [{**group, "lr": self._rate} for group in state["param_groups"]]
+        return state
 
 
 def make_optimizer(
@@ -185,5 +214,9 @@ class LARS(torch.optim.Optimizer):
             for parameter in parameters
         ]
         torch._foreach_mul_(speeds, group["momentum"])
-        torch._foreach_add_(speeds, decayed, alpha=group["lr"])
+        if isinstance(group["lr"], torch.Tensor):  # as `alpha` it would be read by the host
+            torch._foreach_mul_(decayed, group["lr"])
+            torch._foreach_add_(speeds, decayed)
+        else:
+            torch._foreach_add_(speeds, decayed, alpha=group["lr"])
         torch._foreach_sub_(parameters, speeds)

@@ -26,7 +26,7 @@ from maskco_fast.training.devices import autocast, choose_device, choose_precisi
 from maskco_fast.training.distributed import World, average_running_statistics
 from maskco_fast.training.meter import StepMeter, make_clock
 from maskco_fast.training.metrics import Metrics
-from maskco_fast.training.optimizer import learning_rate, make_optimizer
+from maskco_fast.training.optimizer import LearningRate, learning_rate, make_optimizer
 from maskco_fast.training.signals import StopSignal
 
 
@@ -111,6 +111,8 @@ class Trainer:
             config.optimizer,
             heads=self.method.head_parameters() if heads_differ else (),
         )
+        rate = torch.zeros((), device=self.device) if self.device.type == "cuda" else None
+        self._learning_rate = LearningRate(self.optimizer, rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step = 0
         self._parallel = self._make_parallel() if self.world.size > 1 else None
@@ -251,7 +253,7 @@ class Trainer:
             "config": config,
             "steps_done": self.step,
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._learning_rate.state_dict(),
             "scaler": self.scaler.state_dict(),
             "loader": self.loader.state_dict(),
             "random": random,
@@ -332,8 +334,10 @@ class Trainer:
         sample_id = fetched.batch.sample_id
         batch = fetched.batch.to(self.device, non_blocking=True)
         rate = learning_rate(config.optimizer, config.batch_size, self.step, config.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self._learning_rate.set(rate)
+        if config.cuda_graphs:
+            # The graphs' memory of the last step may be reused.
+            torch.compiler.cudagraph_mark_step_begin()
         self.optimizer.zero_grad(set_to_none=True)
         scalars = self._gradients(batch)
         self.scaler.step(self.optimizer)

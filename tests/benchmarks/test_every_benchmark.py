@@ -13,7 +13,7 @@ from benchmarks.correctness import processes
 from benchmarks.gpu import compile as gpu_compile
 
 ROOT = pathlib.Path(__file__).parents[2]
-FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
+FILES = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if path.name != "__init__.py")
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 COMMANDS = [
     module for module, path in zip(MODULES, FILES) if "__main__" in path.read_text(encoding="utf-8")

@@ -18,7 +18,12 @@ from maskco_fast.loaders import Batch
 from maskco_fast.methods.base import Method
 from maskco_fast.methods.registry import METHODS
 from maskco_fast.training.config import TrainConfig
-from maskco_fast.training.optimizer import LARS, OptimizerConfig, make_optimizer
+from maskco_fast.training.optimizer import (
+    LARS,
+    LearningRate,
+    OptimizerConfig,
+    make_optimizer,
+)
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import Trainer
@@ -109,6 +114,7 @@ def test_nothing_is_read_from_or_sent_to_cuda(name):
         warnings.simplefilter("ignore")  # there is no CUDA
         on_cuda(method)
         optimizer = make_optimizer(method.parameters(), config.optimizer)
+        rate = LearningRate(optimizer, torch.empty((), device="cuda"))
         batch = empty_batch(method)
         for _ in range(2):
             for parameter in method.parameters():
@@ -116,6 +122,7 @@ def test_nothing_is_read_from_or_sent_to_cuda(name):
                     parameter.grad = torch.empty_like(parameter)
             with Watch() as watch:
                 assert method(batch)["loss"].device.type == "cuda"
+                rate.set(0.5)
                 if isinstance(optimizer, LARS):
                     optimizer.step()
                 method.after_step(0.5)

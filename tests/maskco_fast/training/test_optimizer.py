@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from maskco_fast.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from maskco_fast.training.optimizer import (
+    LearningRate,
+    OptimizerConfig,
+    learning_rate,
+    make_optimizer,
+)
 
 LARS = OptimizerConfig(name="lars", learning_rate=0.3, weight_decay=0.01, trust=0.02)
 
@@ -109,3 +114,31 @@ def test_heads_have_their_own_decay():
 def test_a_wrong_setting_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_a_rate_in_a_tensor_trains_as_a_number(name):
+    """As a graph of the whole step needs it; the checkpoint holds a number in both cases."""
+    config = OptimizerConfig(name=name, weight_decay=0.01, trust=0.02)
+    networks = [nn.Linear(4, 3) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    optimizers = [make_optimizer(network.parameters(), config) for network in networks]
+    tensor = torch.zeros(())
+    rates = [LearningRate(optimizers[0], None), LearningRate(optimizers[1], tensor)]
+    inputs = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    for value in (0.5, 0.25, 0.125):
+        for network, optimizer, rate in zip(networks, optimizers, rates):
+            rate.set(value)
+            optimizer.zero_grad()
+            network(inputs).square().sum().backward()
+            optimizer.step()
+        assert all(group["lr"] is tensor for group in optimizers[1].param_groups)
+        assert tensor.item() == value
+    for number, in_tensor in zip(networks[0].parameters(), networks[1].parameters()):
+        torch.testing.assert_close(in_tensor, number)
+    groups = [rate.state_dict()["param_groups"] for rate in rates]
+    assert groups[0] == groups[1]
+    assert [group["lr"] for group in groups[1]] == [0.125] * len(groups[1])
+    optimizers[1].load_state_dict(rates[0].state_dict())  # a checkpoint of a CPU
+    rates[1].set(0.0625)
+    assert all(group["lr"] is tensor for group in optimizers[1].param_groups)
