@@ -180,7 +180,7 @@ def _report(
         detections_picture(val, evaluation.found, out / "detections.png", count=config.pictures)
     if config.json != "-":
         print(table(result), flush=True)
-    write_result(result, config.json)
+    write_result("detect", result, config.json, config.weights)
 
 
 def _tests(config: DetectConfig) -> list[dict[str, float]]:

@@ -82,7 +82,7 @@ def distance(config: DistanceConfig) -> int:
         "seed": config.seed,
         "weights": weights.description,
     }
-    write_result(result, config.json)
+    write_result("distance", result, config.json, config.weights)
     if config.json != "-":
         print(_as_text(result))
     return SUCCESS

@@ -26,7 +26,8 @@ class KnnConfig(EvaluationOptions):
     batch_size: int = 256
     """Images a batch on each process."""
     json: str | None = None
-    """Write the result to this file as JSON; "-" for stdout."""
+    """Also write the result to this file; "-" for stdout. A run folder that `weights` names gets it
+    as knn.json in any case."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,4 +115,4 @@ def _report(config: KnnConfig, weights: Weights, result: dict[str, Any]) -> None
     for label, measured in (("", result), (" recalibrated", result.get("recalibrated"))):
         for row in measured["settings"] if measured else ():
             say(f"top-1 {row['top1']:.2f} %{label} (k {row['k']}, T {row['temperature']:g})")
-    write_result(result, config.json)
+    write_result("knn", result, config.json, config.weights)

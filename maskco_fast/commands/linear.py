@@ -155,7 +155,7 @@ def linear(config: LinearConfig) -> int:
             _draw(run, weights, found, config.run_dir / "layers.png")
             print_table(weights, found, images)
             say(f"done in {duration(time.monotonic() - began)}; {config.run_dir / 'linear.json'}")
-            write_result(result, config.json)
+            write_result("linear", result, config.json, config.weights)
     return SUCCESS
 
 

@@ -60,7 +60,7 @@ def mph(config: MphConfig) -> int:
     result = _result(names, layers)
     result.update(images=len(names), size=size, weights=weights.description)
     _draw(config.out, names, images, layers, weights.description)
-    write_result(result, config.json)
+    write_result("mph", result, config.json, config.weights)
     if config.json != "-":
         print(_as_text(result, layers))
         print(f"{config.out}: {len(names)} images")

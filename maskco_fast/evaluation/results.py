@@ -1,6 +1,6 @@
 """Results of evaluations in a run folder: `linear.json`, `knn.json` and so on.
 
-The commands write them with `--json`; `export` and `report` read them.
+The evaluating commands keep them where `--weights` names a run; `export` and `report` read them.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from maskco_fast.errors import say
 from maskco_fast.loaders.system.files import write_json
 
 RESULT_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -93,8 +94,18 @@ def shown(name: str, value: float) -> str:
     return f"{value:.4g}"
 
 
-def write_result(result: Mapping[str, Any], out: str | None) -> None:
-    """Write a result as JSON to the file `out`, to stdout for "-", or nowhere for None."""
+def write_result(command: str, result: Mapping[str, Any], out: str | None, weights: str) -> None:
+    """Write a result as JSON to the file `out`, to stdout for "-", or nowhere for None.
+
+    Where `weights` names a run folder, `COMMAND.json` is kept there too, for `report` and `export`;
+    a folder that cannot be written to is said.
+    """
+    if os.path.isdir(weights):
+        kept = pathlib.Path(weights, f"{command}.json")
+        try:
+            write_json(kept, result)
+        except OSError as error:
+            say(f"{kept} was not written, so reports and exports lack this result: {error}")
     if out == "-":
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(result, indent=1))
