@@ -50,6 +50,7 @@ def make_loader(
     index_folder: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
     remote: RemoteConfig | None = None,
+    loader_process: bool = False,
 ) -> Loader:
     """Make a loader of this rank's batches; see `Loader` for its contract and `Batch` for a batch.
 
@@ -80,6 +81,8 @@ def make_loader(
     - `index_folder`: where the indexes of the shards are stored (default: the cache folder).
     - `progress`: called after each shard is indexed.
     - `remote`: how shards named by http://, https://, s3:// or pipe: are read.
+    - `loader_process`: make the batches in a process of their own, for programs whose Python keeps
+      the interpreter lock; see `ProcessLoader`. The batches are the same.
 
     Raises FileNotFoundError where a pattern matches nothing or a server lacks a shard, RemoteError
     where a server fails (the iterator may raise both too), EmptyDataset where no sample is usable,
@@ -133,4 +136,25 @@ def make_loader(
             "`labels` and `classes` must be given to `open_dataset`, not with an open dataset, "
             f"whose labels are {shards.labels!r}"
         )
-    return loader_class(shards, config, max_bad_share=max_bad_share)
+    if not loader_process:
+        return loader_class(shards, config, max_bad_share=max_bad_share)
+    if name == "dali" and config.seam:
+        raise InvalidInput(
+            "`loader_process` must be False for the dali loader on a device, where its graph runs: "
+            "leave loader_process out, or choose another backend"
+        )
+    if shards.opened_with is None:
+        raise InvalidInput(
+            "`loader_process` must be False for a dataset that `open_dataset` did not open, which "
+            "another process cannot open again: leave loader_process out"
+        )
+    from .process import Opening, ProcessLoader  # memfd and sockets: not on every system
+
+    opening = Opening(
+        dataset=shards.opened_with,
+        fingerprint=shards.fingerprint,
+        loader=loader_class,
+        config=config,
+        max_bad_share=max_bad_share,
+    )
+    return ProcessLoader(shards, config, opening)

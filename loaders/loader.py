@@ -179,6 +179,12 @@ class Loader(ABC):
             current.close()
         self._current = None
 
+    def _rendered(
+        self, rank: int, world_size: int, batches: int
+    ) -> Generator[Rendered, None, None]:
+        """Render this rank's next `batches` batches from the present epoch and position."""
+        return self._run(self._requests(rank, world_size, batches))
+
     def _requests(self, rank: int, world_size: int, batches: int) -> Iterator[Request]:
         epoch = self._epoch
         for indices in self.dataset.batches(
@@ -309,7 +315,7 @@ class _EpochIterator:
                 "or pass more shards"
             )
         self._global_batch = loader.config.batch_size * world_size
-        rendered = loader._run(loader._requests(rank, world_size, self._left))
+        rendered = loader._rendered(rank, world_size, self._left)
         self._batches = loader._deliver(_without_left_out(rendered, self._passed))
         loader._current = weakref.ref(self)
 

@@ -28,6 +28,17 @@ class BadSample:
     """Either "index" (found while indexing) or "decode" (decoding failed)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class News:
+    """What the quarantine of another process has found; see `Quarantine.news`."""
+
+    entries: tuple[BadSample, ...] = ()
+    failed: tuple[int, ...] = ()
+    """Numbers of samples that failed to decode."""
+    decoded: int = 0
+    """Samples that decoded."""
+
+
 class Quarantine:
     """Collects bad samples from any thread and ends a run in which too many fail to decode.
 
@@ -55,6 +66,10 @@ class Quarantine:
         self._failed: set[int] = set()
         self._noted: set[BadSample] = set()
         self._decoded = 0
+        self._told_entries = len(self.entries)
+        self._told_decoded = 0
+        self._untold_failures: list[int] = []
+        """What `news` has said, and what it has yet to say."""
         self._lock = threading.Lock()
 
     @property
@@ -76,6 +91,7 @@ class Quarantine:
             if index in self._failed:
                 return
             self._failed.add(index)
+            self._untold_failures.append(index)
             self.entries.append(sample)
             failed = len(self._failed)
             too_many = failed >= self.MIN_FAILURES and failed > self.max_share * self.tried
@@ -88,6 +104,26 @@ class Quarantine:
             if sample not in self._noted:
                 self._noted.add(sample)
                 self.entries.append(sample)
+
+    def news(self) -> "News":
+        """What was found since the last call, for another process's `absorb`."""
+        with self._lock:
+            entries, decoded = len(self.entries), self._decoded
+            news = News(
+                entries=tuple(self.entries[self._told_entries :]),
+                failed=tuple(self._untold_failures),
+                decoded=decoded - self._told_decoded,
+            )
+            self._told_entries, self._told_decoded = entries, decoded
+            self._untold_failures.clear()
+        return news
+
+    def absorb(self, news: "News") -> None:
+        """Take over what the quarantine of another process has found."""
+        with self._lock:
+            self.entries += [entry for entry in news.entries if entry not in self.entries]
+            self._failed.update(news.failed)
+            self._decoded += news.decoded
 
     def too_many(self) -> TooManyBadSamples:
         """The error that ends the run: counts, the last failure and what to do."""

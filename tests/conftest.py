@@ -1,5 +1,6 @@
 """Fixtures of all tests: generated shards, real images, backends, a cache folder."""
 
+import functools
 import os
 import pathlib
 import signal
@@ -12,12 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 
 from maskco_fast.loaders import LOADERS
-from tests.support.images import (
-    encode,
-    picture,
-    skip_without_packages,
-    write_tar,
-)
+from tests.support.images import skip_without_packages, write_shards
 from tests.support.remote_servers import s3_api  # noqa: F401 a fixture, for every test
 
 
@@ -56,30 +52,9 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture
 def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
-    """A function that writes tar shards of generated JPEGs and returns their paths.
+    """`write_shards` into the test's own folder."""
 
-    `samples` per shard; samples numbered `bad` have a sound header and do not decode.
-    """
-
-    def make(
-        shards: int = 2, samples: int = 20, bad: tuple[int, ...] = (), side: int = 64
-    ) -> list[str]:
-        paths = []
-        for shard in range(shards):
-            members = {}
-            for number in range(samples):
-                key = f"{shard * samples + number:06d}"
-                shape = (side + number % 5 * 7, side + number % 3 * 11)
-                data = encode(picture(*shape, seed=shard * samples + number), quality=90)
-                if shard * samples + number in bad:  # damage the first Huffman table
-                    table = data.index(b"\xff\xc4") + 5
-                    data = data[:table] + b"\xff" * 16 + data[table + 16 :]
-                members[f"{key}.jpg"] = data
-                members[f"{key}.cls"] = str(number % 4).encode()
-            paths.append(str(write_tar(tmp_path / f"shard-{shard:04d}.tar", members)))
-        return paths
-
-    return make
+    return functools.partial(write_shards, tmp_path)
 
 
 @pytest.fixture(params=sorted(LOADERS))

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class Dataset:
     ) -> None:
         """`labels`, `classes`: as for `open_dataset`; the shards are indexed with these labels."""
         self.shards = list(shards)
+        self.opened_with: dict[str, Any] | None = None
+        """Arguments with which `open_dataset` makes the same dataset in another process."""
         self.labels: str | None = None if labels is None else str(labels)
         """The option `labels` by which the dataset was opened."""
         self.classes: tuple[str, ...] | None = None

@@ -52,6 +52,29 @@ def open_dataset(
     are mixed with other shards, streamed or remote, and where a sample has no label or one that is
     not in the class list.
     """
+    shards = shards if isinstance(shards, str | os.PathLike) else list(shards)
+    dataset = _open(shards, labels, classes, index_folder, threads, progress, remote)
+    dataset.opened_with = {
+        "shards": shards,
+        "labels": labels,
+        "classes": classes,
+        "index_folder": index_folder,
+        "threads": threads,
+        "remote": remote,
+    }
+    return dataset
+
+
+def _open(
+    shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    labels: str | None,
+    classes: Sequence[str] | None,
+    index_folder: str | os.PathLike[str] | None,
+    threads: int | None,
+    progress: Progress,
+    remote: RemoteConfig | None,
+) -> Dataset:
+    """Choose the class that reads these shards."""
     source, listed = check_options(labels, classes)
     paths = expand(shards)
     remote = remote or RemoteConfig()

@@ -60,3 +60,30 @@ def write_tar(
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def write_shards(
+    folder: pathlib.Path,
+    shards: int = 2,
+    samples: int = 20,
+    bad: tuple[int, ...] = (),
+    side: int = 64,
+) -> list[str]:
+    """Write tar shards of generated JPEGs into `folder`; returns their paths.
+
+    `samples` per shard; samples numbered `bad` have a sound header and do not decode.
+    """
+    paths = []
+    for shard in range(shards):
+        members = {}
+        for number in range(samples):
+            key = f"{shard * samples + number:06d}"
+            shape = (side + number % 5 * 7, side + number % 3 * 11)
+            data = encode(picture(*shape, seed=shard * samples + number), quality=90)
+            if shard * samples + number in bad:  # damage the first Huffman table
+                table = data.index(b"\xff\xc4") + 5
+                data = data[:table] + b"\xff" * 16 + data[table + 16 :]
+            members[f"{key}.jpg"] = data
+            members[f"{key}.cls"] = str(number % 4).encode()
+        paths.append(str(write_tar(folder / f"shard-{shard:04d}.tar", members)))
+    return paths
