@@ -14,7 +14,7 @@ Shards:
   tar            the members of a tar archive
   headers        format, size and completeness of encoded images
 Training:
-  batch_norm     BatchNorm fused with the residual sum and ReLU
+  batch_norm/    BatchNorm of groups fused with the residual sum and ReLU: Numba, Triton
 Shared:
   compiler/      Numba with a disk cache, SIMD vectors, half precision, threads
   errors         the base classes of deliberate errors

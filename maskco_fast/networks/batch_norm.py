@@ -1,7 +1,7 @@
 """BatchNorm modules: statistics per group or over all processes, fused with residual sum and ReLU.
 
-This is the torch half; the arithmetic on CPUs is in `kernels/batch_norm.py`. Other devices, and
-shapes that those kernels do not support, use torch's operators, which are the reference.
+This is the torch half; the arithmetic is in `kernels/batch_norm/`: Numba on CPUs, Triton on CUDA.
+Other devices, and tensors that those kernels do not support, use torch's operators.
 
 Shapes: N images or vectors, C channels, G groups, R rows (a group's images times their pixels).
 """
@@ -22,7 +22,8 @@ from torch.nn import functional
 from torch.nn.modules._functions import SyncBatchNorm as SyncBatchNormFunction
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from maskco_fast.kernels import batch_norm as kernels
+from maskco_fast.kernels.batch_norm import numba as kernels
+from maskco_fast.kernels.batch_norm import triton as operators
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.networks.collectives import rank_and_size
 from maskco_fast.networks.config import group_length
@@ -42,8 +43,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     of one GPU's running statistics, with less noise. In eval mode it is ordinary BatchNorm.
     Parameters and buffers are `nn.BatchNorm2d`'s, so weights fit torchvision's networks.
 
-    Without the CPU kernels, each group runs torch's fused operator, under autocast too: slices
-    along N keep the channels-last layout. More than one group costs one copy to join the outputs.
+    Without the kernels, each group runs torch's fused operator, under autocast too: slices along N
+    keep the channels-last layout. More than one group costs one copy to join the outputs.
     """
 
     def __init__(self, channels: int, *, group_size: int, **options: Any) -> None:
@@ -62,8 +63,11 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         length = group_length(len(input), self.group_size)
         rows = length * input.shape[2] * input.shape[3]
         # With a single row the variance is undefined: torch's operator raises its error.
-        if rows > 1 and self._is_usual() and _fits(input, residual):
-            return self._fused(input, residual, relu, length)
+        if rows > 1 and self._is_usual():
+            if operators.fits(input, residual):
+                return self._on_cuda(input, residual, relu, length)
+            if _fits(input, residual):
+                return self._fused(input, residual, relu, length)
         if length == len(input):
             return _finish(super().forward(input), residual, relu)
         if self.momentum is None or self.running_mean is None or self.running_var is None:
@@ -91,6 +95,23 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         """Whether scale, momentum and running statistics are a ResNet's, as the kernels require."""
         usual = self.affine and self.momentum is not None and self.running_mean is not None
         return usual and self.weight.dtype == torch.float32
+
+    def _on_cuda(
+        self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int
+    ) -> torch.Tensor:
+        """Run the CUDA kernels on groups of `length` images and update the running statistics."""
+        mean_GC, inverse_GC = operators.statistics(
+            input.detach(),
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+            len(input) // length,
+            self.momentum,
+            self.eps,
+        )
+        return operators.normalise(
+            input, residual, self.weight, self.bias, mean_GC, inverse_GC, relu
+        )
 
     def _fused(
         self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int
@@ -313,11 +334,19 @@ def fork(x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a block's input (N, C, H, W) and the residual: every `stride`-th of its pixels.
 
     Equals `x, x[:, :, ::stride, ::stride]`. torch adds the gradients of those two in more passes,
-    one of them over a tensor of mostly zeros; here it is one pass.
+    one of them over a tensor of mostly zeros; here it is one pass. On CUDA only where the stride is
+    above 1: torch's sum of two whole gradients is one pass there.
     """
-    if torch.is_grad_enabled() and _fits(x, None):
+    if sums_forks(x) and (stride > 1 or x.device.type == "cpu"):
         return _Fork.apply(x, stride)
     return x, x[:, :, ::stride, ::stride]
+
+
+def sums_forks(x: torch.Tensor) -> bool:
+    """Whether `fork` sums the gradients of this tensor by a kernel."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False  # Inductor fuses the sum itself
+    return operators.fits(x, None) or _fits(x, None)
 
 
 class _Fork(torch.autograd.Function):
@@ -326,19 +355,25 @@ class _Fork(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.stride = stride
-        return x.view_as(x), x[:, :, ::stride, ::stride]
+        residual = x[:, :, ::stride, ::stride]
+        if operators.fits(x, None):
+            # Copied once: a convolution would copy it in the forward pass and in the backward.
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        return x.view_as(x), residual
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, gradient: torch.Tensor, residual_gradient: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
-        if ctx.stride > 1:
-            total = gradient.clone(memory_format=torch.channels_last)
-            total[:, :, :: ctx.stride, :: ctx.stride] += residual_gradient
-            return total, None
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         residual_gradient = residual_gradient.contiguous(memory_format=torch.channels_last)
+        if operators.fits(gradient, None):
+            return operators.fork_gradient(gradient, residual_gradient, ctx.stride), None
+        if ctx.stride > 1:
+            total = gradient.clone()
+            total[:, :, :: ctx.stride, :: ctx.stride] += residual_gradient
+            return total, None
         total = torch.empty_like(gradient)
         flat = _flat(gradient)
         kernels.add(*_threads(flat), flat, _flat(residual_gradient), _flat(total))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from maskco_fast.networks.batch_norm import fork
+from maskco_fast.networks.batch_norm import fork, sums_forks
 
 
 class FusedBasicBlock(BasicBlock):
@@ -39,6 +39,8 @@ def _fork(block: BasicBlock | Bottleneck, x: torch.Tensor) -> tuple[torch.Tensor
     if block.downsample is None:
         return fork(x, 1)
     convolution, norm = block.downsample
+    if x.device.type != "cpu" and not sums_forks(x):
+        return x, norm(convolution(x))  # torch's gradient of a slice is two copies, mostly of zeros
     # The strided slice commutes with the 1×1 convolution, which then reads contiguous pixels.
     x, residual = fork(x, convolution.stride[0])
     return x, norm(pointwise(convolution, residual))

@@ -5,8 +5,6 @@ call writes into a poisoned buffer with margins, so that any test fails if eleme
 or are written outside.
 """
 
-import multiprocessing
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,6 +31,7 @@ from tests.support.augmentation import (
     make_rows,
     make_views,
 )
+from tests.support.interpreter import triton_interpreter
 
 MARGIN = 64
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
@@ -91,17 +90,7 @@ def run_on(
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A child process in which Triton interprets its kernels on the CPU."""
     pytest.importorskip("triton")
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        pool.submit(os.getpid).result()  # the child starts, with this environment
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
-    with pool:
+    with triton_interpreter() as pool:
         yield pool
 
 

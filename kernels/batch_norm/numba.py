@@ -16,10 +16,10 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import overload
 
-from .compiler.half_precision import bfloat16_bits, from_bfloat16
-from .compiler.jit import inline_jit, jit
-from .compiler.threads import in_parts
-from .compiler.vector import broadcast, load, multiply_add, prefetch, select, store
+from ..compiler.half_precision import bfloat16_bits, from_bfloat16
+from ..compiler.jit import inline_jit, jit
+from ..compiler.threads import in_parts
+from ..compiler.vector import broadcast, load, multiply_add, prefetch, select, store
 
 LANES = 16
 """Channels in a vector."""
