@@ -90,7 +90,8 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def _pil(data: bytes) -> Image.Image:
+def pil_image(data: bytes) -> Image.Image:
+    """Decode by Pillow."""
     with Image.open(io.BytesIO(data)) as image:
         return image.convert("RGB")
 
@@ -119,7 +120,7 @@ def torchvision_pil(dataset: Dataset, setting: Setting) -> Epochs:
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    return _data_loader(_Images(dataset, _pil, _TwoCrops(transform)), setting)
+    return _data_loader(_Images(dataset, pil_image, _TwoCrops(transform)), setting)
 
 
 def _v2_transform(size: int) -> v2.Compose:
@@ -145,26 +146,33 @@ def lightly_moco(dataset: Dataset, setting: Setting) -> Epochs:
     """lightly's MoCoV2Transform, which makes both views of a Pillow image."""
     from lightly.transforms import MoCoV2Transform
 
-    return _data_loader(_Images(dataset, _pil, MoCoV2Transform(input_size=setting.size)), setting)
+    return _data_loader(
+        _Images(dataset, pil_image, MoCoV2Transform(input_size=setting.size)), setting
+    )
 
 
-def kornia_batched(dataset: Dataset, setting: Setting) -> Epochs:
-    """Crops in DataLoader workers, everything else by kornia on the whole batch."""
+def kornia_colours() -> torch.nn.Module:
+    """MoCo v2's augmentation after the crop, by kornia, of float views (N, 3, size, size)."""
     import kornia.augmentation as K
 
-    crop = v2.Compose(
-        [
-            v2.RandomResizedCrop(setting.size, scale=(0.2, 1.0), antialias=True),
-            v2.ToDtype(torch.float32, scale=True),
-        ]
-    )
-    augment = K.AugmentationSequential(
+    return K.AugmentationSequential(
         K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
         K.RandomGrayscale(p=0.2),
         K.RandomGaussianBlur((23, 23), (0.1, 2.0), p=0.5),
         K.RandomHorizontalFlip(p=0.5),
         K.Normalize(torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)),
         data_keys=["input"],
+    )
+
+
+def kornia_batched(dataset: Dataset, setting: Setting) -> Epochs:
+    """Crops in DataLoader workers, everything else by kornia on the whole batch."""
+    augment = kornia_colours()
+    crop = v2.Compose(
+        [
+            v2.RandomResizedCrop(setting.size, scale=(0.2, 1.0), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
     )
     torch.set_num_threads(setting.workers)
     crops = _data_loader(_Images(dataset, _tensor, _TwoCrops(crop)), setting)

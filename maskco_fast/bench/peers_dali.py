@@ -1,5 +1,7 @@
-"""DALI's own operators on the CPU, as its users would write them, for the bench."""
+"""DALI's own operators, as its users would write them, for the bench."""
 
+import itertools
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 
 from maskco_fast.bench.peers import Epochs
+from maskco_fast.bench.peers_gpu import cuda_device, finish
 from maskco_fast.bench.setting import Setting
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
@@ -48,27 +51,33 @@ def colour_and_normalise(images: Any, dtype: Any, mirror: Any = 0) -> Any:
     )
 
 
-def dali_stock(dataset: Dataset, setting: Setting) -> Epochs:
-    """MoCo v2 by DALI's own operators, from the tar shards through its webdataset reader."""
+def dali_stock(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) -> Epochs:
+    """MoCo v2 by DALI's own operators, from the tar shards through its webdataset reader.
+
+    `on_gpu`: decoded by nvJPEG and augmented on the CUDA device; not yet run on a GPU.
+    """
+    device = cuda_device("DALI's GPU operators") if on_gpu else torch.device("cpu")
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
+    place, decoder = ("gpu", "mixed") if device.type == "cuda" else ("cpu", "cpu")
+
     def view(images: Any) -> Any:
         crop = fn.random_resized_crop(
-            images, size=setting.size, random_area=(0.2, 1.0), device="cpu"
+            images, size=setting.size, random_area=(0.2, 1.0), device=place
         )
         return colour_and_normalise(crop, types.FLOAT, mirror=fn.random.coin_flip())
 
     @pipeline_def(
         batch_size=setting.batch_size,
         num_threads=setting.workers,
-        device_id=None,
+        device_id=device.index,
         enable_conditionals=True,
     )
     def moco_v2() -> Any:
         paths = [shard.path for shard in dataset.shards]
         jpegs = fn.readers.webdataset(paths=paths, ext=["jpg"], random_shuffle=True, name="reader")
-        images = fn.decoders.image(jpegs, device="cpu", output_type=types.RGB)
+        images = fn.decoders.image(jpegs, device=decoder, output_type=types.RGB)
         return view(images), view(images)
 
     iterator = DALIGenericIterator(
@@ -86,7 +95,73 @@ def dali_stock(dataset: Dataset, setting: Setting) -> Epochs:
                 outputs = next(iterator)
             except StopIteration:  # the epoch ended, and auto_reset began the next
                 outputs = next(iterator)
+            finish(device)
             yield [outputs[0]["query"], outputs[0]["key"]]  # a list with a dictionary a pipeline
+
+    return epoch
+
+
+def dali_dynamic(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) -> Epochs:
+    """MoCo v2 in DALI's dynamic mode: operators called one by one from Python, without a graph.
+
+    `on_gpu`: as for `dali_stock`.
+    """
+    device = cuda_device("DALI's GPU operators") if on_gpu else torch.device("cpu")
+    import nvidia.dali.experimental.dynamic as ndd
+    from nvidia.dali import types
+
+    place = "gpu" if device.type == "cuda" else "cpu"
+    count_of = {"batch_size": setting.batch_size}
+
+    def drawn(low: float, high: float, chosen: Any, neutral: float) -> Any:
+        """A uniform value for each chosen image, `neutral` for the others."""
+        return ndd.random.uniform(range=(low, high), **count_of) * chosen + neutral * (1 - chosen)
+
+    def view(images: Any) -> Any:
+        out = ndd.random_resized_crop(
+            images, size=setting.size, random_area=(0.2, 1.0), device=place
+        )
+        jittered = ndd.random.coin_flip(probability=0.8, **count_of)
+        coloured = ndd.random.coin_flip(probability=0.8, **count_of)
+        out = ndd.color_twist(
+            out,
+            brightness=drawn(0.6, 1.4, jittered, 1),
+            contrast=drawn(0.6, 1.4, jittered, 1),
+            saturation=drawn(0.6, 1.4, jittered, 1) * coloured,
+            hue=drawn(-36.0, 36.0, jittered, 0),
+        )
+        samples = list(out.tensors)
+        blurred = [n for n in range(len(samples)) if random.random() < 0.5]
+        if blurred:
+            sigmas = [random.uniform(0.1, 2.0) for _ in blurred]
+            some = ndd.gaussian_blur(
+                ndd.batch([samples[n] for n in blurred]),
+                sigma=ndd.batch(np.array(sigmas, np.float32)),
+                window_size=BLUR_WINDOW,
+            )
+            for n, sample in zip(blurred, some.tensors):
+                samples[n] = sample
+        out = ndd.crop_mirror_normalize(
+            ndd.batch(samples),
+            mirror=ndd.random.coin_flip(**count_of),
+            mean=[255 * mean for mean in IMAGENET_MEAN],
+            std=[255 * std for std in IMAGENET_STD],
+            dtype=types.FLOAT,
+        )
+        return torch.from_dlpack(ndd.as_tensor(out))
+
+    ndd.set_num_threads(setting.workers)
+    reader = ndd.readers.Webdataset(
+        paths=[shard.path for shard in dataset.shards], ext=["jpg"], random_shuffle=True
+    )
+
+    def epoch(count: int) -> Iterator[Any]:
+        batches = max(count // setting.batch_size, 1)
+        for (jpegs,) in itertools.islice(reader.next_epoch(**count_of), batches):
+            images = ndd.decoders.image(jpegs, device=place, output_type=types.RGB)
+            views = [view(images), view(images)]
+            finish(device)
+            yield views
 
     return epoch
 

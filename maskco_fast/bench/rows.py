@@ -6,6 +6,7 @@ from the same encoded bytes. A peer's package is imported in its own row's proce
 """
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskco_fast.bench import parity, peers, peers_dali, peers_ffcv
+from maskco_fast.bench import parity, peers, peers_dali, peers_ffcv, peers_gpu
+from maskco_fast.bench.peers_gpu import cuda_device, finish
 from maskco_fast.bench.setting import Running, Setting
 from maskco_fast.kernels.errors import InvalidInput, MissingPackage
 from maskco_fast.loaders import LOADERS, Dataset, Loader, ViewConfig, make_loader, open_dataset
@@ -29,10 +31,14 @@ class Ours(Running):
     """One of our loaders, through `make_loader`.
 
     `stage`: "finished" views; "seam", the uint8 crops before colours change; or "without_blur".
+    `on_gpu`: the views are finished there, and a batch counts once they are; not yet run on a GPU.
     The ffcv loader reads the .beton that FFCV's own rows read.
     """
 
-    def __init__(self, setting: Setting, backend: str, stage: str = "finished") -> None:
+    def __init__(
+        self, setting: Setting, backend: str, stage: str = "finished", *, on_gpu: bool = False
+    ) -> None:
+        self._device = cuda_device("our views on a GPU") if on_gpu else torch.device("cpu")
         dataset = open_dataset(setting.shards)
         if backend == "ffcv":
             beton = peers_ffcv.beton_of(dataset)
@@ -56,6 +62,7 @@ class Ours(Running):
             batch_size,
             views=self._views,
             backend=backend,
+            device="cpu" if backend == "reference" else self._device,
             dtype=dtype,
             threads=self.setting.workers,
             decode=self.setting.decode if backend in ("native", "ffcv") else "exact",
@@ -66,6 +73,7 @@ class Ours(Running):
     def epoch(self, images: int) -> Iterator[int]:
         seen = 0
         for batch in self.loader:
+            finish(self._device)
             seen += len(batch)
             yield len(batch)
             if seen >= images:
@@ -78,7 +86,7 @@ class Ours(Running):
             self._make(self._backend, count, dtype) as mine,
             self._make("reference", count, dtype) as reference,
         ):
-            batch, truth = next(iter(mine)), next(iter(reference))
+            batch, truth = next(iter(mine)).to("cpu"), next(iter(reference))
             fast = mine.config.decode == "fast"
         if fast:  # differs by design: the difference is reported, not limited
             apart = parity.compare([batch], [truth])
@@ -178,12 +186,16 @@ class Row:
 
 
 def _ours(
-    backend: str, what: str = "MaskCo's two views and 17 boxes", stage: str = "finished"
+    backend: str,
+    what: str = "MaskCo's two views and 17 boxes",
+    stage: str = "finished",
+    *,
+    on_gpu: bool = False,
 ) -> Row:
     return Row(
         kind="ours",
         what=f"our {backend} loader, {what}",
-        open=lambda setting: Ours(setting, backend, stage),
+        open=lambda setting: Ours(setting, backend, stage, on_gpu=on_gpu),
     )
 
 
@@ -203,12 +215,22 @@ def _peer(
     )
 
 
+def _peer_on_gpu(
+    what: str,
+    parity: str,
+    make: Callable[[Dataset, Setting], peers.Epochs],
+    install: str = "pip install 'maskco-fast[bench]'",
+) -> Row:
+    return _peer(f"{what}, on a GPU", parity, make, install, beside="native_gpu")
+
+
 FREE = "own random crops, no boxes"
 DALI = "pip install 'maskco-fast[dali]'"
 FFCV = (
     "apt-get install g++ pkg-config python3-dev libopencv-dev libturbojpeg0-dev, "
     "then pip install 'maskco-fast[ffcv]'"
 )
+IN_DALI = f"{FREE}; jitter in a fixed order, hue in YIQ"
 SEAM = "two uint8 crops, before colours change"
 
 ROWS: dict[str, Row] = {
@@ -232,8 +254,15 @@ ROWS: dict[str, Row] = {
     ),
     "dali_stock": _peer(
         "DALI on the CPU with its own operators",
-        f"{FREE}; jitter in a fixed order, hue in YIQ",
+        IN_DALI,
         peers_dali.dali_stock,
+        DALI,
+        beside="dali",
+    ),
+    "dali_dynamic": _peer(
+        "DALI's dynamic mode on the CPU, its own operators",
+        IN_DALI,
+        peers_dali.dali_dynamic,
         DALI,
         beside="dali",
     ),
@@ -261,6 +290,36 @@ ROWS: dict[str, Row] = {
         FFCV,
         views=1,
         beside="ffcv_seam",
+    ),
+    "native_gpu": _ours("native", "the same views, finished on a GPU", on_gpu=True),
+    "dali_gpu": _peer_on_gpu(
+        "DALI decoding by nvJPEG, its own operators",
+        IN_DALI,
+        functools.partial(peers_dali.dali_stock, on_gpu=True),
+        DALI,
+    ),
+    "dali_dynamic_gpu": _peer_on_gpu(
+        "DALI's dynamic mode",
+        IN_DALI,
+        functools.partial(peers_dali.dali_dynamic, on_gpu=True),
+        DALI,
+    ),
+    "dali_torchvision": _peer_on_gpu(
+        "Pillow, DALI's torchvision-like transforms",
+        IN_DALI,
+        peers_gpu.dali_torchvision,
+        DALI,
+    ),
+    "nvjpeg": _peer_on_gpu(
+        "nvJPEG by torchvision, its crops, kornia",
+        f"{FREE}; colours in float",
+        peers_gpu.nvjpeg,
+    ),
+    "nvimgcodec": _peer_on_gpu(
+        "nvImageCodec, torchvision's crops, kornia",
+        f"{FREE}; colours in float",
+        peers_gpu.nvimgcodec,
+        DALI,  # brings nvImageCodec
     ),
     "decode_only": Row(
         kind="bound",

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import mmap
 import os
@@ -161,13 +162,14 @@ def test_errors_keep_their_type_and_traceback(make_shards):
 
 def test_other_backends_and_the_seam(shards):
     """Pixels of a backend with memory of its own are copied; nothing is augmented here."""
-    options = {"views": VIEWS, "threads": 1, "backend": "reference", "device": "meta"}
-    with (
-        make_loader(shards, 4, **options) as here,
-        make_loader(shards, 4, loader_process=True, **options) as there,
-    ):
+    make = functools.partial(
+        make_loader, shards, 4, views=VIEWS, threads=1, backend="reference", device="meta"
+    )
+    with make() as here, make(loader_process=True) as there:
         pairs = zip(here._rendered(0, 1, 2), there._rendered(0, 1, 2), strict=True)
         for one, other in pairs:
+            assert isinstance(one.pixels, torch.Tensor)
+            assert isinstance(other.pixels, torch.Tensor)
             assert other.pixels.dtype == torch.uint8
             assert torch.equal(one.pixels, other.pixels)
             assert (one.request.rows == other.request.rows).all()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskco_fast.bench import parity, peers, timing
+from maskco_fast.bench import parity, peers, peers_gpu, rows, timing
 from maskco_fast.bench.harness import RowProcess
 from maskco_fast.bench.rows import ROWS, Ours, Peer, Row
 from maskco_fast.bench.setting import Running, Setting
@@ -274,9 +274,11 @@ def test_a_peer_stands_beside_the_row_that_does_the_same_work() -> None:
     beside = {name: row.beside for name, row in ROWS.items() if row.beside}
     assert beside == {
         "dali_stock": "dali",
+        "dali_dynamic": "dali",
         "dali_roi_resize": "dali_seam",
         "ffcv_ssl": "ffcv_without_blur",
         "ffcv_stock": "ffcv_seam",
+        **dict.fromkeys(GPU_PEERS, "native_gpu"),
     }
     assert all(ROWS[name].kind == "ours" for name in beside.values())
 
@@ -288,10 +290,13 @@ def test_other_rows_yield_their_images(make_shards: MakeShards, name: str) -> No
     running.close()
 
 
+GPU_PEERS = ("dali_gpu", "dali_dynamic_gpu", "dali_torchvision", "nvjpeg", "nvimgcodec")
+
 PACKAGES = {
     "lightly": "lightly",
     "kornia": "kornia",
     "dali_stock": "nvidia.dali",
+    "dali_dynamic": "nvidia.dali",
     "dali_roi_resize": "nvidia.dali",
     "ffcv_stock": "ffcv",
 }
@@ -325,6 +330,51 @@ def test_our_rows_beside_peers_pass_their_gate(make_shards: MakeShards, name: st
     assert row.check_parity().startswith("green")
     assert row.timed(8).images == 8
     row.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        *((name, "cpu") for name in ("native_gpu", "dali_torchvision", "nvjpeg")),
+        *(pytest.param(name, "cuda", marks=pytest.mark.gpu) for name in ("native_gpu", *GPU_PEERS)),
+    ],
+)
+def test_rows_for_a_gpu_yield_their_images(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, name: str, device: str
+) -> None:
+    """On a CPU with its decoders and operators in place of the GPU's. Those of `dali_gpu` and
+    `dali_dynamic_gpu` are the rows `dali_stock` and `dali_dynamic`; nvImageCodec needs CUDA's driver.
+    """
+    if name.startswith("dali"):
+        pytest.importorskip("nvidia.dali")
+    if name == "nvjpeg":
+        pytest.importorskip("kornia")
+    if device == "cpu":
+        for module in (peers_gpu, rows):
+            monkeypatch.setattr(module, "cuda_device", lambda what: torch.device("cpu"))
+        if name == "dali_torchvision":  # asks torch for its CUDA stream, for tensors of the CPU too
+            monkeypatch.setattr(
+                "nvidia.dali.types._get_default_stream_for_array", lambda array: None
+            )
+    row = TimedRow(name, setting(make_shards(1, 8)))
+    assert [row.timed(images).images for images in (8, 4)] == [8, 4]
+    if name == "native_gpu":
+        assert row.check_parity().startswith("green")
+    else:
+        views = next(iter(row._running._epochs(4)))  # type: ignore[attr-defined]
+        assert [view.shape for view in views] == [(4, 3, 64, 64)] * 2
+        assert all(view.device.type == device for view in views)
+        assert all(0.3 < view.float().std() < 2 for view in views)
+    row.close()
+
+
+def test_rows_for_a_gpu_are_a_line_without_one(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("native_gpu", *GPU_PEERS):
+        with pytest.raises(MissingPackage, match="requires a CUDA device, and torch finds none"):
+            ROWS[name].open(setting(make_shards(1, 8)))
 
 
 def test_a_peer_without_its_package_names_the_remedy(make_shards: MakeShards) -> None:
