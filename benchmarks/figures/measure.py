@@ -23,11 +23,12 @@ from maskco_fast.loaders.system.cpus import usable_cpus
 ROWS = (
     *("native", "dali", "ffcv"),
     *("torchvision_pil", "torchvision_v2", "lightly", "kornia", "spdl"),
-    *("dali_stock", "dali_seam", "dali_roi_resize"),
+    *("dali_stock", "dali_dynamic", "dali_seam", "dali_roi_resize"),
     *("ffcv_without_blur", "ffcv_ssl", "ffcv_seam", "ffcv_stock"),
     *("decode_only", "cached_batch"),
 )
-"""All rows of the bench but the reference loader. A row is measured once, for every table."""
+"""All rows of the bench but the reference loader and those on a GPU. A row is measured once, for
+every table."""
 PACKAGES = (
     *("torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg"),
     *("nvidia-dali-cuda130", "ffcv", "lightly", "kornia", "spdl"),

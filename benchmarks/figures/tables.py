@@ -17,6 +17,7 @@ LABELS = {
     "kornia": "kornia on the batch",
     "spdl": "SPDL and torchvision v2",
     "dali_stock": "DALI's own operators",
+    "dali_dynamic": "DALI's dynamic mode",
     "ffcv_ssl": "FFCV-SSL, without blur",
 }
 """Rows that finish two views of each image, by their names in the picture."""

@@ -111,18 +111,19 @@ def dali_dynamic(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) ->
     from nvidia.dali import types
 
     place = "gpu" if device.type == "cuda" else "cpu"
-    count_of = {"batch_size": setting.batch_size}
+    size = setting.batch_size
 
     def drawn(low: float, high: float, chosen: Any, neutral: float) -> Any:
         """A uniform value for each chosen image, `neutral` for the others."""
-        return ndd.random.uniform(range=(low, high), **count_of) * chosen + neutral * (1 - chosen)
+        value = ndd.random.uniform(range=(low, high), batch_size=size)
+        return value * chosen + neutral * (1 - chosen)
 
     def view(images: Any) -> Any:
         out = ndd.random_resized_crop(
             images, size=setting.size, random_area=(0.2, 1.0), device=place
         )
-        jittered = ndd.random.coin_flip(probability=0.8, **count_of)
-        coloured = ndd.random.coin_flip(probability=0.8, **count_of)
+        jittered = ndd.random.coin_flip(probability=0.8, batch_size=size)
+        coloured = ndd.random.coin_flip(probability=0.8, batch_size=size)
         out = ndd.color_twist(
             out,
             brightness=drawn(0.6, 1.4, jittered, 1),
@@ -143,7 +144,7 @@ def dali_dynamic(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) ->
                 samples[n] = sample
         out = ndd.crop_mirror_normalize(
             ndd.batch(samples),
-            mirror=ndd.random.coin_flip(**count_of),
+            mirror=ndd.random.coin_flip(batch_size=size),
             mean=[255 * mean for mean in IMAGENET_MEAN],
             std=[255 * std for std in IMAGENET_STD],
             dtype=types.FLOAT,
@@ -157,7 +158,7 @@ def dali_dynamic(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) ->
 
     def epoch(count: int) -> Iterator[Any]:
         batches = max(count // setting.batch_size, 1)
-        for (jpegs,) in itertools.islice(reader.next_epoch(**count_of), batches):
+        for (jpegs,) in itertools.islice(reader.next_epoch(batch_size=size), batches):
             images = ndd.decoders.image(jpegs, device=place, output_type=types.RGB)
             views = [view(images), view(images)]
             finish(device)

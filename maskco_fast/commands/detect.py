@@ -20,7 +20,7 @@ from maskco_fast.evaluation.paper import PAPER_ROWS
 from maskco_fast.evaluation.results import write_result
 from maskco_fast.evaluation.weights import read_weights
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders.system.cpus import usable_cpus
+from maskco_fast.loaders.system.cpus import loader_threads
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.pictures.detections import detections_picture
 from maskco_fast.progress import ProgressLines, duration
@@ -46,6 +46,8 @@ def detect(config: DetectConfig) -> int:
     device = choose_device(config.device, local_rank())
     if device.type == "cpu":
         keep_freed_memory()
+    # Images differ in size, so that cuDNN would time its algorithms in nearly every step.
+    configure_cuda(device, cudnn_benchmark=False)
     if config.rule == "coco" or config.model.masks:
         mask_tools()  # a missing package is reported before the training
     with join(device) as world, contextlib.ExitStack() as stack:
@@ -93,7 +95,9 @@ def make_trainer(
             f"`train` and `val` must have the same classes, got {', '.join(train.classes)} and "
             f"{', '.join(val.classes)}."
         )
-    threads = config.threads or max(1, usable_cpus() // world.local_size)
+    threads = config.threads or loader_threads(
+        choose_device(config.device, world.local_rank).type, world.local_size
+    )
     loader = DetectionLoader(
         trainable(train),
         run.batch_size,
@@ -113,8 +117,6 @@ def make_trainer(
     )
     method = DetectionMethod(detector, seed=run.seed, rank=world.rank)
     trainer = Trainer(run, method, loader, world)  # type: ignore[arg-type]
-    # Images differ in size, so that cuDNN would time its algorithms in nearly every step.
-    configure_cuda(trainer.device, tf32=run.tf32, cudnn_benchmark=False)
     tester = Tester(
         config,
         val,

@@ -342,8 +342,10 @@ def test_our_rows_beside_peers_pass_their_gate(make_shards: MakeShards, name: st
 def test_rows_for_a_gpu_yield_their_images(
     make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, name: str, device: str
 ) -> None:
-    """On a CPU with its decoders and operators in place of the GPU's. Those of `dali_gpu` and
-    `dali_dynamic_gpu` are the rows `dali_stock` and `dali_dynamic`; nvImageCodec needs CUDA's driver.
+    """On a CPU with its decoders and operators in place of the GPU's.
+
+    `dali_stock` and `dali_dynamic` are those of `dali_gpu` and `dali_dynamic_gpu`; nvImageCodec
+    needs CUDA's driver.
     """
     if name.startswith("dali"):
         pytest.importorskip("nvidia.dali")

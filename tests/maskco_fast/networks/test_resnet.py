@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
 from maskco_fast.networks.resnet import FusedBasicBlock, FusedBottleneck, Trunk
@@ -46,6 +47,34 @@ def test_trunk_has_torchvisions_names_stride_and_conv5_map():
         deep = Trunk("resnet50", NORM)
     assert deep.layer2[0].conv1.stride == (1, 1)
     assert deep.layer2[0].conv2.stride == (2, 2)
+
+
+class Calls(TorchDispatchMode):
+    """Records the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fused", [FusedBasicBlock, FusedBottleneck])
+def test_on_a_device_the_strided_convolution_takes_no_slice(fused):
+    """Its gradient would be two copies of the map, mostly of zeros."""
+    channels = 32 * fused.expansion
+    with torch.device("meta"):
+        downsample = nn.Sequential(nn.Conv2d(16, channels, 1, 2, bias=False), NORM(channels))
+        block = fused(16, 32, 2, downsample, norm_layer=NORM)
+        x = torch.empty(8, 16, 6, 10, requires_grad=True)
+        with Calls() as calls:
+            block(x).sum().backward()
+    assert "aten.slice_backward.default" not in calls.names
+    assert sum("convolution.default" in name for name in calls.names) == sum(
+        isinstance(module, nn.Conv2d) for module in block.modules()
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
