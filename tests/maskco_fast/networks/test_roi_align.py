@@ -5,20 +5,30 @@ import torch
 import torchvision
 
 from maskco_fast.networks.roi_align import region_features
+from maskco_fast.training.devices import configure_cuda
 from tests.support.boxes import random_boxes
+from tests.support.devices import DEVICES
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("sampling_ratio", [-1, 1, 3])
 @pytest.mark.parametrize("cells", [1, 3, 7])
-def test_region_features_equal_torchvisions_roi_align(cells, sampling_ratio, aligned):
+@pytest.mark.parametrize("device", DEVICES)
+def test_region_features_equal_torchvisions_roi_align(device, cells, sampling_ratio, aligned):
+    """torchvision's on the CPU, ours on both devices."""
+    configure_cuda(torch.device(device, 0))
     generator = torch.Generator().manual_seed(cells)
     feature_map = torch.randn(3, 6, cells, cells, generator=generator).contiguous(
         memory_format=torch.channels_last
     )
     feature_map.requires_grad_(True)
     boxes_NK4 = random_boxes(3, 17, 32 * cells, seed=cells)
-    ours = region_features(feature_map, boxes_NK4, sampling_ratio=sampling_ratio, aligned=aligned)
+    ours = region_features(
+        feature_map.to(device),
+        boxes_NK4.to(device),
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    ).cpu()
     theirs = torchvision.ops.roi_align(
         feature_map, list(boxes_NK4), 1, 1 / 32, sampling_ratio, aligned
     )
