@@ -142,7 +142,7 @@ PARTS: Mapping[str, Part] = {
         seconds=120,
         answers="the step with --compile and --cuda-graphs",
         command="step --variants compile cuda-graphs --seconds-a-variant 50",
-        small=f"{SMALL_STEP} --variants compile",
+        small=f"{SMALL_STEP} --variants compile --group 8 --force-backend aot_eager",
     ),
 }
 """By name, in the order of a session: what the others rest on comes first."""

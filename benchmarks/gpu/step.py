@@ -8,6 +8,7 @@ stream; the busy share and the kernels come from the profiler. With shards the n
 the step. Not yet run on a GPU; `--device cpu` runs all of it without one.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -73,6 +74,8 @@ class Options:
     """Loader backend."""
     threads: int | None = None
     """Threads of the loader; None leaves the choice to it."""
+    force_backend: str | None = None
+    """Backend of torch.compile in place of Inductor. aot_eager compiles nothing: for a dry run."""
     profile: pathlib.Path | None = None
     """Where the kernels of the first variant are listed."""
     trace: pathlib.Path | None = None
@@ -269,11 +272,15 @@ def main(options: Options) -> int:
     lines = Lines(options.json)
     lines.note("machine", machine())
     lines.note("options", json.loads(json.dumps(dataclasses.asdict(options), default=str)))
-    if options.shards is not None:
-        lines.attempt("fed", lambda: fed(options))
-    else:
-        for variant in options.variants:
-            lines.attempt(variant, lambda variant=variant: measure(options, variant))  # type: ignore[misc]
+    backend = contextlib.nullcontext()
+    if options.force_backend is not None:
+        backend = torch.compiler.set_stance("default", force_backend=options.force_backend)
+    with backend:
+        if options.shards is not None:
+            lines.attempt("fed", lambda: fed(options))
+        else:
+            for variant in options.variants:
+                lines.attempt(variant, lambda variant=variant: measure(options, variant))  # type: ignore[misc]
     return int(bool(lines.failed))
 
 

@@ -20,7 +20,8 @@ from benchmarks.gpu.photographs import copy_shards
 from benchmarks.gpu.timeline import summarise
 from maskco_fast import cli
 from maskco_fast.loaders import open_dataset
-from tests.support.tiny_run import NoiseLoader, TinyMaskCo, tiny_config
+from maskco_fast.training.trainer import Trainer
+from tests.support.tiny_run import NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
 
 NOTES = """
 import pathlib, sys, time
@@ -160,6 +161,19 @@ def test_values_and_times(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatc
         assert check.main(small(check.Options, only=only, json=path, **sizes)) == 0
         assert written(path)["values"]["levels"].startswith("ok")
     assert written(tmp_path / "times.json")["plain torch, eager"]["ms"] > 0
+
+
+def test_the_compiled_step(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small network: tracing ResNet-18 takes a minute."""
+
+    def make_trainer(options: step.Options, variant: str, folder: str) -> Trainer:
+        return tiny_trainer(tiny_config(pathlib.Path(folder), compile=variant == "compile"))
+
+    monkeypatch.setattr(step, "make_trainer", make_trainer)
+    path = tmp_path / "compiled.json"
+    options = small_step(variants=("compile",), force_backend="aot_eager", json=path)
+    assert step.main(options) == 0, written(path)
+    assert written(path)["compile"]["milliseconds"] > 0
 
 
 def test_step_and_augmentation(tmp_path: pathlib.Path) -> None:
