@@ -85,6 +85,7 @@ def problem(options: Options) -> tuple[Method, Batch]:
     method = make_method(options.method, config.method_config, model, seed=0)
     method.prepare(64)
     shapes = StepOptions(device="cpu", batch=2 * options.groups, size=options.size)
+    method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method.train(), noise(shapes, torch.float32)
 
 
