@@ -138,6 +138,12 @@ PARTS: Mapping[str, Part] = {
         command="dali --shards {shards}",
         small="--device cpu --batch 4 --batches 2 --timed-batch 4 --size 64 --seconds 0.2",
     ),
+    "rows": Part(
+        seconds=150,
+        answers="our loader beside DALI, nvJPEG and nvImageCodec on the GPU: images/s",
+        command="rows --shards {shards}",
+        small="--rows native_gpu cached_batch --batch 4 --size 32 --rounds 1 --seconds 0.1",
+    ),
     "compiled": Part(
         seconds=120,
         answers="the step with --compile and --cuda-graphs",

@@ -31,7 +31,7 @@ from maskco_fast.loaders import Batch, make_loader
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
-from maskco_fast.training.devices import DTYPES, configure_cuda, describe_arithmetic
+from maskco_fast.training.devices import DTYPES, choose_device, configure_cuda, describe_arithmetic
 from maskco_fast.training.meter import make_clock
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import BatchSource, Fetched, Trainer
@@ -74,6 +74,8 @@ class Options:
     """Loader backend."""
     threads: int | None = None
     """Threads of the loader; None leaves the choice to it."""
+    loader_process: bool = False
+    """Make the batches in a process of their own."""
     force_backend: str | None = None
     """Backend of torch.compile in place of Inductor. aot_eager compiles nothing: for a dry run."""
     profile: pathlib.Path | None = None
@@ -107,9 +109,8 @@ def make_trainer(
             group_size=options.batch if variant == "one-group" else options.group,
         ),
     )
-    configure_cuda(
-        torch.device(options.device), tf32=config.tf32, cudnn_benchmark=config.cudnn_benchmark
-    )
+    device = choose_device(options.device)
+    configure_cuda(device, tf32=config.tf32, cudnn_benchmark=config.cudnn_benchmark)
     method = make_method(config.method, config.method_config, config.model, seed=config.seed)
     if loader is None:
         loader = OneBatch(noise(options, DTYPES[config.precision]))
@@ -211,6 +212,7 @@ def fed(options: Options) -> dict[str, Any]:
             rank=0,
             world_size=1,
             threads=options.threads,
+            loader_process=options.loader_process,
         ) as loader:
             alone = loader_alone(options, _forever(loader))
             trainer = make_trainer(options, "eager", folder, loader)

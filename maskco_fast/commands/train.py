@@ -195,6 +195,7 @@ def _loader(
         threads=config.loader_threads or loader_threads(device.type, world.local_size),
         decode=config.decode,
         remote=config.remote,
+        loader_process=config.loader_process,
     )
 
 

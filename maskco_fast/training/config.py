@@ -109,6 +109,9 @@ class TrainConfig(RunConfig, MethodFields):
     run's shards for a few seconds and stores its choice in loader.json."""
     loader_threads: int | None = field(default=None, metadata=MAY_CHANGE)
     """Threads of the loader; None leaves the choice to the loader."""
+    loader_process: bool = field(default=False, metadata=MAY_CHANGE)
+    """Make the batches in a process of their own, so that the step's Python and the loader's do not
+    share an interpreter lock; the batches are the same."""
     decode: Literal["exact", "fast"] = "exact"
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
     libjpeg's fast IDCT, and stop reading the others below their crops, so that damage there goes

@@ -13,12 +13,25 @@ import pytest
 import torch
 import tyro
 
-from benchmarks.gpu import ROOT, augmentation, check, dali, graph, marked_tests, probe, run, step
+from benchmarks.gpu import (
+    ROOT,
+    augmentation,
+    check,
+    dali,
+    graph,
+    marked_tests,
+    probe,
+    rows,
+    run,
+    step,
+)
 from benchmarks.gpu import __main__ as session
 from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.photographs import copy_shards
 from benchmarks.gpu.timeline import summarise
 from maskco_fast import cli
+from maskco_fast.bench import timing
+from maskco_fast.bench.harness import RowProcess, _row_error
 from maskco_fast.loaders import open_dataset
 from maskco_fast.training.trainer import Trainer
 from tests.support.tiny_run import NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
@@ -249,6 +262,36 @@ def test_dali(make_shards: Callable[..., list[str]], tmp_path: pathlib.Path) -> 
     options = small(dali.Options, shards=make_shards(1, 8)[0], json=path, **sizes)
     assert dali.main(options) == 0, written(path)
     assert written(path)["regions decoded on the CPU: values"]["numbers_equal"]
+
+
+def test_rows_of_the_bench(
+    make_shards: Callable[..., list[str]], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A missing GPU is no failure. The rows run here, in no processes of their own."""
+
+    class Here(RowProcess):
+        def __init__(self, name: str, open_row: Callable[[], Any]) -> None:
+            self.name, self.error, self._open = name, None, open_row
+
+        def ask(self, method: str, *arguments: Any) -> Any:
+            try:
+                return getattr(self._open(), method)(*arguments)
+            except Exception as error:
+                self.error = _row_error(error)
+                raise self.error from None
+
+        def close(self) -> None:
+            """Nothing to end."""
+
+    monkeypatch.setattr(timing, "RowProcess", Here)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "rows.json"
+    sizes = {"batch": 4, "size": 32, "rounds": 1, "seconds": 0.05, "workers": 1}
+    chosen = ("native_gpu", "cached_batch")
+    options = rows.Options(shards=make_shards(1, 8)[0], rows=chosen, json=path, **sizes)
+    assert rows.main(options) == 0
+    assert written(path)["native_gpu"]["missing"]
+    assert written(path)["cached_batch"]["images_per_s"] > 0
 
 
 def test_the_graph_of_a_step(tmp_path: pathlib.Path) -> None:

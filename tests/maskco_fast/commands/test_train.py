@@ -4,10 +4,16 @@ import json
 import pathlib
 from typing import Any
 
-from maskco_fast.commands.train import train
+import torch
+
+from maskco_fast.commands.train import _loader, train
 from maskco_fast.errors import report_user_errors
+from maskco_fast.loaders import open_dataset
+from maskco_fast.loaders.process import ProcessLoader
+from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.distributed import World
 
 
 def small_run(shards: list[str], run_dir: pathlib.Path, **fields: Any) -> TrainConfig:
@@ -41,6 +47,23 @@ def test_the_command_trains_on_shards_with_a_bad_sample(tmp_path, make_shards, c
     told = capsys.readouterr().err
     assert "quarantined: 1" in told
     assert "done: 2 steps" in told
+
+
+def test_a_run_may_load_in_a_process_of_its_own(tmp_path, make_shards):
+    """tests/loaders/test_process.py iterates it."""
+    config = small_run(make_shards(shards=1, samples=8), tmp_path, loader_process=True)
+    method = make_method(config.method, config.method_config, config.model, seed=0)
+    loader = _loader(
+        config,
+        method,
+        torch.device("cpu"),
+        torch.float32,
+        World(),
+        open_dataset(config.shards),
+        "native",
+    )
+    assert isinstance(loader, ProcessLoader)
+    assert loader.config.threads == 1
 
 
 def test_the_command_names_what_is_wrong_in_one_line(tmp_path, make_shards, capsys):
