@@ -20,21 +20,21 @@ def paper(method: str = "maskco") -> TrainConfig:
 
 
 def cpu_small(method: str = "maskco") -> TrainConfig:
-    """A small run for a CPU with a few cores: ResNet-18 at 96 pixels, batch 32, 300 steps.
+    """A small run for a CPU with a few cores: ResNet-18 at 96 pixels, batch 32, 1000 steps.
 
     MaskCo's contrast has the paper's size: one group with 496 negatives, so chance is ln 497 =
     6.21. The methods' "short" values differ from the paper's where a short run needs it; the
     methods' modules give the reasons.
     """
-    return _short("cpu_small", method, max_steps=300, checkpoint_every=50, view_size=96)
+    return _short("cpu_small", method, max_steps=1000, checkpoint_every=100, view_size=96)
 
 
 def demo(method: str = "maskco") -> TrainConfig:
-    """The run of `make train`: built-in scenes, ResNet-18 at 64 pixels, batch 32, 400 steps.
+    """The run of `make train`: built-in scenes, ResNet-18 at 64 pixels, batch 32, 800 steps.
 
     The loss falls clearly within minutes on 2 cores. The methods' values are those of `cpu_small`.
     """
-    return _short("demo", method, max_steps=400, checkpoint_every=100, view_size=64)
+    return _short("demo", method, max_steps=800, checkpoint_every=200, view_size=64)
 
 
 def _short(
