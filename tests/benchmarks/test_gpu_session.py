@@ -286,7 +286,13 @@ def test_rows_of_the_bench(
     monkeypatch.setattr(timing, "RowProcess", Here)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "rows.json"
-    sizes = {"batch": 4, "size": 32, "rounds": 1, "seconds": 0.05, "workers": 1}
+    sizes: dict[str, Any] = {
+        "batch": 4,
+        "size": 32,
+        "rounds": 1,
+        "seconds": 0.05,
+        "workers": 1,
+    }
     chosen = ("native_gpu", "cached_batch")
     options = rows.Options(shards=make_shards(1, 8)[0], rows=chosen, json=path, **sizes)
     assert rows.main(options) == 0
