@@ -257,6 +257,7 @@ def _constants(variant: Variant, names: list[str]) -> dict[str, Any]:
         "GROUPS": augment_triton.GROUPS,
         "SUMS": augment_triton.padded_programs(size),
         "PITCH": augment_triton.pitch(size),
+        "TILES": augment_triton.BLUR_TILES,
         "VECTOR_LOADS": variant.dense and size % augment_triton.PIXELS == 0,
         "VECTOR_STORES": size % augment_triton.PIXELS == 0,
         "FLIPPED": variant.flipped,

@@ -68,6 +68,7 @@ def warp_accesses(
         "%tid.x": np.arange(LANES),
         "%ctaid.x": np.full(LANES, program),
         "%ctaid.y": np.zeros(LANES, np.int64),
+        "%ctaid.z": np.zeros(LANES, np.int64),
         "%nctaid.x": np.full(LANES, programs),
     }
     names = list(parameters)

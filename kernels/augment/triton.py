@@ -43,6 +43,8 @@ PIXELS = 16
 """Pixels of such a group."""
 TILE, HALO = 32, 16
 """Side of a blur tile and the border around it, in pixels; as in `triton_kernels`."""
+BLUR_TILES = 2
+"""Tiles a program in pass 3: more share the weights' cost, fewer fill the multiprocessors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +114,11 @@ def colour_options(size: int) -> dict[str, Any]:
 def blur_options(size: int) -> dict[str, Any]:
     """Compiler options of pass 3.
 
-    Two warps: the 32 rows of a tile are two rows of tensor-core tiles. At most 192 registers a
+    Two warps: the 32 rows of a tile are two rows of tensor-core tiles. At most 200 registers a
     thread, so that five programs fit a multiprocessor; 224 where pixels are stored byte by byte,
     whose addresses would otherwise spill (on sm_100).
     """
-    registers = 192 if size % PIXELS == 0 else 224
+    registers = 200 if size % PIXELS == 0 else 224
     return {"num_warps": 2, "num_stages": 1, "maxnreg": registers, "enable_fp_fusion": False}
 
 
@@ -263,6 +265,8 @@ def _launch(
         *source, *plan, *box, workspace.sums, workspace.levels, out, first, batch,
         SUMS=padded_programs(size), FLIPPED=flip, **shared, **loads, **options,
     )  # fmt: skip
-    kernels.blur[(math.ceil(size / TILE), count)](
-        *plan, *box, workspace.levels, out, first, batch, **shared, **blur_options(size)
-    )
+    tiles = math.ceil(size / TILE)
+    kernels.blur[(tiles, count, math.ceil(tiles / BLUR_TILES))](
+        *plan, *box, workspace.levels, out, first, batch,
+        TILES=BLUR_TILES, **shared, **blur_options(size),
+    )  # fmt: skip

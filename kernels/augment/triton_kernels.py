@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .. import plan, views
-from .triton_colour import CONTRAST, gray_level, invert, jitter_once
+from .triton_colour import CONTRAST, gray_level, invert, jitter_once, round_even, to_byte
 from .triton_pixels import load_levels, store_pixels
 
 FLIP = tl.constexpr(plan.FLIP)
@@ -35,9 +35,6 @@ MEAN_BLUE = tl.constexpr(views.IMAGENET_MEAN[2])
 DEVIATION_RED = tl.constexpr(views.IMAGENET_STD[0])
 DEVIATION_GREEN = tl.constexpr(views.IMAGENET_STD[1])
 DEVIATION_BLUE = tl.constexpr(views.IMAGENET_STD[2])
-ROUNDING = tl.constexpr(1.5 * 2**23)
-"""Added and subtracted, it rounds a float32 of at most 2**22 to the nearest whole number, halves to
-even."""
 HALO = tl.constexpr(16)
 """Rows and columns around a blur tile: at least the radius of the widest blur (15); 16 bytes of
 levels, so that loads stay aligned."""
@@ -182,9 +179,9 @@ def colour(
         plane = levels + tl.program_id(1).to(tl.int64) * (3 * S * PITCH)
         address = plane + (y_G * PITCH + HALO + x_G)[:, None] + tl.arange(0, 16)[None, :]
         mask = (y_G < S)[:, None]
-        tl.store(address, red.to(tl.int32).to(tl.uint8), mask=mask)
-        tl.store(address + S * PITCH, green.to(tl.int32).to(tl.uint8), mask=mask)
-        tl.store(address + 2 * S * PITCH, blue.to(tl.int32).to(tl.uint8), mask=mask)
+        tl.store(address, to_byte(red), mask=mask)
+        tl.store(address + S * PITCH, to_byte(green), mask=mask)
+        tl.store(address + 2 * S * PITCH, to_byte(blue), mask=mask)
     else:
         if tl.load(row + SOLARIZE * stride_pc) != 0:
             red, green, blue = invert(red), invert(green), invert(blue)
@@ -252,9 +249,9 @@ def _blur_columns(
     quads = tl.join(
         tl.join(word & 255, (word >> 16) & 255), tl.join((word >> 8) & 255, (word >> 24) & 255)
     )
-    levels_KC = (
-        tl.reshape(quads, (TILE + 2 * HALO, TILE)).to(tl.float32).to(tl.float16)
-    )  # whole levels up to 255 are exact in float16
+    # Whole levels up to 255 are exact in float16, where these bits are 1024 + level.
+    levels_KC = tl.reshape((quads | 0x6400).to(tl.int16), (TILE + 2 * HALO, TILE))
+    levels_KC = levels_KC.to(tl.float16, bitcast=True) - 1024.0
     # 2. Vertical: (Y, K) weights times (K, C) levels.
     vertical_YC = tl.dot(rows_high, levels_KC)
     vertical_YC = tl.dot(rows_low, levels_KC, vertical_YC)
@@ -270,12 +267,13 @@ def blur(
     parameters, stride_pv, stride_pn, stride_pc,
     box, stride_box, stride_side, boxes,
     levels, out, first_view, batch,
-    S: tl.constexpr, PITCH: tl.constexpr, VECTOR_STORES: tl.constexpr, MASKED: tl.constexpr,
+    S: tl.constexpr, PITCH: tl.constexpr, TILES: tl.constexpr,
+    VECTOR_STORES: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Pass 3: blur, solarise, light, normalise, mask and store the blurred views, a column of tiles
-    each program.
+    """Pass 3: blur, solarise, light, normalise, mask and store the blurred views, `TILES` tiles of
+    a column each program.
 
-    `levels` as `colour` leaves them. Grid (columns of tiles, views a launch).
+    `levels` as `colour` leaves them. Grid (columns of tiles, views a launch, parts of a column).
 
     Each direction is a product with a banded matrix on the tensor cores. Weights and half-blurred
     levels are split into two float16 each, so that the sums are as precise as in float32.
@@ -321,7 +319,9 @@ def blur(
     green, blue = red, red
     # 5. Tiles from top to bottom, one channel after the other in one loop: unrolled, the three
     # would not fit in the registers.
-    for step in range(0, (S + TILE - 1) // TILE * 3):
+    first = tl.program_id(2) * TILES
+    last = tl.minimum(first + TILES, (S + TILE - 1) // TILE)
+    for step in range(first * 3, last * 3):
         top, channel = step // 3 * TILE, step % 3
         # Rows are reflected in their addresses. Rows beyond the reflection's reach are clamped:
         # they only feed output rows that are not stored.
@@ -343,7 +343,7 @@ def blur(
             level,
             PITCH,
         )
-        level = (level + ROUNDING) - ROUNDING
+        level = round_even(level)
         # Shift the channels along: after three steps each is in its place.
         red, green = green, blue
         blue = level.to(tl.float16)

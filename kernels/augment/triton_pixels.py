@@ -12,6 +12,8 @@ Shape suffixes: G groups, P pixels of a group.
 import triton
 import triton.language as tl
 
+from .triton_colour import from_byte
+
 
 @triton.jit
 def _split4(x):
@@ -48,7 +50,7 @@ def _split8(x_GP):
 def _join_pixels(pixel0, pixel1, pixel2, pixel3):
     """Join every fourth pixel, (G, 4) each, in order: (G, 16) float32."""
     joined = tl.join(tl.join(pixel0, pixel2), tl.join(pixel1, pixel3))
-    return tl.reshape(joined, (pixel0.shape[0], 16)).to(tl.float32)
+    return from_byte(tl.reshape(joined, (pixel0.shape[0], 16)))
 
 
 @triton.jit
@@ -64,7 +66,8 @@ def _load_dense(view, pixel_G, live_G, flip, FLIPPED: tl.constexpr):
     `view` points to dense uint8; groups that are not `live_G` read 0. `flip` reverses the order
     within each group, in kernels compiled as `FLIPPED`.
     """
-    # 1. Twelve words of four bytes, in three 16-byte loads: a0..a3, b0..b3, c0..c3.
+    # 1. Twelve words of four bytes, in three 16-byte loads: a0..a3, b0..b3, c0..c3. The three read
+    # the same cache lines, so that the last two find them in the L1 cache.
     words = (
         view.to(tl.pointer_type(tl.int32)) + (pixel_G // 4 * 3)[:, None] + tl.arange(0, 4)[None, :]
     )
@@ -157,6 +160,55 @@ def _quad(channels, START: tl.constexpr, STEP: tl.constexpr):
 
 
 @triton.jit
+def _vector(channels, START: tl.constexpr, LANES: tl.constexpr):
+    """LANES adjacent elements from START on: (G, LANES)."""
+    # Each quad has every (LANES / 4)-th element, so that joining the quads restores order.
+    if LANES == 4:
+        values = _quad(channels, START, 1)
+    elif LANES == 8:
+        values = tl.join(_quad(channels, START, 2), _quad(channels, START + 1, 2))
+    else:
+        even = tl.join(_quad(channels, START, 4), _quad(channels, START + 2, 4))
+        odd = tl.join(_quad(channels, START + 1, 4), _quad(channels, START + 3, 4))
+        values = tl.join(even, odd)
+    return tl.reshape(values, (values.shape[0], LANES))
+
+
+@triton.jit
+def _element_or_first(vectors, INDEX: tl.constexpr):
+    """A vector of a tuple; the first where there is none."""
+    return vectors[INDEX if len(vectors) > INDEX else 0]
+
+
+@triton.jit
+def _four(vectors, START: tl.constexpr):
+    """Stack four vectors (G, L), see `_stack`: (G, L, 2, 2)."""
+    return tl.join(
+        tl.join(_element_or_first(vectors, START), _element_or_first(vectors, START + 1)),
+        tl.join(_element_or_first(vectors, START + 2), _element_or_first(vectors, START + 3)),
+    )
+
+
+@triton.jit
+def _stack(vectors):
+    """Stack 3, 6 or 12 vectors (G, L) to (G, V, L), V 4, 8 or 16; others repeat the first."""
+    G: tl.constexpr = vectors[0].shape[0]
+    L: tl.constexpr = vectors[0].shape[1]
+    if len(vectors) == 3:
+        x = tl.permute(_four(vectors, 0), (0, 3, 2, 1))
+        return tl.reshape(x, (G, 4, L))
+    elif len(vectors) == 6:
+        x = tl.join(_four(vectors, 0), _four(vectors, 4))
+        return tl.reshape(tl.permute(x, (0, 4, 3, 2, 1)), (G, 8, L))
+    else:
+        x = tl.join(
+            tl.join(_four(vectors, 0), _four(vectors, 4)),
+            tl.join(_four(vectors, 8), _four(vectors, 12)),
+        )
+        return tl.reshape(tl.permute(x, (0, 5, 4, 3, 2, 1)), (G, 16, L))
+
+
+@triton.jit
 def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES: tl.constexpr):
     """Store groups of 8 or 16 pixels, each beginning at row `y_G` and column `x_G`.
 
@@ -166,7 +218,6 @@ def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES
     pixel_G = y_G * S + x_G
     live_G = (y_G < S) & (x_G < S)
     if VECTOR_STORES:
-        GROUPS: tl.constexpr = red.shape[0]
         PIXELS: tl.constexpr = red.shape[1]
         BITS: tl.constexpr = out.dtype.element_ty.primitive_bitwidth
         # Elements a store: 16 bytes, but 8 for groups of 8 pixels of uint8, which are 24 bytes.
@@ -175,25 +226,23 @@ def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES
             channels = (_split16(red), _split16(green), _split16(blue))
         else:
             channels = (_split8(red), _split8(green), _split8(blue))
-        address = out + pixel_G[:, None] * 3 + tl.arange(0, LANES)[None, :]
-        for vector in tl.static_range(3 * PIXELS // LANES):
-            # Each quad has every (LANES / 4)-th element, so that joining the quads restores order.
-            if LANES == 4:
-                values = _quad(channels, vector * LANES, 1)
-            elif LANES == 8:
-                values = tl.join(
-                    _quad(channels, vector * LANES, 2), _quad(channels, vector * LANES + 1, 2)
-                )
-            else:
-                even = tl.join(
-                    _quad(channels, vector * LANES, 4), _quad(channels, vector * LANES + 2, 4)
-                )
-                odd = tl.join(
-                    _quad(channels, vector * LANES + 1, 4), _quad(channels, vector * LANES + 3, 4)
-                )
-                values = tl.join(even, odd)
-            values = tl.reshape(values, (GROUPS, LANES))
-            tl.store(address + vector * LANES, values, mask=live_G[:, None])
+        VECTORS: tl.constexpr = 3 * PIXELS // LANES
+        if PIXELS == 16:
+            # One layout change to a thread a vector, so that a warp writes whole cache lines.
+            # Between two groups' vectors are 1, 2 or 4 that do not exist: shapes are powers of two.
+            vectors = ()
+            for vector in tl.static_range(VECTORS):
+                vectors = vectors + (_vector(channels, vector * LANES, LANES),)  # noqa: RUF005
+            values = _stack(vectors)
+            place = tl.arange(0, values.shape[1])[None, :, None]
+            address = out + pixel_G[:, None, None] * 3 + place * LANES
+            address += tl.arange(0, LANES)[None, None, :]
+            tl.store(address, values, mask=live_G[:, None, None] & (place < VECTORS))
+        else:
+            address = out + pixel_G[:, None] * 3 + tl.arange(0, LANES)[None, :]
+            for vector in tl.static_range(VECTORS):
+                values = _vector(channels, vector * LANES, LANES)
+                tl.store(address + vector * LANES, values, mask=live_G[:, None])
     else:
         column_P = tl.arange(0, red.shape[1])[None, :]
         address = out + (pixel_G[:, None] + column_P) * 3

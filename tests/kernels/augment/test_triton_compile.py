@@ -14,13 +14,16 @@ pytest.importorskip("triton")
 
 from benchmarks.gpu.compile import Variant, compile_variant
 
-REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (192, 192, 192)}
+REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (200, 200, 200)}
 """Most registers a thread, on sm_80, sm_90 and sm_100."""
-SHARED = {"gray_sums": 64, "colour": 0, "blur": 16384}
+SHARED = {"gray_sums": 64, "colour": 8192, "blur": 16384}
 """Most bytes of shared memory a program."""
 VECTOR_LOADS = {"gray_sums": 3, "colour": 3, "blur": 4}
 OUTPUT_STORES = {torch.float16: 6, torch.bfloat16: 6, torch.float32: 12, torch.uint8: 3}
-"""16-byte stores for a thread's 16 pixels."""
+"""16-byte vectors of a thread's 16 pixels."""
+SPREAD = {"views": 3, "levels": 4, "out": 1}
+"""Most cache lines that a warp's access touches, over the least. The three loads of a group's 48
+bytes touch the same lines; so do the four of a row of levels."""
 WORKSPACE_STORES = 3
 
 
@@ -67,10 +70,14 @@ def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
     if kernel == "gray_sums":
         assert stores == {"st.global.b32": 1}
     else:
+        # `colour` has a thread for every vector, and for each fourth one that does not exist.
+        expected = OUTPUT_STORES[dtype] * 4 // 3 + WORKSPACE_STORES
         assert stores == {
-            "st.global.v4.b32": OUTPUT_STORES[dtype]
-            + (WORKSPACE_STORES if kernel == "colour" else 0)
+            "st.global.v4.b32": expected if kernel == "colour" else OUTPUT_STORES[dtype]
         }
+    for argument, spread in SPREAD.items():
+        assert result.spreads.get(argument, 1) <= spread
+    assert kernel != "colour" or result.spreads["out"] == 1
 
 
 @pytest.mark.parametrize("kernel", ["gray_sums", "colour"])
