@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from unittest import mock
@@ -201,7 +201,7 @@ def make_method_on_meta(options: Options) -> Method:
     return method.to(device="meta", memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
-def _foreach_launches(tensors: list[torch.Tensor], lists: int) -> int:
+def _foreach_launches(tensors: Sequence[torch.Tensor], lists: int) -> int:
     """Launches of an operator on `lists` lists of tensors: torch's limits of tensors and blocks."""
     most = {2: 64, 3: 48}[lists]
     blocks = sum(math.ceil(tensor.numel() / 65536) for tensor in tensors)
