@@ -230,9 +230,9 @@ def store_pixels(out, y_G, x_G, red, green, blue, S: tl.constexpr, VECTOR_STORES
         if PIXELS == 16:
             # One layout change to a thread a vector, so that a warp writes whole cache lines.
             # Between two groups' vectors are 1, 2 or 4 that do not exist: shapes are powers of two.
-            vectors = ()
+            vectors = ()  # type: ignore[var-annotated]
             for vector in tl.static_range(VECTORS):
-                vectors = vectors + (_vector(channels, vector * LANES, LANES),)  # noqa: RUF005
+                vectors = vectors + (_vector(channels, vector * LANES, LANES),)  # type: ignore[assignment]  # noqa: RUF005
             values = _stack(vectors)
             place = tl.arange(0, values.shape[1])[None, :, None]
             address = out + pixel_G[:, None, None] * 3 + place * LANES

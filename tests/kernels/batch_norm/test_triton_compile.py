@@ -1,6 +1,7 @@
 """The BatchNorm kernels compiled for three architectures: registers, spills, contiguous warps."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -22,27 +23,28 @@ REGISTERS = {
     "statistics": 255,
     "gradient_means": 255,
 }
+CASES: list[tuple[int, str, dict[str, Any]]] = [
+    (80, "moments", {}),
+    (90, "moments", {"channels": 64}),
+    (100, "moments", {"dtype": torch.float32}),
+    (90, "normalise", {"residual": True}),
+    (100, "normalise", {"channels": 64}),
+    (80, "normalise", {"dtype": torch.float16, "residual": True}),
+    (80, "gradient_sums", {}),
+    (90, "gradient_sums", {"mask": operators.MASK_BY_OUTPUT}),
+    (90, "gradient_sums", {"channels": 64}),
+    (100, "gradient_sums", {"mask": operators.MASK_BY_OUTPUT}),
+    (100, "gradient_sums", {"mask": operators.MASK_BY_OUTPUT, "dtype": torch.float32}),
+    (80, "input_gradient", {"mask": operators.NO_MASK}),
+    (90, "input_gradient", {}),
+    (100, "input_gradient", {"channels": 64}),
+    (90, "fork_gradient", {}),
+    (90, "statistics", {}),
+    (90, "gradient_means", {}),
+]
 VARIANTS = [
     BatchNormVariant(kernel=kernel, architecture=architecture, **options)
-    for architecture, kernel, options in [
-        (80, "moments", {}),
-        (90, "moments", {"channels": 64}),
-        (100, "moments", {"dtype": torch.float32}),
-        (90, "normalise", {"residual": True}),
-        (100, "normalise", {"channels": 64}),
-        (80, "normalise", {"dtype": torch.float16, "residual": True}),
-        (80, "gradient_sums", {}),
-        (90, "gradient_sums", {"mask": operators.MASK_BY_OUTPUT}),
-        (90, "gradient_sums", {"channels": 64}),
-        (100, "gradient_sums", {"mask": operators.MASK_BY_OUTPUT}),
-        (100, "gradient_sums", {"mask": operators.MASK_BY_OUTPUT, "dtype": torch.float32}),
-        (80, "input_gradient", {"mask": operators.NO_MASK}),
-        (90, "input_gradient", {}),
-        (100, "input_gradient", {"channels": 64}),
-        (90, "fork_gradient", {}),
-        (90, "statistics", {}),
-        (90, "gradient_means", {}),
-    ]
+    for architecture, kernel, options in CASES
 ]
 
 
