@@ -37,6 +37,7 @@ from .beton_encode import BetonOptions, Stored, store
 from .dataset import Dataset
 from .decode import BadImage, Decoder
 from .index import ShardIndex
+from .names import redact_url
 
 CHUNK = 64
 """Samples per task; about 7 MB of ImageNet."""
@@ -103,8 +104,8 @@ def check_beton(
             if beton.read(index) != dataset.read(source):
                 shard, number = dataset.locate(source)
                 raise BetonMismatch(
-                    f"{path}: row {index} differs from {shard.key(number)} in {shard.path}: write "
-                    "the file again"
+                    f"{path}: row {index} differs from {shard.key(number)} in "
+                    f"{redact_url(shard.path)}: write the file again"
                 )
             same += 1
         if index % CHUNK == CHUNK - 1 or index == len(beton) - 1:
@@ -210,7 +211,7 @@ class _Writer:
                 or (whole and whole[-1]["cursor"] > written)
             ):
                 raise InvalidInput("other shards or options, or cut short")
-        except (FileNotFoundError, ValueError):  # start over
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # start over
             self._journal.unlink(missing_ok=True)
             return 0
         done = 0

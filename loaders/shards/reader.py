@@ -7,7 +7,17 @@ import os
 from ...kernels.errors import MaskCoError
 
 MAX_OPEN_FILES = 128
-"""Files that a `ShardReader` keeps open."""
+"""Files that a `ShardReader` keeps open, at most."""
+
+
+def open_files() -> int:
+    """`MAX_OPEN_FILES`, or a quarter of the files that this process may open if that is less."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_OPEN_FILES
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_OPEN_FILES if limit < 0 else max(1, min(MAX_OPEN_FILES, limit // 4))
 
 
 class ShardTruncated(MaskCoError, EOFError):
@@ -39,7 +49,7 @@ class ShardReader:
     """
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(maxsize=MAX_OPEN_FILES)(self._open_file)
+        self._open = functools.lru_cache(maxsize=open_files())(self._open_file)
 
     @staticmethod
     def _open_file(path: str) -> io.FileIO:

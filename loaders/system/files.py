@@ -1,15 +1,40 @@
 """Write files atomically: under a temporary name, synced, then renamed into place."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import secrets
+import shutil
 from collections.abc import Iterator
 from typing import IO, Any
 
 TEMPORARY_SUFFIX = ".maskco-tmp"
 """Suffix of unfinished files. A crash may leave one behind; nothing reads it."""
+
+
+@contextlib.contextmanager
+def name_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Context of writing `path`: an OSError without a file's name gets it, and the free space."""
+    try:
+        yield
+    except OSError as error:
+        if (
+            error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+            or error.filename is not None
+        ):
+            raise
+        raise type(error)(
+            error.errno, f"{error.strerror}, {free_space(pathlib.Path(path))}", os.fspath(path)
+        ) from error
+
+
+def free_space(path: pathlib.Path) -> str:
+    """The free space of the disk of `path`, for an error."""
+    with contextlib.suppress(OSError):
+        return f"{shutil.disk_usage(path.parent).free / 1e9:.3g} GB free"
+    return "free space unknown"
 
 
 @contextlib.contextmanager
@@ -23,8 +48,9 @@ def staged(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        yield temporary
-        publish(temporary, path)
+        with name_full_disk(path):
+            yield temporary
+            publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
