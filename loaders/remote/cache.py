@@ -152,6 +152,8 @@ class ShardCache:
                 with self._explain_full_disk():
                     self._download(part, shard, stop)
                 publish(part_path, whole)
+            if shard.is_pipe:  # whose size counts from now on
+                self._make_room(False, stop)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[bool]:

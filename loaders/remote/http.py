@@ -53,7 +53,7 @@ async def read_range(system: Any, url: str, start: int, end: int, size: int) -> 
             data += block[max(start - at, 0) : max(last - at, 0)]
             at += len(block)
             if at > last:
-                if answer.status == 206 or last >= size:
+                if answer.status == 206 or last == size:
                     raise WrongLength(f"more than {last} bytes arrived")
                 break
         return bytes(data)

@@ -82,10 +82,11 @@ def redact_text(text: str) -> str:
 def redact_output(command: str, output: str) -> str:
     """What a command has written, without URLs' secrets and its own words that may be secrets."""
     shown = redact_url(PIPE + command)
+    output = redact_text(output)
     for word in re.split(r"[\s'\"=:@&?|;]+", command):
         if len(word) >= _SECRET_LENGTH and word not in shown:
             output = output.replace(word, _HIDDEN)
-    return redact_text(output)
+    return output
 
 
 _SECRET_LENGTH = 4
