@@ -17,11 +17,12 @@ def cache_folder(kind: str) -> pathlib.Path:
     The cache directory is the first writable one of `$MASKCO_FAST_CACHE`, `maskco-fast` in the
     user's cache folder, a folder of this user in the temporary one, and a new folder that ends with
     this process. It holds machine code, so that whoever can write into it runs code as this user:
-    except for the first, which the user chose, it must be this user's own.
+    except for the first, which the user chose, it must be this user's own. Raises OSError where
+    none is writable.
     """
     chosen = os.environ.get("MASKCO_FAST_CACHE")
-    if chosen and (folder := _writable(pathlib.Path(chosen, kind))):
-        return folder
+    if chosen and _is_writable(pathlib.Path(chosen, kind)):
+        return pathlib.Path(chosen, kind)
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     temporary = f"maskco-fast-{os.getuid()}" if hasattr(os, "getuid") else "maskco-fast"
     roots = {
@@ -29,9 +30,11 @@ def cache_folder(kind: str) -> pathlib.Path:
         pathlib.Path(tempfile.gettempdir(), temporary): stat.S_IWOTH | stat.S_IWGRP,
     }
     for root, shared in roots.items():
-        if _own(root, shared) and (folder := _writable(root / kind)):
-            return folder
-    return _folder_of_this_process() / kind
+        if _own(root, shared) and _is_writable(root / kind):
+            return root / kind
+    folder = _folder_of_this_process() / kind
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _own(root: pathlib.Path, shared: int) -> bool:
@@ -50,19 +53,24 @@ def _own(root: pathlib.Path, shared: int) -> bool:
     return link.st_uid == folder.st_uid == os.getuid() and not folder.st_mode & shared
 
 
-def _writable(folder: pathlib.Path) -> pathlib.Path | None:
-    """The folder, created if needed; None where it cannot be written into."""
+def _is_writable(folder: pathlib.Path) -> bool:
+    """Whether files can be created in the folder, which is created if needed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            return True
     except OSError:
-        return None
+        return False
 
 
 @functools.cache
 def _folder_of_this_process() -> pathlib.Path:
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="maskco-fast-"))
+    try:
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="maskco-fast-"))
+    except OSError as error:
+        raise OSError(
+            f"no cache directory is writable ({error}): set MASKCO_FAST_CACHE to a writable folder"
+        ) from error
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     warnings.warn(
         "no cache directory of this user is writable, so kernels are compiled and shards indexed "

@@ -39,23 +39,21 @@ _LEFTOVER = re.compile(r"\.step-\d{9,}\.pt(\.sha256)?\.[0-9a-f]{8}" + re.escape(
 def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -> pathlib.Path:
     """Write `state` as the checkpoint of `step` and return its path.
 
-    Keeps the `keep` newest checkpoints up to this one, and removes older ones that `save` wrote.
-    Other files in the folder, such as copies with another name, stay. `state`: tensors, numbers,
-    strings, and dicts, lists and tuples of them. The file gets its name only after it and its
-    checksum are on the disk. Raises CheckpointNotWritten, which leaves the older checkpoints
-    unchanged.
+    Keeps this one and the newest others, `keep` in all. Only files that `save` wrote count and are
+    removed: copies with another name stay. `state`: tensors, numbers, strings, and dicts, lists and
+    tuples of them. The file gets its name only after it and its checksum are on the disk. Raises
+    CheckpointNotWritten, which leaves the older checkpoints unchanged.
     """
     path = folder / f"step-{step:09d}.pt"
     try:
         _write(path, {"version": VERSION, "step": step, **state})
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         raise CheckpointNotWritten(
-            f"the checkpoint {path} cannot be written, {free_space(path)}: "
-            f"{str(error).splitlines()[0]}. Free some space, then resume with the same command; "
-            "the older checkpoints are intact"
+            f"the checkpoint {path} cannot be written ({_reason(error, path)}). Free some space, "
+            "then resume with the same command; the older checkpoints are intact"
         ) from error
-    older = [old for old in checkpoints(folder) if _step(old) < step and _is_ours(old)]
-    for old in older[: len(older) + 1 - keep]:
+    others = [old for old in checkpoints(folder) if old != path and _is_ours(old)]
+    for old in others[: max(len(others) + 1 - keep, 0)]:
         old.unlink()
         _checksum_path(old).unlink(missing_ok=True)
     return path
@@ -73,6 +71,12 @@ def _write(path: pathlib.Path, state: dict[str, Any]) -> None:
         # The checksum is published first, so that every named checkpoint has one.
         with write_atomically(_checksum_path(path), "w") as checksum:
             checksum.write(f"{_digest(temporary)}  {path.name}\n")
+
+
+def _reason(error: OSError | RuntimeError, path: pathlib.Path) -> str:
+    """Why a file cannot be written, with the free space of its disk."""
+    text = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+    return text if text.endswith(" free") else f"{text}, {free_space(path)}"
 
 
 def _step(path: pathlib.Path) -> int:
@@ -125,7 +129,7 @@ def load(path: pathlib.Path) -> dict[str, Any]:
     except Exception as error:  # unpickling may raise anything
         raise CheckpointError(
             f"{path} is no checkpoint that torch {torch.__version__} reads: "
-            f"{str(error).partition(chr(10))[0]}"
+            f"{str(error).partition('. ')[0]}"
         ) from error
     if version != VERSION:
         raise CheckpointError(
