@@ -4,7 +4,6 @@ Requests are coroutines that run in fsspec's loop; file systems without any run 
 """
 
 import asyncio
-import functools
 import os
 from collections.abc import Coroutine
 from typing import Any
@@ -92,12 +91,9 @@ def read(system: Any, url: str, start: int, end: int, size: int) -> Coroutine[An
         return read_range(system, url, start, end, size)
     if _is_ours(url):
         return system._cat_file(url, start=start, end=end)
-    request = (
-        system._cat_file
-        if system.async_impl
-        else functools.partial(asyncio.to_thread, system.cat_file)
-    )
-    return _guarded(request(url, start=start, end=end))
+    if system.async_impl:
+        return _guarded(system._cat_file(url, start=start, end=end))
+    return _guarded(asyncio.to_thread(system.cat_file, url, start=start, end=end))
 
 
 def _is_ours(url: str) -> bool:

@@ -156,7 +156,7 @@ def _as_address(name: str) -> str:
 def _expand_ranges(pattern: str) -> Iterator[str]:
     try:
         yield from braceexpand.braceexpand(_ANGLE_RANGE.sub(r"{\1..\2}", pattern))
-    except braceexpand.UnbalancedBracesError:
+    except ValueError:  # braces that do not pair: the name itself
         yield pattern
 
 

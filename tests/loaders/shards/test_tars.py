@@ -365,8 +365,8 @@ def walked(archive: bytes) -> dict[str, bytes | str]:
     for n, name in enumerate(members.names):
         begin, size = members.offsets[n], members.sizes[n]
         whole = begin + size <= len(archive)
-        data = archive[begin : begin + size]
-        found[name] = members.problems.get(n) or (data if whole else "shard cut short")
+        content = archive[begin : begin + size]
+        found[name] = members.problems.get(n) or (content if whole else "shard cut short")
     return found
 
 

@@ -15,6 +15,13 @@ def state(value: float) -> dict:
     return {"method": {"weight": weight}, "lists": [1, {"a": (2.5, "x")}]}
 
 
+def newest_step(folder: pathlib.Path) -> int:
+    """The step of the newest intact checkpoint."""
+    loaded = checkpoint.load_newest(folder)
+    assert loaded is not None
+    return loaded["step"]
+
+
 def test_round_trip_keeps_values_and_layout(tmp_path):
     path = checkpoint.save(tmp_path, 7, state(1.5), keep=2)
     loaded = checkpoint.load(path)
@@ -56,7 +63,7 @@ def test_only_what_was_written_here_is_removed_and_never_the_newest(tmp_path):
         checkpoint.save(tmp_path, step, state(step), keep=2)
     left = sorted(path.name for path in tmp_path.glob("*.pt"))
     assert left == sorted([*own, "step-000000005.pt", "step-000000006.pt"])
-    assert checkpoint.load_newest(tmp_path)["step"] == 6
+    assert newest_step(tmp_path) == 6
 
 
 def test_the_newest_stays_where_later_steps_are_damaged(tmp_path):
@@ -76,7 +83,7 @@ def test_one_that_torch_refuses_is_passed_over(tmp_path):
         digest = hashlib.sha256(content).hexdigest()
         newest.with_name(newest.name + ".sha256").write_text(f"{digest}  {newest.name}\n")
         with pytest.warns(RuntimeWarning, match="no checkpoint that torch .* reads"):
-            assert checkpoint.load_newest(tmp_path)["step"] == 1
+            assert newest_step(tmp_path) == 1
 
 
 def test_a_full_disk_is_named_with_the_path_and_the_space(tmp_path):
@@ -95,7 +102,7 @@ def test_a_full_disk_is_named_with_the_path_and_the_space(tmp_path):
         ) as caught:
             checkpoint.save(disk, 2, large, keep=2)
         assert "\n" not in str(caught.value)
-        assert checkpoint.load_newest(disk)["step"] == 1
+        assert newest_step(disk) == 1
         assert len(list(disk.iterdir())) == 2
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -167,6 +174,6 @@ def test_a_checkpoint_runs_no_code(tmp_path):
             return pathlib.Path.touch, (tmp_path / "ran",)
 
     path = checkpoint.save(tmp_path, 1, {"evil": Evil()}, keep=1)
-    with pytest.raises(Exception, match="no checkpoint that torch .* reads: Weights only"):
+    with pytest.raises(Exception, match=r"no checkpoint that torch .* reads: Weights only"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
