@@ -50,7 +50,7 @@ GRACE = 5.0
 POLL = 0.1
 """Seconds between two looks at whether the other process lives. A closed socket is seen at once,
 but a process forked from the other one may hold it open."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ignored by the child: terminals and schedulers send them to both processes, and the parent may
 need more batches before it ends."""
 _UNUSED_REFERENCES = 3

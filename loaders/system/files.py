@@ -26,15 +26,21 @@ def name_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
         ):
             raise
         raise type(error)(
-            error.errno, f"{error.strerror}, {free_space(pathlib.Path(path))}", os.fspath(path)
+            error.errno, f"{error.strerror}, {bytes_text(free_bytes(path))} free", os.fspath(path)
         ) from error
 
 
-def free_space(path: pathlib.Path) -> str:
-    """The free space of the disk of `path`, for an error."""
-    with contextlib.suppress(OSError):
-        return f"{shutil.disk_usage(path.parent).free / 1e9:.3g} GB free"
-    return "free space unknown"
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Free bytes of the disk on which `path` is, or is to be written; 0 where there is none."""
+    try:
+        return shutil.disk_usage(pathlib.Path(path).parent).free
+    except OSError:
+        return 0
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes as "1.23 GB" or "45.6 MB"."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 @contextlib.contextmanager

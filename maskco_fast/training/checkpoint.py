@@ -15,7 +15,8 @@ import torch
 from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.loaders.system.files import (
     TEMPORARY_SUFFIX,
-    free_space,
+    bytes_text,
+    free_bytes,
     staged,
     write_atomically,
 )
@@ -49,8 +50,8 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -
         _write(path, {"version": VERSION, "step": step, **state})
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
         raise CheckpointNotWritten(
-            f"the checkpoint {path} cannot be written ({_reason(error, path)}). Free some space, "
-            "then resume with the same command; the older checkpoints are intact"
+            f"the checkpoint {path} cannot be written: {_reason(error, path, state)}. Free some "
+            "space, then resume with the same command; the older checkpoints are intact"
         ) from error
     others = [old for old in checkpoints(folder) if old != path and _is_ours(old)]
     for old in others[: max(len(others) + 1 - keep, 0)]:
@@ -73,10 +74,21 @@ def _write(path: pathlib.Path, state: dict[str, Any]) -> None:
             checksum.write(f"{_digest(temporary)}  {path.name}\n")
 
 
-def _reason(error: OSError | RuntimeError, path: pathlib.Path) -> str:
-    """Why a file cannot be written, with the free space of its disk."""
-    text = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    return text if text.endswith(" free") else f"{text}, {free_space(path)}"
+def _reason(error: OSError | RuntimeError, path: pathlib.Path, state: dict[str, Any]) -> str:
+    """Why a file cannot be written. Of a full disk torch reports only that a position is wrong."""
+    needed, free = _tensor_bytes(state), free_bytes(path)
+    if needed > free:
+        return f"it needs {bytes_text(needed)}, and its disk has {bytes_text(free)} free"
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0]
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in a state."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _step(path: pathlib.Path) -> int:

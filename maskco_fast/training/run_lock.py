@@ -64,15 +64,14 @@ def _open_lock(path: pathlib.Path) -> TextIO:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
             raise
     else:
-        file = os.fdopen(descriptor, "r+", errors="replace")
         facts = os.fstat(descriptor)
+        begin = b"?"
         if stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1:
-            begin = file.read(len(_CONTENT))
-            file.seek(0)
-            if begin in ("", _CONTENT):
-                return file
+            begin = os.read(descriptor, len(_CONTENT))
+        if begin in (b"", _CONTENT.encode()):
+            return os.fdopen(descriptor, "r+")
         reason = "another program's"
-        file.close()
+        os.close(descriptor)
     raise InvalidInput(
         f"{path} must be the lock of a run, which would be written into, and is {reason}: remove "
         "it, or name another --run-dir."

@@ -9,7 +9,10 @@ tolerances.
 
 import io
 import itertools
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -491,3 +494,41 @@ def test_options_that_do_not_fit_are_refused(make_shards):
             make_loader(shards, 2, **wrong)
     with pytest.raises(ValueError, match="max_bad_share"):
         make_loader(shards, 2, max_bad_share=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_in_mid_epoch_raises_where_it_is_used(make_shards):
+    """Instead of waiting for threads that it does not have."""
+    with make_loader(make_shards(1, 8), 2, views=VIEWS) as loader:
+        running, fresh = iter(loader), iter(loader)
+        next(running)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            for iterator in (running, fresh):
+                try:
+                    next(iterator)
+                except RuntimeError as error:
+                    os.write(writer, str(error).encode() + b"\n")
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        with os.fdopen(reader) as told:
+            assert told.read().count("make a loader in each process") == 2
+        assert len(list(running)) == 3
+
+
+def test_more_shards_than_files_may_be_open(make_shards, tmp_path):
+    """As with `ulimit -n 64`: in a process of its own, since other tests need more."""
+    make_shards(80, 2)
+    code = (
+        "import resource, sys\n"
+        "from maskco_fast.loaders import ViewConfig, make_loader\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "with make_loader(sys.argv[1], 8, views=ViewConfig.maskco(48)) as loader:\n"
+        "    print(sum(len(batch) for epoch in range(2) for batch in loader))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert ended.stdout.strip() == "320", ended.stderr

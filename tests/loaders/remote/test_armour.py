@@ -12,10 +12,17 @@ import pytest
 
 from benchmarks.correctness import faulty_server as faulty
 from maskco_fast.kernels.errors import InvalidInput, MissingPackage
-from maskco_fast.loaders import RemoteConfig, RemoteError, make_loader, open_dataset
+from maskco_fast.loaders import (
+    Quarantine,
+    RemoteConfig,
+    RemoteError,
+    make_loader,
+    open_dataset,
+)
 from maskco_fast.loaders.remote.cache import ShardCache
 from maskco_fast.loaders.remote.errors import ShardTooLarge
 from maskco_fast.loaders.remote.store import RemoteShard, RemoteStore
+from maskco_fast.loaders.shards.beton_writer import write_beton
 from tests.support.remote_servers import VIEWS, hurried
 
 pytest.importorskip(
@@ -229,6 +236,25 @@ def test_headers_are_sent_and_never_shown(tmp_path, monkeypatch):
         with pytest.raises(InvalidInput) as caught:
             hurried(tmp_path, headers=(bad,)).http_headers()
         assert "s3cret" not in str(caught.value)
+
+
+def test_files_hold_no_secrets(make_shards, tmp_path):
+    path = make_shards(1, 4, bad=(1,))[0]
+    (tmp_path / "text.tar").write_bytes(b"no archive" * 100)
+    names = [f"pipe:cat {name} # token=s3cret" for name in (path, tmp_path / "text.tar")]
+    dataset = open_dataset(names, index_folder=tmp_path / "index", remote=hurried(tmp_path))
+    assert len(dataset.bad) == 1
+    Quarantine(dataset.bad).write(tmp_path / "quarantine.json")
+    bad = write_beton(dataset, tmp_path / "s.beton")
+    assert len(bad) == 0
+    with make_loader(dataset, 2, views=VIEWS) as loader:
+        list(loader)
+        loader.quarantine.write(tmp_path / "failed.json")
+    for file in ("quarantine.json", "s.beton", "failed.json"):
+        content = (tmp_path / file).read_bytes()
+        assert b"s3cret" not in content
+        assert b"pipe:cat" in content
+    assert not [file for file in tmp_path.rglob("*") if "s3cret" in file.name]
 
 
 def test_errors_name_no_secrets(tmp_path):

@@ -138,6 +138,17 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_proces
     assert_same_run(tmp_path, one_process)
 
 
+def test_ranks_whose_launcher_is_killed_stop_and_save(tmp_path):
+    """All of them, within seconds: they would hold the run folder for ever."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    ended = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--orphan-at", "5"])
+    assert ended.returncode == -9
+    assert ended.stdout.split() == ["SIGTERM"] * 2  # read until both ranks have ended
+    newest = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest["step"] == 4
+
+
 def parts(
     store: torch.distributed.Store, present: list[int], size: int
 ) -> list[torch.distributed.Store]:
