@@ -251,7 +251,9 @@ def test_files_hold_no_secrets(make_shards, tmp_path):
         list(loader)
         loader.quarantine.write(tmp_path / "failed.json")
     for file in ("quarantine.json", "s.beton", "failed.json"):
-        content = (tmp_path / file).read_bytes()
+        content = (
+            (tmp_path / file).read_bytes().replace(b"\0", b"")
+        )  # NumPy's text has 4 bytes each
         assert b"s3cret" not in content
         assert b"pipe:cat" in content
     assert not [file for file in tmp_path.rglob("*") if "s3cret" in file.name]
