@@ -105,7 +105,8 @@ class ShardCache:
     def __init__(self, config: RemoteConfig, store: RemoteStore | None = None) -> None:
         self.config = config
         self.store = store or RemoteStore(config)
-        self.folder = Path(config.cache_folder) if config.cache_folder else cache_folder("shards")
+        chosen = config.cache_folder
+        self.folder = Path(chosen).expanduser().absolute() if chosen else cache_folder("shards")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.limit = int(config.cache_gb * 1e9)
         """Bytes."""

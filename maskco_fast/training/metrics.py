@@ -191,9 +191,10 @@ class Metrics:
         if self._board is not None:
             step = int(line["step"])
             due = line if step % self._log_every == 0 else line.keys() & set(MEASURED)
-            for name in due:
-                if name != "step":
-                    self._board.add_scalar(name, line[name], step)
+            with name_full_disk(self._board.get_logdir()):
+                for name in due:
+                    if name != "step":
+                        self._board.add_scalar(name, line[name], step)
 
     def sync(self) -> None:
         """Force the JSON lines to the disk; see `StepsFile.sync`."""
@@ -211,8 +212,10 @@ class Metrics:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.close()
-        self._file.close()
-        if self._samples is not None:
-            self._samples.close()
-        if self._board is not None:
-            self._board.close()
+        # On a full disk, closing fails too: the error that ended the run is the one to report.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            self._file.close()
+            if self._samples is not None:
+                self._samples.close()
+            if self._board is not None:
+                self._board.close()

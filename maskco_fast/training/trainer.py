@@ -169,8 +169,10 @@ class Trainer:
             try:
                 stopped_by = self._loop(output, stop)
             except BaseException:
-                if self.world.is_rank_zero:  # without the other ranks, which may have ended
-                    self._write_bad_samples([self.loader.quarantine.entries])
+                # Without the other ranks, which may have ended; the disk may be full.
+                with contextlib.suppress(OSError):
+                    if self.world.is_rank_zero:
+                        self._write_bad_samples([self.loader.quarantine.entries])
                 raise
         return stopped_by if self.step < self.config.max_steps else None
 

@@ -2,12 +2,12 @@
 
 import hashlib
 import pathlib
-import subprocess
 
 import pytest
 import torch
 
 from maskco_fast.training import checkpoint
+from tests.support.small_disk import small_disk
 
 
 def state(value: float) -> dict:
@@ -87,25 +87,16 @@ def test_one_that_torch_refuses_is_passed_over(tmp_path):
 
 
 def test_a_full_disk_is_named_with_the_path_and_the_space(tmp_path):
-    """On a real file system of 1 MB, where this process may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as disk:
         checkpoint.save(disk, 1, state(1), keep=2)
-        large = {"weight": torch.zeros(1 << 20)}
         with pytest.raises(
             checkpoint.CheckpointNotWritten,
             match=r"step-000000002\.pt cannot be written: it needs 4\.19 MB, .* MB free\. Free",
         ) as caught:
-            checkpoint.save(disk, 2, large, keep=2)
+            checkpoint.save(disk, 2, {"weight": torch.zeros(1 << 20)}, keep=2)
         assert "\n" not in str(caught.value)
         assert newest_step(disk) == 1
         assert len(list(disk.iterdir())) == 2
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # the error holds its file
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no checksum", "empty checksum"])

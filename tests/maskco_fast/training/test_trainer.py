@@ -23,6 +23,7 @@ from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
 from tests.support.runs import losses, metrics
+from tests.support.small_disk import small_disk
 from tests.support.small_methods import OneWeight
 from tests.support.tiny_run import BATCH, NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
 
@@ -416,3 +417,15 @@ def test_nohup_is_respected(tmp_path):
         assert tiny_trainer(tiny_config(tmp_path), signal_at=5, number=signal.SIGHUP).fit() is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_full_disk_ends_a_run_with_its_older_checkpoints_intact(tmp_path):
+    with small_disk(tmp_path / "disk", "1200k") as disk:
+        config = tiny_config(disk / "run", checkpoint_every=1, keep_checkpoints=9)
+        trainer = tiny_trainer(config)
+        with pytest.raises(checkpoint.CheckpointNotWritten, match="the older checkpoints are int"):
+            trainer.fit()
+        saved = checkpoint.checkpoints(trainer.checkpoint_folder)
+        assert len(saved) > 1
+        for path in saved:
+            checkpoint.load(path)
