@@ -29,6 +29,7 @@ GNU_LONG_LINK = 0x4B  # 'K'
 GNU_LONG_NAME = 0x4C  # 'L'
 GNU_SPARSE = 0x53  # 'S'
 PAX = 0x78  # 'x'
+SOLARIS_PAX = 0x58  # 'X', with the same records
 _FIFO = 0x36  # '6', the last of the types without data
 _PAX_GLOBAL = 0x67  # 'g'
 
@@ -219,14 +220,14 @@ def walk_tar(data):
         if is_header:
             kind = data[offset + _TYPE_FIELD]
             payload = offset + BLOCK
-            if kind in (PAX, _PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK):
+            if kind in (PAX, SOLARIS_PAX, _PAX_GLOBAL, GNU_LONG_NAME, GNU_LONG_LINK):
                 size = _number(data, offset + _SIZE_FIELD, 12)
                 if size < 0 or size > len(data) - payload:  # damaged: search on from here
                     size = np.int64(0)
                 elif kind != _PAX_GLOBAL:
                     if extended < 0:
                         extended = offset
-                    if kind == PAX:
+                    if kind in (PAX, SOLARIS_PAX):
                         pax_size = _pax_size(data, payload, payload + size)
                 offset = _after(payload, size)
                 continue

@@ -167,7 +167,7 @@ def _describe(data: np.ndarray, row: np.ndarray) -> Description:
             described.name = decoded(content.partition(b"\0")[0])
         elif kind == tar.GNU_LONG_LINK:
             described.link = decoded(content.partition(b"\0")[0])
-        elif kind == tar.PAX:
+        elif kind in (tar.PAX, tar.SOLARIS_PAX):
             records.update(pax_records(content))
         at += tar.BLOCK + -(-size // tar.BLOCK) * tar.BLOCK
     described.read(records)  # which come before GNU's names

@@ -65,7 +65,7 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
             yield StreamedMember("", problem="part of the shard is damaged")
         ended = damaged = False
         kind = block[156]
-        if kind in b"xgLK":
+        if kind in b"xXgLK":
             if size is None or size > MAX_IMAGE_BYTES:
                 continue
             content = _read(file, min(size, MAX_DESCRIPTION))
@@ -73,7 +73,7 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
                 break
             if kind == tar.GNU_LONG_NAME:
                 described.name = decoded(content.partition(b"\0")[0])
-            elif kind == tar.PAX:
+            elif kind in (tar.PAX, tar.SOLARIS_PAX):
                 records = pax_records(content)
                 described.read(records)
                 stated = records.get(b"size", b"")

@@ -246,6 +246,11 @@ ARCHIVES: dict[str, tuple[bytes, list[str], dict[str, str]]] = {
         {r"\x1b]0;owned\x07": "no image member"},
     ),
     "PAX path": (pax(record(b"path", b"p.jpg")) + member(b"x", IMAGES[0]) + END, ["p.jpg"], {}),
+    "Solaris": (
+        pax(record(b"path", b"p.jpg"), b"X") + member(b"x", IMAGES[0]) + END,
+        ["p.jpg"],
+        {},
+    ),
     "PAX path with a zero": (
         pax(record(b"path", b"p.jpg\0/../x")) + member(b"x", IMAGES[0]) + END,
         ["p.jpg"],
