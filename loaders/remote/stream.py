@@ -35,9 +35,9 @@ from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
-from ..shards.tar_stream import stream_members
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
+from .tar_stream import stream_members
 
 KEPT_BATCHES = 6
 """Delivered batches whose samples are kept, because a device may not have finished them."""

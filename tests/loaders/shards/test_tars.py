@@ -8,10 +8,10 @@ import pytest
 
 from maskco_fast.kernels.tar import walk_tar
 from maskco_fast.loaders import EmptyDataset, open_dataset
+from maskco_fast.loaders.remote.tar_stream import stream_members
 from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.names import MAX_NAME
 from maskco_fast.loaders.shards.tar_members import list_members
-from maskco_fast.loaders.shards.tar_stream import stream_members
 from tests.support.images import encode, picture
 
 END = bytes(1024)

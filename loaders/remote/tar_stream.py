@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...kernels import tar
-from .tar_members import (
+from ..shards.tar_members import (
     MAX_DESCRIPTION,
     MAX_IMAGE_BYTES,
     Description,
