@@ -18,7 +18,7 @@ class RemoteConfig:
 
     mode: Literal["cache", "stream"] = "cache"
     """cache: whole shards in a bounded folder on the local disk; exact order and exact resume.
-    stream: no disk, through webdataset; order and resume are approximate, and epoch_samples is
+    stream: no disk; order and resume are approximate, and epoch_samples is
     required."""
     cache_folder: str | None = None
     """Folder of the cached shards, shared by all processes of this host; None for the user's cache

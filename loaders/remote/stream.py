@@ -1,4 +1,4 @@
-"""`StreamDataset`: shards read as a stream by the webdataset package, without a disk.
+"""`StreamDataset`: shards read as a stream, without a disk.
 
 How a stream differs from `Dataset` and `RemoteDataset`:
 
@@ -166,7 +166,7 @@ class StreamDataset(Dataset):
     def _passes(
         self, urls: Sequence[str], config: LoaderConfig, epoch: int, random: Random
     ) -> Callable[[threading.Event], Iterator["Entry"]]:
-        """Endless passes over the shards, each in another order, through webdataset's stages."""
+        """Endless passes over the shards, each in another order, through webdataset's shuffle buffer."""
 
         def passes(stop: threading.Event) -> Iterator[Entry]:
             """Read samples until `stop` is set."""
