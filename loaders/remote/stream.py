@@ -166,7 +166,7 @@ class StreamDataset(Dataset):
     def _passes(
         self, urls: Sequence[str], config: LoaderConfig, epoch: int, random: Random
     ) -> Callable[[threading.Event], Iterator["Entry"]]:
-        """Endless passes over the shards, each in another order, through webdataset's shuffle buffer."""
+        """Endless passes over the shards, in other orders, through webdataset's buffer."""
 
         def passes(stop: threading.Event) -> Iterator[Entry]:
             """Read samples until `stop` is set."""

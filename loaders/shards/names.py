@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 PIPE = "pipe:"
 _FILE = re.compile(r"^file:(//(localhost)?(?=/))?", re.IGNORECASE)
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 _URL = re.compile(_SCHEME.pattern + r"[^\s'\"<>|]+")
 _TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4|Z))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _ANGLE_RANGE = re.compile(r"<(\d+)\.\.(\d+)>")

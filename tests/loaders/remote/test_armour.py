@@ -193,8 +193,9 @@ def test_a_missing_package_is_named(url, package, tmp_path):
 
 
 def test_an_unknown_protocol_is_named(tmp_path):
-    with pytest.raises(InvalidInput, match=r"bogus://x/s\.tar.*gs://.*hf://"):
-        open_dataset("bogus://x/s.tar?token=secret", remote=hurried(tmp_path))
+    for url in ("bogus://x/s.tar", "simplecache::s3://x/s.tar"):
+        with pytest.raises(InvalidInput, match=rf"{url}: .*gs://.*hf://"):
+            open_dataset(f"{url}?token=secret", remote=hurried(tmp_path))
 
 
 def small(handler) -> None:
