@@ -25,7 +25,7 @@ from .index import ShardIndex, ShardLabels
 from .labels import LabelSource
 from .names import image_files, is_remote
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Bump when the format changes; older files are rebuilt."""
 
 LABELS_VERSION = 1
