@@ -14,12 +14,13 @@ def cache_folder(kind: str) -> pathlib.Path:
     user's cache folder, and a folder of this user in the temporary one. Raises OSError where none
     is writable.
     """
+    temporary = f"maskco-fast-{os.getuid()}" if hasattr(os, "getuid") else "maskco-fast"
     candidates = [
         os.environ.get("MASKCO_FAST_CACHE"),
         os.path.join(
             os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "maskco-fast"
         ),
-        os.path.join(tempfile.gettempdir(), f"maskco-fast-{os.getuid()}"),
+        os.path.join(tempfile.gettempdir(), temporary),
     ]
     for name in filter(None, candidates):
         try:

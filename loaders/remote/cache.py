@@ -11,7 +11,6 @@ shards are chosen for removal.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from ...kernels.compiler.cache import cache_folder
 from ..shards.names import redact_url
 from ..shards.reader import read_at
+from ..system.portable import lock, read_at_offset, try_lock
 from .config import RemoteConfig
 from .errors import ReadEnded, RemoteError, ShardChanged
 from .store import NEVER_STOP, RemoteShard, RemoteStore
@@ -158,7 +158,7 @@ class ShardCache:
             file = io.FileIO(whole, "rb")
         except FileNotFoundError:
             return None
-        if _try_lock(file, fcntl.LOCK_SH):
+        if try_lock(file.fileno(), shared=True):
             facts = os.fstat(file.fileno())
             if facts.st_nlink and shard.size in (-1, facts.st_size):
                 _mark_used(file)
@@ -172,7 +172,7 @@ class ShardCache:
     def _claim(path: Path, whole: Path) -> io.FileIO | None:
         """The shard's part, open and locked; None where others write it or have just finished."""
         file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+        if try_lock(file.fileno()) and _is_at(file, path):
             if not whole.exists():
                 file.name = str(path)
                 return file
@@ -249,7 +249,7 @@ class ShardCache:
     @contextlib.contextmanager
     def _room_lock(self) -> Iterator[None]:
         with (self.folder / "room.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno())
             yield
 
     def _entries(self) -> list[tuple[int, int, Path]]:
@@ -272,7 +272,7 @@ class ShardCache:
             if excess <= 0:
                 break
             with contextlib.suppress(FileNotFoundError), io.FileIO(path, "rb") as file:
-                if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+                if try_lock(file.fileno()) and _is_at(file, path):
                     path.unlink()
                     excess -= size
         return excess <= 0
@@ -304,15 +304,6 @@ def _file_name(shard: RemoteShard) -> str:
     return hashlib.sha256(f"{shard.url}\n{size}\n{shard.tag}".encode()).hexdigest()[:32]
 
 
-def _try_lock(file: io.FileIO, kind: int) -> bool:
-    """Lock the file until it is closed; False where another lock excludes it."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _mark_used(file: io.FileIO) -> None:
     """Set the file's time to now, in nanoseconds: the file system's own clock ticks too slowly."""
     now = time.time_ns()
@@ -330,7 +321,7 @@ def _is_at(file: io.FileIO, path: Path) -> bool:
 def _digest(file: io.FileIO) -> str:
     digest = hashlib.blake2b(digest_size=16)
     offset = 0
-    while data := os.pread(file.fileno(), 1 << 20, offset):
+    while data := read_at_offset(file.fileno(), 1 << 20, offset):
         digest.update(data)
         offset += len(data)
     return digest.hexdigest()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from maskco_fast.loaders.system.portable import known_signals
+
 
 class StopSignal:
     """Context manager that catches SIGTERM, SIGUSR1 and SIGINT and stores the signal's `name`.
@@ -19,7 +21,7 @@ class StopSignal:
     signal handler must not, for example to wake the thread that waits for a batch.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = known_signals("SIGTERM", "SIGUSR1", "SIGINT")
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self.name: str | None = None
