@@ -270,7 +270,7 @@ def check_index_file(data: bytes, random: Random) -> None:
 
 
 _PLAIN = View(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0)
-_VIEWS = ViewConfig(views=(_PLAIN, _PLAIN), size=32)
+_VIEWS = ViewConfig(views=(_PLAIN, _PLAIN), size=48)
 _MAX_VALUES_APART = 1
 """Levels between the views of the reference and of another loader: rounding of the resize."""
 
@@ -345,6 +345,6 @@ TARGETS = (
     Target("images", _any_image, check_image, 2000),
     Target("tars", lambda random: damage(random, pick(random, seeds.tars())), check_tar, 800),
     Target("betons", _make_beton, check_beton, 100),
-    Target("index files", lambda random: damage(random, _index_file()[2]), check_index_file, 300),
+    Target("index-files", lambda random: damage(random, _index_file()[2]), check_index_file, 300),
     Target("loaders", _make_shard, check_loaders, 20),
 )
