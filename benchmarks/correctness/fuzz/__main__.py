@@ -33,6 +33,8 @@ SLOW_S = 20.0
 """CPU time of one input that is a finding."""
 HANG_S = 600.0
 """An input that takes longer, by the clock, is a finding and ends its round."""
+REPORT_S = 300.0
+"""Time between two lines of progress."""
 GREEDY_MB = 1500
 """Growth of a process by one input that is a finding."""
 
@@ -151,6 +153,7 @@ def main(options: Options) -> int:
     chosen = [target for target in TARGETS if not options.only or target.name in options.only]
     totals = {target.name: Tally() for target in chosen}
     end = time.monotonic() + options.seconds
+    next_report = time.monotonic() + REPORT_S
     number = 0
     while time.monotonic() < end:
         for target in chosen:
@@ -165,12 +168,19 @@ def main(options: Options) -> int:
             if time.monotonic() >= end:
                 break
         number += 1
+        if time.monotonic() > next_report:
+            next_report += REPORT_S
+            print(_summary(totals), flush=True)
     for name, total in totals.items():
         print(f"{name:12}{total.executions:12,} executions, {len(total.findings)} findings")
-    count = sum(len(total.findings) for total in totals.values())
+    print(f"{_summary(totals)}, seed {options.seed}")
+    return int(any(total.findings for total in totals.values()))
+
+
+def _summary(totals: dict[str, Tally]) -> str:
     executions = sum(total.executions for total in totals.values())
-    print(f"{executions:,} executions, {count} findings, seed {options.seed}")
-    return int(count > 0)
+    findings = sum(len(total.findings) for total in totals.values())
+    return f"{executions:,} executions, {findings} findings"
 
 
 def _keep(folder: pathlib.Path | None, name: str, data: bytes) -> None:
