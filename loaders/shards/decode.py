@@ -22,7 +22,7 @@ MAX_SIDE = 2**16 - 1
 MAX_SCANS = 500
 """Most scans of a JPEG, each of which may touch every pixel. Encoders write 10 or so."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Formats that Pillow may open. Others, such as EPS, would start programs or are no photographs."""
 
 
@@ -71,7 +71,7 @@ def _require_few_scans(data: bytes, scan: int) -> None:
 def _open(data: bytes) -> Image.Image:
     """Read the header with Pillow; BadImage for other formats, damage, and insane sizes."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_installed_formats())
+        image = Image.open(io.BytesIO(data), formats=installed_formats())
     except Image.DecompressionBombError:
         raise BadImage("too many pixels") from None
     except Exception:  # plugins raise nearly every kind for damaged headers
@@ -81,10 +81,10 @@ def _open(data: bytes) -> Image.Image:
 
 
 @functools.cache
-def _installed_formats() -> list[str]:
-    """Those of `_FORMATS` that this Pillow reads: AVIF came with 11.3."""
+def installed_formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow reads: AVIF came with 11.3."""
     Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def require_size(image: np.ndarray, sample: np.void) -> np.ndarray:

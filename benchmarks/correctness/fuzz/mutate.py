@@ -57,8 +57,8 @@ def damage(random: Random, data: bytes, reach: int | None = None) -> bytes:
                 width = 2 << int(random.integers(3))
                 largest = 2 ** (8 * width)
                 number = (0, 1, largest // 2 - 1, largest - 1)[int(random.integers(4))]
-                order = "big" if random.integers(2) else "little"
-                changed[at : at + width] = number.to_bytes(width, order)
+                little = number.to_bytes(width, "little")
+                changed[at : at + width] = little if random.integers(2) else little[::-1]
             case 8:
                 if random.integers(4) == 0:
                     del changed[at:]
