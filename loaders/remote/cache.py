@@ -12,7 +12,6 @@ shards are chosen for removal.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -28,6 +27,7 @@ from ...kernels.compiler.cache import cache_folder
 from ..shards.names import redact_url
 from ..shards.reader import read_at
 from ..system.files import publish
+from ..system.portable import lock, read_at_offset, try_lock
 from .config import RemoteConfig
 from .errors import ReadEnded, RemoteError, ShardChanged, ShardTooLarge
 from .store import NEVER_STOP, RemoteShard, RemoteStore
@@ -172,7 +172,7 @@ class ShardCache:
             file = io.FileIO(whole, "rb")
         except FileNotFoundError:
             return None
-        if _try_lock(file, fcntl.LOCK_SH):
+        if try_lock(file.fileno(), shared=True):
             facts = os.fstat(file.fileno())
             if facts.st_nlink and shard.size in (-1, facts.st_size):
                 _mark_used(file)
@@ -187,7 +187,7 @@ class ShardCache:
         """The shard's part, open and locked; None where others write it or have just finished."""
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         file = io.FileIO(os.open(path, flags, 0o666), "r+b")
-        if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+        if try_lock(file.fileno()) and _is_at(file, path):
             if not whole.exists():
                 file.name = str(path)
                 return file
@@ -279,7 +279,7 @@ class ShardCache:
     @contextlib.contextmanager
     def _room_lock(self) -> Iterator[None]:
         with (self.folder / "room.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno())
             yield
 
     def _entries(self) -> list[tuple[int, int, Path]]:
@@ -303,7 +303,7 @@ class ShardCache:
             if excess <= 0:
                 break
             with contextlib.suppress(FileNotFoundError), io.FileIO(path, "rb") as file:
-                if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+                if try_lock(file.fileno()) and _is_at(file, path):
                     path.unlink()
                     excess -= size
         return excess <= 0
@@ -337,15 +337,6 @@ def _file_name(shard: RemoteShard) -> str:
     return f"maskco-{hashlib.sha256(version).hexdigest()[:32]}"
 
 
-def _try_lock(file: io.FileIO, kind: int) -> bool:
-    """Lock the file until it is closed; False where another lock excludes it."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _mark_used(file: io.FileIO) -> None:
     """Set the file's time to now, in nanoseconds: the file system's own clock ticks too slowly."""
     now = time.time_ns()
@@ -363,7 +354,7 @@ def _is_at(file: io.FileIO, path: Path) -> bool:
 def _digest(file: io.FileIO) -> str:
     digest = hashlib.blake2b(digest_size=16)
     offset = 0
-    while data := os.pread(file.fileno(), 1 << 20, offset):
+    while data := read_at_offset(file.fileno(), 1 << 20, offset):
         digest.update(data)
         offset += len(data)
     return digest.hexdigest()

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import select
-import signal
 import subprocess
 import tempfile
 import threading
 import time
 
 from ..shards.names import redact_output
+from ..system.portable import kill_group
 from .errors import CommandFailed, ReadEnded, UnusableCommand
 
 STOP_POLL = 0.05
@@ -40,7 +40,7 @@ class Pipe:
 
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process)
         self._process.stdout.close()  # type: ignore[union-attr]
         self._process.wait()
         self._errors.close()

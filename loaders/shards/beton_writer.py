@@ -22,6 +22,7 @@ from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.cpus import usable_cpus
 from ..system.files import publish, write_atomically
+from ..system.portable import sync_data, write_at_offset
 from ..system.progress import Progress, no_progress
 from .beton import (
     ALLOCATION_DTYPE,
@@ -297,7 +298,7 @@ class _Writer:
     @staticmethod
     def _commit(file: int, journal: TextIO, lines: list[str]) -> None:
         """Sync the data, then append the journal lines that declare it complete."""
-        os.fdatasync(file)
+        sync_data(file)
         journal.write("".join(line + "\n" for line in lines))
         journal.flush()
         lines.clear()
@@ -339,8 +340,8 @@ class _Writer:
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
-    """Repeat `os.pwrite`, which may write less than it is given, until all is written."""
+    """Repeat `write_at_offset`, which may write less than it is given, until all is written."""
     view = memoryview(data)
     while len(view):
-        written = os.pwrite(file, view, offset)
+        written = write_at_offset(file, view, offset)
         view, offset = view[written:], offset + written

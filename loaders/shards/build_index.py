@@ -12,7 +12,14 @@ import numpy as np
 
 from ...kernels import headers, tar
 from ..quarantine import BadSample
-from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
+from .decode import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    BadImage,
+    decode_pillow,
+    image_size,
+    require_sane_size,
+)
 from .index import SAMPLE_DTYPE, ShardIndex, readable, sample_id, split_name
 from .labels import MAX_LABEL_BYTES, LabelSource, NoLabel, pack_labels, target_of
 from .names import IMAGE_SUFFIXES, image_files
@@ -246,7 +253,9 @@ def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | Non
     heights = np.empty(n, np.int32)
     widths = np.empty(n, np.int32)
     headers.scan_headers(data, offsets, sizes, formats, heights, widths, verdicts)
-    suspicious = (verdicts != headers.OK) | (heights.astype(np.int64) * widths > MAX_PIXELS)
+    suspicious = verdicts != headers.OK
+    suspicious |= heights.astype(np.int64) * widths > MAX_PIXELS
+    suspicious |= np.maximum(heights, widths) > MAX_SIDE
     good: list[int] = []
     bad = list(found.bad)
     for number in range(n):
@@ -256,7 +265,7 @@ def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | Non
                 if end > len(data):
                     raise BadImage("shard cut short")
                 if verdicts[number] == headers.OK:
-                    raise BadImage("too many pixels")
+                    require_sane_size(int(heights[number]), int(widths[number]))
                 formats[number], heights[number], widths[number] = _second_opinion(
                     bytes(data[begin:end]), verdicts[number]
                 )

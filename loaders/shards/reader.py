@@ -2,9 +2,9 @@
 
 import functools
 import io
-import os
 
 from ...kernels.errors import MaskCoError
+from ..system.portable import read_at_offset
 
 MAX_OPEN_FILES = 128
 """Files that a `ShardReader` keeps open, at most."""
@@ -29,9 +29,9 @@ def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
 
     Raises ShardTruncated, naming `path`, where the file ends earlier.
     """
-    data = os.pread(file.fileno(), size, offset)
+    data = read_at_offset(file.fileno(), size, offset)
     while len(data) < size:  # a signal or a network file system may cut a read short
-        more = os.pread(file.fileno(), size - len(data), offset + len(data))
+        more = read_at_offset(file.fileno(), size - len(data), offset + len(data))
         if not more:
             raise ShardTruncated(
                 f"{path}: {len(data)} of {size} bytes at offset {offset}. The file has changed "

@@ -84,7 +84,10 @@ def publish(temporary: str | os.PathLike[str], path: str | os.PathLike[str]) -> 
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    try:
+        folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
             os.fsync(folder)

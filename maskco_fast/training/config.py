@@ -115,8 +115,7 @@ class TrainConfig(RunConfig, MethodFields):
     share an interpreter lock; the batches are the same."""
     decode: Literal["exact", "fast"] = "exact"
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
-    libjpeg's fast IDCT, and stop reading the others below their crops, so that damage there goes
-    unnoticed."""
+    libjpeg's fast IDCT; the others as with exact."""
     model: ModelConfig = field(default_factory=ModelConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata=MAY_CHANGE)
     remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=MAY_CHANGE)

@@ -5,7 +5,6 @@ The operating system releases the lock when its process ends, even after SIGKILL
 
 import contextlib
 import errno
-import fcntl
 import os
 import pathlib
 import socket
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from maskco_fast.kernels.errors import InvalidInput, MaskCoError
+from maskco_fast.loaders.system.portable import try_lock
 
 PATIENCE = 10.0
 """Seconds to wait for a holder that is about to end, such as a killed earlier start of this job."""
@@ -88,9 +88,7 @@ def _try_lock(descriptor: int, path: pathlib.Path) -> bool:
     The lock belongs to the open file description: closing the file or ending the process frees it.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return try_lock(descriptor)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise

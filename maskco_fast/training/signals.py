@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from maskco_fast.loaders.system.portable import known_signals
+
 LAUNCHER_POLL = 1.0
 """Seconds between two checks whether the launcher is alive."""
 _HANGUP = getattr(signal, "SIGHUP", None)
@@ -42,11 +44,7 @@ class StopSignal:
     signal handler must not, for example to wake the thread that waits for a batch.
     """
 
-    SIGNALS = tuple(
-        getattr(signal, name)
-        for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
-        if hasattr(signal, name)
-    )
+    SIGNALS = known_signals("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self.name: str | None = None
