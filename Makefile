@@ -78,10 +78,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	@$(MAKE) --no-print-directory install-ffcv
 	@touch $(VENV)/.installed $@
 
-# PYTHON=… chooses another interpreter than the first one found that is 3.10 to 3.13 and can make environments.
+# PYTHON=… chooses another interpreter than the first one found that is 3.10 or newer and can make environments.
 $(BIN)/pip:
-	@for python in $${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do \
-		"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || continue; \
+	@for python in $${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do \
+		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue; \
 		found="$$python"; \
 		"$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
 		echo "making $(VENV) with $$("$$python" --version) ($$(command -v "$$python"))"; \
@@ -90,6 +90,6 @@ $(BIN)/pip:
 	if [ -n "$${found:-}" ]; then \
 		echo "$$found cannot make virtual environments: sudo apt-get install python3-venv" >&2; \
 	else \
-		echo "no Python from 3.10 to 3.13 found: sudo apt-get install python3 python3-venv, or give PYTHON=…" >&2; \
+		echo "no Python from 3.10 on found: sudo apt-get install python3 python3-venv, or give PYTHON=…" >&2; \
 	fi; \
 	exit 1

@@ -5,20 +5,21 @@ import numpy as np
 from .compiler.jit import inline_jit, jit
 from .compiler.vector import first_lane, load
 from .jpeg.markers import (
-    DAC,
+    APP0,
+    APP15,
+    COM,
     DHT,
+    DQT,
+    DRI,
     EOI,
-    JPG,
     PREFIX,
     RST0,
     RST7,
     SOF0,
     SOF2,
-    SOF15,
     SOI,
     SOS,
     STUFFED,
-    TEM,
 )
 
 UNKNOWN, JPEG, JPEG_CMYK, PNG, WEBP, OTHER = range(6)
@@ -43,47 +44,67 @@ def _u32(data, i):
 
 
 @inline_jit()
-def _ends_with_marker(data, start, stop):
-    """Whether there is an end-of-image marker; searched backwards, since bytes may follow it."""
-    for i in range(stop - 2, start + 1, -1):
-        if data[i] == PREFIX and data[i + 1] == EOI:
-            return True
-    return False
+def is_ordinary(marker):
+    """Whether every decoder reads, or skips, a segment with this marker between SOI and the scan.
+
+    Decoders disagree on all others: libjpeg refuses DHP, EXP and the extensions JPG0 to JPG13 and
+    skips TEM, Pillow's parser does the reverse, and few decode arithmetic or lossless frames.
+    """
+    if SOF0 <= marker <= SOF2:
+        return True
+    if marker in (DHT, DQT, DRI):
+        return True
+    return APP0 <= marker <= APP15 or marker == COM
 
 
 @inline_jit()
-def _scan_jpeg(data, start, stop):
-    """Walk a JPEG's markers to the frame header: (format, height, width, verdict)."""
-    i = start + 2
+def _find_scan(data, start, stop):
+    """Walk a JPEG's segments to its first scan: (frame, scan, verdict).
+
+    `frame` and `scan` are the positions of the markers SOF and SOS. The verdict is OK where every
+    segment is ordinary and one of them is a frame header of a positive size.
+    """
+    frame, i = 0, start + 2
     while i + 4 <= stop:
         if data[i] != PREFIX:
-            return JPEG, 0, 0, BAD_HEADER
+            return 0, 0, BAD_HEADER
         marker = data[i + 1]
         if marker == PREFIX:  # fill byte
             i += 1
             continue
-        if marker == TEM or RST0 <= marker <= SOI:  # markers without a length
-            i += 2
-            continue
-        if marker in (EOI, SOS):  # no frame header before the image data
-            return JPEG, 0, 0, BAD_HEADER
         length = u16(data, i + 2)
-        if length < 2:
-            return JPEG, 0, 0, BAD_HEADER
-        if SOF0 <= marker <= SOF15 and marker != DHT and marker != JPG and marker != DAC:
-            if i + 10 > stop:
-                return JPEG, 0, 0, TRUNCATED
-            height, width, components = u16(data, i + 5), u16(data, i + 7), data[i + 9]
-            if (
-                height == 0
-                or width == 0
-                or not (components == 1 or components == 3 or components == 4)
-            ):
-                return JPEG, 0, 0, BAD_HEADER
-            kind = JPEG_CMYK if components == 4 else JPEG
-            return kind, height, width, OK if _ends_with_marker(data, start, stop) else TRUNCATED
+        if length < 2 or i + 2 + length > stop:
+            return 0, 0, BAD_HEADER if length < 2 else TRUNCATED
+        if marker == SOS:
+            return frame, i, OK if frame else BAD_HEADER
+        if not is_ordinary(marker):
+            return 0, 0, BAD_HEADER
+        if SOF0 <= marker <= SOF2:
+            if frame or length < 11 or u16(data, i + 5) == 0 or u16(data, i + 7) == 0:
+                return 0, 0, BAD_HEADER
+            frame = i
         i += 2 + length
-    return JPEG, 0, 0, TRUNCATED
+    return 0, 0, TRUNCATED
+
+
+@inline_jit()
+def _scan_jpeg(data, start, stop):
+    """Read a JPEG's frame header and look for its end: (format, height, width, verdict)."""
+    frame, scan, verdict = _find_scan(data, start, stop)
+    if verdict != OK:
+        return JPEG, 0, 0, verdict
+    components = data[frame + 9]
+    if components != 1 and components != 3 and components != 4:
+        return JPEG, 0, 0, BAD_HEADER
+    # Search backwards, since bytes may follow the end, and no farther than to the scan, since the
+    # segments before it may hold a thumbnail with an end of its own.
+    verdict = TRUNCATED
+    for i in range(stop - 2, scan, -1):
+        if data[i] == PREFIX and data[i + 1] == EOI:
+            verdict = OK
+            break
+    kind = JPEG_CMYK if components == 4 else JPEG
+    return kind, u16(data, frame + 5), u16(data, frame + 7), verdict
 
 
 @inline_jit()
@@ -92,6 +113,8 @@ def _scan_png(data, start, stop):
     if stop - start < 33:  # signature and IHDR
         return PNG, 0, 0, TRUNCATED
     width, height = _u32(data, start + 16), _u32(data, start + 20)
+    if _u32(data, start + 12) != 0x49484452:  # "IHDR" must come first
+        return PNG, 0, 0, BAD_HEADER
     if height == 0 or width == 0 or height > 0x7FFFFFFF or width > 0x7FFFFFFF:
         return PNG, 0, 0, BAD_HEADER
     whole = False
@@ -118,6 +141,8 @@ def _scan_webp(data, start, stop):
         bits = np.int64(data[i + 1]) | np.int64(data[i + 2]) << 8
         bits |= np.int64(data[i + 3]) << 16 | np.int64(data[i + 4]) << 24
         width, height = (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    elif kind != 0x58:
+        return WEBP, 0, 0, BAD_HEADER
     else:  # 'VP8X': extended, the canvas
         width = (
             np.int64(data[i + 4]) | np.int64(data[i + 5]) << 8 | np.int64(data[i + 6]) << 16
@@ -155,28 +180,52 @@ def scan_headers(data, offsets, sizes, formats, heights, widths, verdicts):
     should try a library before it rejects them.
     """
     for n in range(len(offsets)):
-        stop = offsets[n] + sizes[n]
-        if stop > len(data):
+        if offsets[n] < 0 or sizes[n] < 0 or sizes[n] > len(data) - offsets[n]:
             formats[n], heights[n], widths[n], verdicts[n] = UNKNOWN, 0, 0, TRUNCATED
             continue
-        formats[n], heights[n], widths[n], verdicts[n] = _scan(data, offsets[n], stop)
+        formats[n], heights[n], widths[n], verdicts[n] = _scan(
+            data, offsets[n], offsets[n] + sizes[n]
+        )
+
+
+@inline_jit()
+def _has_soi(data):
+    """Whether `data` begins as a JPEG."""
+    return len(data) >= 4 and data[0] == PREFIX and data[1] == SOI and data[2] == PREFIX
 
 
 @jit()
-def is_one_whole_scan(data):
-    """Whether the JPEG `data` (bytes,) uint8 is one sequential scan without markers inside it.
+def find_ordinary_scan(data):
+    """Size and first scan of the JPEG `data` (bytes,) uint8: (height, width, position of its SOS).
+
+    Zeros where a segment before the scan is not ordinary, see `is_ordinary`: such a file must be
+    judged by a single decoder.
+    """
+    if not _has_soi(data):
+        return 0, 0, 0
+    frame, scan, verdict = _find_scan(data, 0, len(data))
+    if verdict != OK:
+        return 0, 0, 0
+    return u16(data, frame + 5), u16(data, frame + 7), scan
+
+
+@jit()
+def is_one_whole_scan(data, height, width):
+    """Whether the JPEG `data` (bytes,) uint8 has ordinary segments, the size (`height`, `width`) in
+    pixels, and one sequential scan without markers inside it.
 
     Decoders disagree on other files. At a marker inside a scan one fills the image with gray and
     another fails; a decoder that stops below the requested rows does not see the marker.
     """
-    # 1. Segments up to the scan. Frames other than baseline and extended sequential end it.
-    size, i = len(data), 2
-    while i + 4 <= size and data[i] == PREFIX and data[i + 1] != SOS:
-        if SOF2 <= data[i + 1] <= SOF15 and data[i + 1] != DHT:  # progressive, arithmetic, …
-            return False
-        i += 1 if data[i + 1] == PREFIX else 2 + u16(data, i + 2)
-    if i + 4 > size or data[i] != PREFIX:
+    # 1. Segments up to the scan.
+    if not _has_soi(data):
         return False
+    frame, i, verdict = _find_scan(data, 0, len(data))
+    if verdict != OK or data[frame + 1] == SOF2:  # progressive
+        return False
+    if u16(data, frame + 5) != height or u16(data, frame + 7) != width:
+        return False
+    size = len(data)
     i += 2 + u16(data, i + 2)  # the scan's header
     # 2. Entropy-coded data: only stuffed bytes and restart markers may follow a prefix.
     while i + 2 <= size:

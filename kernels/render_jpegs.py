@@ -51,7 +51,7 @@ def _bytes_at(typing_context, address, size):
 
 
 @jit()
-def decode_crops(file, height, width, row, views, whole, scratch, pixels):
+def decode_crops(file, height, width, row, views, scratch, pixels):
     """Decode the region of a JPEG that its crops need: (decoded, y, x, rows, columns).
 
     Writes the region, (rows, columns, 3) uint8, to the start of `pixels`; `y`, `x` is its origin.
@@ -73,8 +73,7 @@ def decode_crops(file, height, width, row, views, whole, scratch, pixels):
         return False, 0, 0, 0, 0
     data = _bytes_at(file[0], file[1])
     decoded = (
-        decode_region(data, file[1], height, width, y, x, rows, columns, whole, scratch, pixels)
-        == DECODED
+        decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels) == DECODED
     )
     return decoded, y, x, rows, columns
 
@@ -89,7 +88,6 @@ def render_jpegs(
     mask,
     form,
     normalisation,
-    whole,
     jpeg_scratch,
     pixels,
     scratch,
@@ -99,13 +97,13 @@ def render_jpegs(
     """Decode and render n JPEGs into `out[:, numbers]`; set `done` (n,) bool where that succeeded.
 
     `files` (n, 2) int64: address and length of each. `sides` (n, 2) int64: height and width.
-    `plans` (n, columns) float32: plan rows. `numbers` (n,) int64: positions in `out`. `whole`: see
-    `jpeg.decode_region`. `jpeg_scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the
-    largest region and one more vector. The other arguments as for `render.render_views`.
+    `plans` (n, columns) float32: plan rows. `numbers` (n,) int64: positions in `out`.
+    `jpeg_scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the largest region and
+    one more vector. The other arguments as for `render.render_views`.
     """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], views, whole, jpeg_scratch, pixels
+            files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -115,15 +113,13 @@ def render_jpegs(
 
 
 @jit()
-def resize_jpegs(
-    files, sides, plans, numbers, views, whole, jpeg_scratch, pixels, scratch, out, done
-):
+def resize_jpegs(files, sides, plans, numbers, views, jpeg_scratch, pixels, scratch, out, done):
     """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` (V, N, S, S, 3)
     uint8.
     """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], views, whole, jpeg_scratch, pixels
+            files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -133,8 +129,6 @@ def resize_jpegs(
 class JpegRenderer(Renderer):
     """A `Renderer` that also takes encoded JPEGs, several a call."""
 
-    whole = True
-    """Decode files to their end. If False, damage below an image's crops goes undetected."""
     _file_bytes = 0
     _pixels = np.empty(0, np.uint8)
 
@@ -163,7 +157,6 @@ class JpegRenderer(Renderer):
             self._mask,
             self._form,
             self._normalisation,
-            self.whole,
             self._jpeg_scratch,
             self._pixels,
             self._scratch,
@@ -188,7 +181,6 @@ class JpegRenderer(Renderer):
             plans,
             numbers,
             self._views,
-            self.whole,
             self._jpeg_scratch,
             self._pixels,
             self._scratch,
@@ -207,7 +199,7 @@ class JpegRenderer(Renderer):
         """
         where = self._locate([file], np.array([[height, width]]))
         decoded, y, x, rows, columns = decode_crops(
-            where[0], height, width, row, self._views, self.whole, self._jpeg_scratch, self._pixels
+            where[0], height, width, row, self._views, self._jpeg_scratch, self._pixels
         )
         if not decoded:
             return None

@@ -75,8 +75,7 @@ def make_loader(
       fewer, from 8 CPUs on two, which are left to the thread that launches its work).
     - `prefetch`: batches prepared at once.
     - `decode`: "exact", or "fast": images with large crops are decoded at a half, a quarter or an
-      eighth of their size with libjpeg's fast IDCT; other images are decoded down to their lowest
-      crop only.
+      eighth of their size with libjpeg's fast IDCT; other images as with "exact".
     - `max_bad_share`: largest share of bad samples tolerated, in (0, 1]; see `Quarantine`.
     - `index_folder`: where the indexes of the shards are stored (default: the cache folder).
     - `progress`: called after each shard is indexed.

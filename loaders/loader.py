@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from ..kernels.errors import InvalidInput
+from ..kernels.errors import InvalidInput, MaskCoError
 from ..kernels.plan import plan
 from .batch import Batch
 from .buffers import BufferPool
@@ -29,6 +29,10 @@ from .shards.dataset import Dataset
 from .shards.decode import BadImage, Decoded
 
 STATE_VERSION = 1
+
+
+class LoaderForked(MaskCoError, RuntimeError):
+    """A loader is used in a process that was forked while it delivered batches."""
 
 
 class Loader(ABC):
@@ -176,6 +180,7 @@ class Loader(ABC):
     def _end_current(self) -> None:
         current = self._current() if self._current is not None else None
         if current is not None:
+            current.require_own_process()
             current.close()
         self._current = None
 
@@ -297,6 +302,8 @@ class _EpochIterator:
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
         self._batches: Generator[Batch, None, None] | None = None
+        self._process: int | None = None
+        """The process whose threads render the batches; None before the first `next()`."""
         self._left: int | None = None
         """Batches left; None before the first `next()`."""
         self._passed: collections.deque[int] = collections.deque()
@@ -306,6 +313,7 @@ class _EpochIterator:
     def _start(self) -> None:
         loader = self._loader
         loader._end_current()
+        self._process = os.getpid()
         rank, world_size = loader._ranks()
         self._left = loader._batches_from(loader._consumed)
         if self._left == 0 and loader._consumed == 0 and loader.config.drop_last:
@@ -332,6 +340,7 @@ class _EpochIterator:
         if self._left is None:
             self._start()
         loader = self._loader
+        self.require_own_process()
         try:
             if not self._left or self._batches is None:
                 raise StopIteration
@@ -355,9 +364,18 @@ class _EpochIterator:
             self.close()
         return batch
 
+    def require_own_process(self) -> None:
+        """Raise LoaderForked in a process that was forked in mid-epoch: it has no such threads."""
+        if self._process not in (None, os.getpid()):
+            raise LoaderForked(
+                f"this loader is in mid-epoch in process {self._process}, and process "
+                f"{os.getpid()} was forked from it, which copies no threads: make a loader in "
+                "each process, or start processes by 'spawn'"
+            )
+
     def close(self) -> None:
         """Release threads and buffers; a later `next()` raises StopIteration."""
-        if self._batches is not None:
+        if self._batches is not None and self._process == os.getpid():
             self._batches.close()
             self._loader.dataset.cancel_reads()
             self._batches = None

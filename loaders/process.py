@@ -41,6 +41,7 @@ from .remote.stream import StreamDataset
 from .request import Rendered, Request
 from .shards.dataset import Dataset
 from .shards.open_dataset import open_dataset
+from .system.portable import known_signals, shared_memory
 
 HELD = 3
 """Slots that the parent may hold beside those that the child renders into: the two of the device
@@ -50,7 +51,7 @@ GRACE = 5.0
 POLL = 0.1
 """Seconds between two looks at whether the other process lives. A closed socket is seen at once,
 but a process forked from the other one may hold it open."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = known_signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """Ignored by the child: terminals and schedulers send them to both processes, and the parent may
 need more batches before it ends."""
 _UNUSED_REFERENCES = 3
@@ -138,7 +139,7 @@ class SharedSlots:
         length = int(np.prod(shape)) * dtype.itemsize
         each = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
         self.count = config.prefetch + HELD + 1
-        self.file = os.memfd_create("maskco-fast-loader") if file is None else file
+        self.file = shared_memory("maskco-fast-loader") if file is None else file
         os.ftruncate(self.file, each * self.count)
         self._memory = _SharedMemory(self.file, each * self.count)
         flat = np.frombuffer(self._memory, np.uint8).reshape(self.count, each)

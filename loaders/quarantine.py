@@ -1,14 +1,15 @@
 """The quarantine: bad samples with shard, key and reason, and a bound on their share."""
 
 import collections
-import dataclasses
 import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..kernels.errors import InvalidInput, MaskCoError
+from .shards.names import redact_url
 from .system.files import write_json
+from .system.text import printable
 
 
 class TooManyBadSamples(MaskCoError, RuntimeError):
@@ -20,6 +21,7 @@ class BadSample:
     """A sample that is not used."""
 
     shard: str
+    """The shard's address, which may hold secrets: see `Quarantine.report`."""
     key: str
     """The member's name without its suffix, or "" for the shard as a whole."""
     reason: str
@@ -132,7 +134,8 @@ class Quarantine:
             last = next(entry for entry in reversed(self.entries) if entry.found == "decode")
         return TooManyBadSamples(
             f"{failed} of {tried} samples tried do not decode; max_bad_share allows "
-            f"{self.max_share:.0%}. The last was {last.key} in {last.shard}: {last.reason}. See "
+            f"{self.max_share:.0%}. The last was {last.key} in {redact_url(last.shard)}: "
+            f"{last.reason}. See "
             "quarantine.json for the others. Replace the damaged shards, or raise max_bad_share"
         )
 
@@ -149,13 +152,24 @@ class Quarantine:
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def report(self) -> dict:
-        """The contents of quarantine.json: total, counts by reason, and each sample's entry."""
+        """The contents of quarantine.json: total, counts by reason, and each sample's entry.
+
+        Addresses are without secrets, and texts without what a terminal would obey.
+        """
         with self._lock:
             entries = sorted(self.entries, key=lambda entry: (entry.shard, entry.key))
         return {
             "quarantined": len(entries),
             "by_reason": self.by_reason(),
-            "samples": [dataclasses.asdict(entry) for entry in entries],
+            "samples": [
+                {
+                    "shard": printable(redact_url(entry.shard)),
+                    "key": printable(entry.key),
+                    "reason": entry.reason,
+                    "found": entry.found,
+                }
+                for entry in entries
+            ],
         }
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -1,11 +1,14 @@
 """User errors on the command line: printed as one line; anything else keeps its traceback."""
 
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable
 
 from maskco_fast.kernels.errors import MaskCoError
+from maskco_fast.loaders.shards.names import redact_text
+from maskco_fast.loaders.system.text import printable
 
 SUCCESS = 0
 FAILURE = 1
@@ -14,8 +17,14 @@ WRONG_OPTIONS = 2
 
 
 def say(text: str) -> None:
-    """Print a line to the user, on stderr."""
-    print(f"maskco-fast: {text}", file=sys.stderr, flush=True)
+    """Print a line to the user, on stderr.
+
+    Names from a crawl cannot command the terminal, and addresses lose their secrets. A run goes on
+    if nobody reads its lines any more, as when the terminal is closed.
+    """
+    safe = "\n".join(map(printable, redact_text(text).split("\n")))
+    with contextlib.suppress(OSError):
+        print(f"maskco-fast: {safe}", file=sys.stderr, flush=True)
 
 
 def report_user_errors(command: Callable[[], int]) -> int:

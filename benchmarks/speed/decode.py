@@ -94,8 +94,6 @@ class Decoders:
         self.library = Decoder()
         self.scaling_library = Decoder(fast=True)
         self.renderer = JpegRenderer(VIEWS)
-        self.cropping_renderer = JpegRenderer(VIEWS)
-        self.cropping_renderer.whole = False
 
     def libjpeg(self, data: bytes, sample: np.void, row: np.ndarray, shrink: int) -> Region:
         """The whole image by libjpeg-turbo."""
@@ -103,20 +101,15 @@ class Decoders:
 
     def ours(self, data: bytes, sample: np.void, row: np.ndarray, shrink: int) -> Region:
         """The crops' region by our decoder; what it does not decode goes to libjpeg-turbo."""
-        return self._region(self.renderer, data, sample, row)
+        region = self.renderer.decode(data, int(sample["height"]), int(sample["width"]), row)
+        return (*region, row) if region else self.libjpeg(data, sample, row, 1)
 
     def fast(self, data: bytes, sample: np.void, row: np.ndarray, shrink: int) -> Region:
-        """Scaled down by libjpeg-turbo where the crops allow, else our decoder's fast way."""
+        """Scaled down by libjpeg-turbo where the crops allow, else by our decoder."""
         if shrink == 1:
-            return self._region(self.cropping_renderer, data, sample, row)
+            return self.ours(data, sample, row, shrink)
         image, shrink = self.scaling_library.decode_scaled(data, sample, shrink)
         return image, 0, 0, scale_crops(row, 2, shrink, *image.shape[:2])
-
-    def _region(
-        self, renderer: JpegRenderer, data: bytes, sample: np.void, row: np.ndarray
-    ) -> Region:
-        region = renderer.decode(data, int(sample["height"]), int(sample["width"]), row)
-        return (*region, row) if region else self.libjpeg(data, sample, row, 1)
 
 
 def measure(name: str, dataset: Dataset, options: Options) -> Line:

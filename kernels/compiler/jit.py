@@ -6,12 +6,17 @@ trusts time stamps across upgrades. This cache lives in the cache directory, in 
 hash: of every source in `kernels/`, the package's name, and the versions of Numba and llvmlite.
 """
 
+import contextlib
 import functools
 import hashlib
+import io
 import logging
+import os
 import pathlib
+import pickle
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import llvmlite
@@ -67,12 +72,66 @@ class _CacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
     _locator_classes = [_Locator]  # noqa: RUF012
 
 
+class _CheckedFiles(caching.IndexDataCacheFile):  # type: ignore[misc]
+    """Numba's files of one function, each behind a hash of its content.
+
+    A damaged one counts as absent, so that the function is compiled again: machine code with a
+    wrong byte would kill the process. Files are synced before they get their names.
+    """
+
+    def _load_index(self) -> dict[Any, Any]:
+        content = self._read(self._index_path)
+        if content is None:
+            return {}
+        file = io.BytesIO(content)
+        if pickle.load(file) != self._version:
+            return {}
+        stamp, overloads = pickle.load(file)
+        return overloads if stamp == self._source_stamp else {}
+
+    def _load_data(self, name: str) -> Any:
+        content = self._read(self._data_path(name))
+        if content is None:
+            raise FileNotFoundError(name)  # which Numba takes for an absent file
+        return pickle.loads(content)
+
+    @staticmethod
+    def _read(path: str) -> bytes | None:
+        try:
+            stored = pathlib.Path(path).read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, content = stored[:32], stored[32:]
+        if hashlib.sha256(content).digest() != digest:
+            warnings.warn(f"the file of machine code {path} is damaged and made anew", stacklevel=2)
+            return None
+        return content
+
+    @contextlib.contextmanager
+    def _open_for_write(self, filepath: str) -> Iterator[io.BytesIO]:
+        buffer = io.BytesIO()
+        yield buffer
+        content = buffer.getvalue()
+        with super()._open_for_write(filepath) as file:
+            file.write(hashlib.sha256(content).digest() + content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, logging each compilation (seconds; once for each version,
     dtype and CPU model)."""
 
     _impl_class = _CacheImpl
     _started = 0.0
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _CheckedFiles(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=self._impl.locator.get_source_stamp(),
+        )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)
@@ -84,12 +143,16 @@ class _Cache(caching.FunctionCache):  # type: ignore[misc]
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        super().save_overload(sig, data)
+        try:
+            super().save_overload(sig, data)
+            where = f"cached in {self.cache_path}"
+        except OSError as error:  # a full disk
+            where = f"not cached: {error}"
         _log.warning(
-            "compiled %s in %.0f s; cached in %s",
+            "compiled %s in %.0f s; %s",
             self._py_func.__name__,
             time.monotonic() - self._started,
-            self.cache_path,
+            where,
         )
 
 

@@ -21,7 +21,7 @@ import simplejpeg
 from ..compiler.jit import inline_jit, jit
 from ..compiler.vector import broadcast, convert, load, store
 from ..compiler.vector_shuffle import store_interleaved
-from .entropy import DUMP_SLOT, END_OF_BLOCK, READ_MARGIN, TABLE_SIZE, read_block, unstuff
+from .entropy import DUMP_SLOT, END_OF_BLOCK, READ_MARGIN, TABLE_SIZE, is_wild, read_block, unstuff
 from .pixels import (
     LANES,
     PAD,
@@ -149,15 +149,14 @@ def _decode_scan(
     mcu_rows,
     region,
     components,
-    whole,
     scratch,
 ):
     """Decode all MCUs of the scan, those in `region` to levels; returns whether the scan is valid.
 
     `data` uint8: the file, which holds the Huffman codes' symbols. `clean` uint8: the scan's `size`
     bytes, with `restarts` restart markers, one each `interval` MCUs (0 for none). `region` (x1, y1,
-    x2, y2) of `mcu_columns` by `mcu_rows` MCUs. Unless `whole`, decoding stops after the region's
-    last row. Levels go to `scratch.planes` as `_lay_out_planes` has set.
+    x2, y2) of `mcu_columns` by `mcu_rows` MCUs. Levels go to `scratch.planes` as `_lay_out_planes`
+    has set.
     """
     frame = scratch.frame
     tables = scratch.tables
@@ -168,12 +167,13 @@ def _decode_scan(
     bits, count, at = _U(0), _U(0), _U(0)  # the bit reader, see `entropy.refill`
     mcus_left = interval
     restarts_passed = 0
+    wild = 0  # not 0 after a DC coefficient that takes too many bits
     # Blocks are transformed in pairs. `pending` is the place in `block` of one that has no partner
     # yet, -1 for none. While it waits, the next MCU is read into the other half of `block`, which
     # begins with block number `half`.
     half = 0
     pending, pending_at, pending_stride = -1, 0, 0
-    for my in range(mcu_rows if whole else y2):
+    for my in range(mcu_rows):
         for mx in range(mcu_columns):
             # 1. Restart interval: it must end where the marker stood; the next begins at a whole
             # byte, with DC predictions of 0.
@@ -216,7 +216,9 @@ def _decode_scan(
                         return False
                     value = frame[c, LAST_DC] + difference
                     frame[c, LAST_DC] = value
-                    block[BLOCK_STRIDE * number] = value * quantisation[q]
+                    coefficient = value * quantisation[q]
+                    wild |= is_wild(coefficient)
+                    block[BLOCK_STRIDE * number] = coefficient
                     block[BLOCK_STRIDE * number + IS_FLAT] = end == _U(2 + END_OF_BLOCK)
                     number += 1
 
@@ -255,14 +257,12 @@ def _decode_scan(
                     store(block, BLOCK_STRIDE * i + 32, broadcast(np.int16(0), 32))
 
             # 4. A refill reads up to 8 bytes ahead; farther beyond the end, the data was too short.
-            if np.int64(at) > size + 8:
+            if np.int64(at) > size + 8 or wild:
                 return False
     if pending >= 0:
         inverse_dct_pair(
             block, pending, pending, planes, pending_at, pending_stride, pending_at, pending_stride
         )
-    if not whole:
-        return True
     # Valid if all bytes and restart markers are used up; bits left in the last byte are padding.
     return np.int64(at) - np.int64(count >> _U(3)) == size and restarts_passed == restarts
 
@@ -335,15 +335,14 @@ def _convert_region(scratch, components, h, v, height, width, corner, y, x, rows
 
 
 @jit()
-def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch, out):
+def decode_region(data, size, height, width, y, x, rows, columns, scratch, out):
     """Decode the region (y, x, rows, columns), pixels, of a JPEG into `out`: DECODED or NOT_PLAIN.
 
     `data` uint8, at least `size` bytes: the file. (`height`, `width`): the image's size, pixels; a
     file of another size is NOT_PLAIN. The region must lie inside the image; y and x must be even.
     `scratch`: a `JpegScratch`; a file or region that does not fit in it is NOT_PLAIN. `out` uint8,
     flat, at least 3 (rows · columns + LANES): receives (rows, columns, 3) RGB, and is undefined
-    after NOT_PLAIN. Unless `whole`, reading stops after the region's last row, so that damage below
-    it is not noticed.
+    after NOT_PLAIN. The scan is read to its end, so that damage outside the region is noticed too.
     """
     # 1. Headers; they must describe the image that the caller planned for.
     begin, file_height, file_width, components, interval = read_segments(data, size, scratch)
@@ -376,7 +375,6 @@ def decode_region(data, size, height, width, y, x, rows, columns, whole, scratch
         mcu_rows,
         region,
         components,
-        whole,
         scratch,
     ):
         return NOT_PLAIN

@@ -30,6 +30,9 @@ END_OF_BLOCK = 128
 READ_MARGIN = 4096
 """Bytes behind the entropy-coded data that must exist, since damage is noticed only after each MCU:
 its 384 coefficients of at most 31 bits take 1488."""
+COEFFICIENT_BITS = 14
+"""Width of the dequantised coefficients taken: -8192 to 8191. Photographs stay within -1024 to
+1023 and a quantiser's rounding. Beyond, decoders overflow at different steps of the inverse DCT."""
 DUMP_SLOT = 64
 """Place in a block's memory that receives coefficients beyond the 63rd."""
 
@@ -117,7 +120,8 @@ def build_table(data, at, ac, table, to):
     - `LOOKUP_SIZE` entries by the next bits. Code and value both fit: value << 16 | run << 8 | bits
       used. The code fits but not its value: code length << 24 | value bits << 16 | run << 8, so
       that the bits used read 0. A longer or invalid code: 0.
-    - `LONG_CODES` entries, at 2 · length: one past the last code of this length, left-aligned to 16
+    - `LONG_CODES` entries. The first is the most value bits of an entry with code and value. At
+      2 · length: one past the last code of this length, left-aligned to 16
       bits; at 2 · length + 1: what to add to a code for the place of its symbol in `data`.
     """
     table[to : to + TABLE_SIZE] = 0
@@ -134,6 +138,9 @@ def build_table(data, at, ac, table, to):
         if length <= LOOKUP_BITS:
             for _ in range(count):
                 first = to + (code << (LOOKUP_BITS - length))
+                bits = np.int64(data[symbol]) & 15
+                if length + bits <= LOOKUP_BITS:
+                    table[to + LOOKUP_SIZE] = max(table[to + LOOKUP_SIZE], bits)
                 _fill_entries(table, first, length, np.int64(data[symbol]), ac)
                 code += 1
                 symbol += 1
@@ -171,6 +178,35 @@ def _fill_entries(table, first, length, symbol, ac):
         value = raw if bits == 0 or raw >> (bits - 1) else raw - (1 << bits) + 1
         entry = value << 16 | _run_length(symbol, ac) << 8 | (length + bits)
         table[first + (raw << left) : first + ((raw + 1) << left)] = entry
+
+
+@inline_jit(forceinline=True)
+def is_wild(coefficient):
+    """Whether a dequantised coefficient takes more than `COEFFICIENT_BITS`; 0 for False."""
+    return (coefficient + (1 << (COEFFICIENT_BITS - 1))) >> COEFFICIENT_BITS
+
+
+@inline_jit()
+def lengthen_entries(table, to, quantisation, q):
+    """Turn the look-up entries of values that may exceed `COEFFICIENT_BITS` when dequantised into
+    entries of the code alone, of which `read_block` checks the value.
+
+    `table` int32, flat, the look-up table of an AC code from `to` on; `quantisation` int32, from
+    `q` on. Encoders' tables have few such entries or none: a large value with a short code.
+    """
+    largest = np.int64(0)
+    for k in range(1, 64):
+        largest = max(largest, np.int64(quantisation[q + k]))
+    if not is_wild(largest << table[to + LOOKUP_SIZE]):
+        return
+    for i in range(to, to + LOOKUP_SIZE):
+        value = np.int64(table[i] >> 16)
+        used = table[i] & 63
+        if used and is_wild(abs(value) * largest):
+            bits = 0
+            while abs(value) >> bits:
+                bits += 1
+            table[i] = (used - bits) << 24 | bits << 16 | table[i] & 0xFF00
 
 
 @inline_jit(forceinline=True)
@@ -228,8 +264,8 @@ def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, blo
     receives the dequantised coefficients.
 
     `difference` is the DC value less the previous block's, not yet dequantised. `end` is 0 where a
-    code is invalid or a run goes past the block, 2 + END_OF_BLOCK where the block ends after DC,
-    another number otherwise.
+    code is invalid, a run goes past the block or a coefficient takes more than `COEFFICIENT_BITS`;
+    2 + END_OF_BLOCK where the block ends after DC; another number otherwise.
     """
     # DC: 31 bits at most.
     if count < _U(32):
@@ -255,7 +291,10 @@ def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, blo
             if run < 0:
                 return bits, count, at, difference, _U(0)
             k += _U(run)
-            block[_U(to) + _NATURAL_ORDER[k]] = value * quantisation[_U(q) + k]
+            coefficient = value * quantisation[_U(q) + k]
+            if is_wild(coefficient):
+                return bits, count, at, difference, _U(0)
+            block[_U(to) + _NATURAL_ORDER[k]] = coefficient
             k += _U(1)
             bits <<= _U(length)
             count -= _U(length)

@@ -24,8 +24,6 @@ PREFIX = 0xFF
 STUFFED = 0x00
 """Behind `PREFIX` in entropy-coded data: the two bytes stand for a data byte 0xFF."""
 
-TEM = 0x01
-"""For temporary use in arithmetic coding; without a segment."""
 SOF0 = 0xC0
 """Start of frame, baseline DCT: image size, components and their sampling."""
 SOF1 = 0xC1
@@ -34,10 +32,6 @@ SOF2 = 0xC2
 """Start of frame, progressive DCT; the first that this decoder does not take."""
 DHT = 0xC4
 """Define Huffman tables."""
-JPG = 0xC8
-"""Reserved for extensions; among the SOF codes but no frame header."""
-DAC = 0xCC
-"""Define arithmetic coding conditioning; among the SOF codes but no frame header."""
 SOF15 = 0xCF
 """Start of frame, differential lossless, arithmetic coding: the last of the SOF codes."""
 RST0 = 0xD0
@@ -57,5 +51,7 @@ APP0 = 0xE0
 """Application segment 0: JFIF."""
 APP14 = 0xEE
 """Application segment 14: Adobe, with the colour transform of the components."""
+APP15 = 0xEF
+"""The last application segment."""
 COM = 0xFE
 """Comment."""

@@ -7,21 +7,18 @@ see `decode.NOT_PLAIN`.
 import numpy as np
 
 from ..compiler.jit import inline_jit
-from ..headers import u16
-from .entropy import TABLE_SIZE, build_table
+from ..headers import is_ordinary, u16
+from .entropy import TABLE_SIZE, build_table, lengthen_entries
 from .markers import (
     APP0,
     APP14,
     DHT,
     DQT,
     DRI,
-    EOI,
     PREFIX,
-    RST0,
     SOF0,
     SOF1,
     SOF2,
-    SOF15,
     SOI,
     SOS,
 )
@@ -59,6 +56,8 @@ def _read_quantisation_tables(data, begin, end, quantisation):
         if number > 3 or begin + 65 > end:  # a 16-bit table has 1 in the high nibble
             return -1
         for k in range(64):
+            if data[begin + 1 + k] == 0:
+                return -1
             quantisation[QUANTISATION_STRIDE * number + k] = data[begin + 1 + k]
         tables_read |= 1 << number
         begin += 65
@@ -176,7 +175,7 @@ def read_segments(data, size, scratch):
             continue
         length = u16(data, i + 2)
         begin, end = i + 4, i + 2 + length
-        if length < 2 or end > size or marker < SOF0 or RST0 <= marker <= EOI:
+        if length < 2 or end > size or not (marker == SOS or is_ordinary(marker)):
             return bad
 
         if marker == DQT:
@@ -196,7 +195,7 @@ def read_segments(data, size, scratch):
             height, width, components = _read_frame_header(data, begin, length, is_ycbcr, frame)
             if height == 0:
                 return bad
-        elif SOF2 <= marker <= SOF15:  # another kind of frame, or arithmetic coding
+        elif marker == SOF2:  # progressive
             return bad
         elif marker == DRI:
             if length != 4:
@@ -217,6 +216,10 @@ def read_segments(data, size, scratch):
                 data, begin, length, components, huffman_read, quantisation_read, frame
             ):
                 return bad
+            for c in range(components):
+                q = QUANTISATION_STRIDE * frame[c, QUANTISATION]
+                table = TABLE_SIZE * frame[c, AC_TABLE]
+                lengthen_entries(scratch.tables, table, scratch.quantisation, q)
             return end, height, width, components, interval
         # Any other segment, such as EXIF or a comment, is skipped.
         i = end

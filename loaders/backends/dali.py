@@ -121,7 +121,8 @@ class DaliLoader(Loader):
         is_jpeg = self.dataset.samples["format"][index] == headers.JPEG
         if is_jpeg and index not in self._refused and index not in self.quarantine:
             data = np.frombuffer(self.dataset.read(index), np.uint8)
-            if headers.is_one_whole_scan(data):
+            sample = self.dataset.samples[index]
+            if headers.is_one_whole_scan(data, sample["height"], sample["width"]):
                 samples.encoded[n] = data
                 return
         self._decode_on_host(samples, n, decoder)

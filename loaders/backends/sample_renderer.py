@@ -30,7 +30,6 @@ class SampleRenderer:
         self._views = len(config.views.views)
         self._decode = Decoder(fast=config.decode == "fast").decode_scaled
         renderer = JpegRenderer(config.views, FORMATS[config.dtype].name)
-        renderer.whole = config.decode == "exact"
         if config.seam:
             self._render, self._render_jpegs = renderer.resize, renderer.resize_jpegs
         else:

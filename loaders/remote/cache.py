@@ -1,7 +1,8 @@
 """`ShardCache`: a bounded folder of whole remote shards, shared by the processes of a host.
 
-Files: a whole shard is `NAME.tar`, an incomplete one `NAME.SIZE.part`; SIZE is the shard's full
-size, which counts against the limit from the start.
+Files: a whole shard is `maskco-HASH.tar`, an incomplete one `maskco-HASH.SIZE.part`; SIZE is the
+shard's full size, which counts against the limit from the start. Other files in the folder are the
+user's: they are neither counted nor removed.
 
 Locks: a process that writes or removes one of these files holds an exclusive `flock` on it, and a
 process that reads one a shared `flock`. So a shard in use is never removed, one process at a time
@@ -11,10 +12,11 @@ shards are chosen for removal.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
+import re
+import shutil
 import threading
 import time
 import warnings
@@ -24,8 +26,10 @@ from pathlib import Path
 from ...kernels.compiler.cache import cache_folder
 from ..shards.names import redact_url
 from ..shards.reader import read_at
+from ..system.files import publish
+from ..system.portable import lock, read_at_offset, try_lock
 from .config import RemoteConfig
-from .errors import ReadEnded, RemoteError, ShardChanged
+from .errors import ReadEnded, RemoteError, ShardChanged, ShardTooLarge
 from .store import NEVER_STOP, RemoteShard, RemoteStore
 
 POLL = 0.05
@@ -34,6 +38,10 @@ ROOM_PATIENCE = 5.0
 """Seconds that a reader waits for shards in use to be released, before it exceeds the limit."""
 DIGEST_ATTEMPTS = 3
 """Consecutive digest mismatches before a shard is reported as changed."""
+
+
+_OURS = re.compile(r"maskco-[0-9a-f]{32}\.(?:tar|(?P<size>\d+)\.part)")
+"""Names of the files that a cache writes."""
 
 
 class Pin:
@@ -97,7 +105,8 @@ class ShardCache:
     def __init__(self, config: RemoteConfig, store: RemoteStore | None = None) -> None:
         self.config = config
         self.store = store or RemoteStore(config)
-        self.folder = Path(config.cache_folder) if config.cache_folder else cache_folder("shards")
+        chosen = config.cache_folder
+        self.folder = Path(chosen).expanduser().absolute() if chosen else cache_folder("shards")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.limit = int(config.cache_gb * 1e9)
         """Bytes."""
@@ -110,7 +119,8 @@ class ShardCache:
         Unused shards are removed to make room, the least recently used first. Where the shards in
         use leave no room, the limit is exceeded with a warning instead of deadlocking.
 
-        Raises as `RemoteStore.blocks`, and ShardChanged where the bytes are not those of `shard`.
+        Raises as `RemoteStore.blocks`, ShardChanged where the bytes are not those of `shard`, and
+        ShardTooLarge where they are more than the limit.
         """
         pin = self._acquire(shard, stop, required=True)
         assert pin is not None
@@ -121,6 +131,8 @@ class ShardCache:
         return self._acquire(shard, stop, required=False)
 
     def _acquire(self, shard: RemoteShard, stop: threading.Event, *, required: bool) -> Pin | None:
+        if shard.size > self.limit:
+            raise self._too_large(shard)
         name = _file_name(shard)
         whole = self.folder / f"{name}.tar"
         part_path = self.folder / f"{name}.{max(shard.size, 0)}.part"
@@ -140,7 +152,9 @@ class ShardCache:
             with part:
                 with self._explain_full_disk():
                     self._download(part, shard, stop)
-                part_path.replace(whole)
+                publish(part_path, whole)
+            if shard.is_pipe:  # whose size counts from now on
+                self._make_room(False, stop)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[bool]:
@@ -158,7 +172,7 @@ class ShardCache:
             file = io.FileIO(whole, "rb")
         except FileNotFoundError:
             return None
-        if _try_lock(file, fcntl.LOCK_SH):
+        if try_lock(file.fileno(), shared=True):
             facts = os.fstat(file.fileno())
             if facts.st_nlink and shard.size in (-1, facts.st_size):
                 _mark_used(file)
@@ -171,8 +185,9 @@ class ShardCache:
     @staticmethod
     def _claim(path: Path, whole: Path) -> io.FileIO | None:
         """The shard's part, open and locked; None where others write it or have just finished."""
-        file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        file = io.FileIO(os.open(path, flags, 0o666), "r+b")
+        if try_lock(file.fileno()) and _is_at(file, path):
             if not whole.exists():
                 file.name = str(path)
                 return file
@@ -188,7 +203,14 @@ class ShardCache:
                 part.truncate(0)
                 start = 0
             part.seek(start)
+            missing = shard.size - start
+            if missing > shutil.disk_usage(self.folder).free:
+                raise OSError(errno.ENOSPC, f"{missing / 1e9:.3g} GB are missing")
             for block in self.store.blocks(shard, start, stop):
+                start += len(block)
+                if start > self.limit:
+                    part.truncate(0)
+                    raise self._too_large(shard)
                 rest = memoryview(block)
                 while rest:
                     rest = rest[part.write(rest) :]
@@ -203,6 +225,14 @@ class ShardCache:
             f"{DIGEST_ATTEMPTS} downloads in a row differ, with the same length and tag. Put the "
             "old shard back, or index it again: with another --index-folder or "
             "$MASKCO_FAST_CACHE, and in another --run-dir"
+        )
+
+    def _too_large(self, shard: RemoteShard) -> ShardTooLarge:
+        size = f"{shard.size / 1e9:g}" if shard.size >= 0 else f"more than {self.limit / 1e9:g}"
+        return ShardTooLarge(
+            f"{redact_url(shard.url)}: a shard must fit into the shard cache, which may hold "
+            f"{self.limit / 1e9:g} GB, and this one has {size} GB. Raise --remote.cache-gb, or "
+            "leave the shard out"
         )
 
     def _make_room_for(self, part: io.FileIO, required: bool, stop: threading.Event) -> bool:
@@ -249,17 +279,18 @@ class ShardCache:
     @contextlib.contextmanager
     def _room_lock(self) -> Iterator[None]:
         with (self.folder / "room.lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno())
             yield
 
     def _entries(self) -> list[tuple[int, int, Path]]:
         """(time of last use, bytes counted, path) of each shard and part."""
         found = []
         for path in self.folder.iterdir():
-            if path.suffix in (".tar", ".part"):
+            ours = _OURS.fullmatch(path.name)
+            if ours:
                 with contextlib.suppress(FileNotFoundError):
-                    facts = path.stat()
-                    reserved = int(path.name.split(".")[1]) if path.suffix == ".part" else 0
+                    facts = path.lstat()
+                    reserved = int(ours["size"] or 0)
                     found.append((facts.st_mtime_ns, max(facts.st_size, reserved), path))
         return found
 
@@ -272,7 +303,7 @@ class ShardCache:
             if excess <= 0:
                 break
             with contextlib.suppress(FileNotFoundError), io.FileIO(path, "rb") as file:
-                if _try_lock(file, fcntl.LOCK_EX) and _is_at(file, path):
+                if try_lock(file.fileno()) and _is_at(file, path):
                     path.unlink()
                     excess -= size
         return excess <= 0
@@ -287,7 +318,8 @@ class ShardCache:
                 raise
             raise OSError(
                 error.errno,
-                f"the disk of the shard cache is full ({self.folder}); free some space, lower "
+                f"the disk of the shard cache is full ({self.folder}, "
+                f"{shutil.disk_usage(self.folder).free / 1e9:.3g} GB free); free some space, lower "
                 f"--remote.cache-gb (now {self.limit / 1e9:g}), or set another "
                 "--remote.cache-folder",
             ) from error
@@ -301,16 +333,8 @@ class ShardCache:
 def _file_name(shard: RemoteShard) -> str:
     """The stem of the shard's file, which differs between versions of a URL's shard."""
     size = "" if shard.is_pipe else str(shard.size)
-    return hashlib.sha256(f"{shard.url}\n{size}\n{shard.tag}".encode()).hexdigest()[:32]
-
-
-def _try_lock(file: io.FileIO, kind: int) -> bool:
-    """Lock the file until it is closed; False where another lock excludes it."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    version = f"{shard.url}\n{size}\n{shard.tag}".encode("utf-8", "surrogateescape")
+    return f"maskco-{hashlib.sha256(version).hexdigest()[:32]}"
 
 
 def _mark_used(file: io.FileIO) -> None:
@@ -330,7 +354,7 @@ def _is_at(file: io.FileIO, path: Path) -> bool:
 def _digest(file: io.FileIO) -> str:
     digest = hashlib.blake2b(digest_size=16)
     offset = 0
-    while data := os.pread(file.fileno(), 1 << 20, offset):
+    while data := read_at_offset(file.fileno(), 1 << 20, offset):
         digest.update(data)
         offset += len(data)
     return digest.hexdigest()

@@ -1,18 +1,24 @@
 """`RemoteConfig`: the options for reading shards from servers."""
 
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ...kernels.errors import InvalidInput
 
+SECRET: Mapping[str, bool] = {"secret": True}
+"""Metadata of fields that are never written down."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteConfig:
-    """Options for reading shards named by http://, https://, s3:// or pipe:."""
+    """Options for reading shards named by URLs or pipe:."""
 
     mode: Literal["cache", "stream"] = "cache"
     """cache: whole shards in a bounded folder on the local disk; exact order and exact resume.
-    stream: no disk, through webdataset; order and resume are approximate, and epoch_samples is
+    stream: no disk; order and resume are approximate, and epoch_samples is
     required."""
     cache_folder: str | None = None
     """Folder of the cached shards, shared by all processes of this host; None for the user's cache
@@ -40,6 +46,11 @@ class RemoteConfig:
     """
     s3_anonymous: bool = False
     """Read public buckets without credentials."""
+    headers: tuple[str, ...] = field(default=(), metadata=SECRET, repr=False)
+    """Headers of HTTP requests, each 'NAME: VALUE', or 'NAME: $VARIABLE' for a value from the
+    environment, which other users of the machine cannot see. Never written down: a resumed run
+    needs them again. A redirect to another host is followed without Authorization, but with the
+    others."""
     epoch_samples: int | None = None
     """stream: samples in an epoch, over all processes; required, because a stream is not counted.
     """
@@ -58,6 +69,29 @@ class RemoteConfig:
             "at least 1 in stream mode",
             "Set --remote.epoch-samples, or read through the cache with --remote.mode cache.",
         )
+
+    def http_headers(self) -> dict[str, str]:
+        """`headers` by name. Raises InvalidInput, which does not repeat a value."""
+        found: dict[str, str] = {}
+        for number, header in enumerate(self.headers, 1):
+            name, colon, value = (part.strip() for part in header.partition(":"))
+            if not colon or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise InvalidInput(
+                    "RemoteConfig.headers must be 'NAME: VALUE' or 'NAME: $VARIABLE', and number "
+                    f"{number} is not."
+                )
+            if value.startswith("$"):
+                variable = value.removeprefix("$")
+                if variable not in os.environ:
+                    raise InvalidInput(
+                        f"RemoteConfig.headers: the environment must have {variable}, the value "
+                        f"of {name}."
+                    )
+                value = os.environ[variable]
+            if re.search(r"[\r\n\0]", value):
+                raise InvalidInput(f"RemoteConfig.headers: {name} must have a value of one line.")
+            found[name] = value
+        return found
 
     def _require(self, name: str, holds: bool, rule: str, remedy: str = "") -> None:
         """Raise InvalidInput unless `holds`."""

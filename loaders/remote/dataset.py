@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import LoaderConfig
-from ..shards.build_index import index_shard
+from ..shards.build_index import index_shard, unusable
 from ..shards.dataset import Dataset
 from ..shards.index import ShardIndex
 from ..shards.index_cache import (
@@ -35,7 +36,7 @@ from ..system.cpus import usable_cpus
 from ..system.progress import Progress, no_progress
 from .cache import Pin, ShardCache
 from .config import RemoteConfig
-from .errors import ShardChanged
+from .errors import ShardChanged, ShardTooLarge
 from .prefetch import ShardPrefetcher
 from .store import RemoteShard
 
@@ -212,6 +213,9 @@ def _load_or_index(
             continue
         try:
             pin = cache.acquire(shard)
+        except ShardTooLarge as error:
+            warnings.warn(str(error), stacklevel=2)
+            return unusable(shard.url, "larger than the shard cache may be", labels)
         except ShardChanged:  # during the download, or the reported size was wrong
             if not attempts_left:
                 raise

@@ -22,6 +22,14 @@ class ReadEnded(RemoteError):
         super().__init__(text)
 
 
+class ShardTooLarge(RemoteError):
+    """A remote shard is larger than the cache may be."""
+
+
+class ServiceError(MaskCoError, OSError):
+    """A file system other than HTTP's and S3's has raised an error of its own, the cause."""
+
+
 class WrongLength(MaskCoError, OSError):
     """A response has more or fewer bytes than requested."""
 
@@ -50,9 +58,12 @@ def status_of(error: BaseException | None) -> int | None:
     """The HTTP status of an error or of its causes; None where there is none."""
     while error is not None:
         response = getattr(error, "response", None)
-        status = getattr(error, "status", None)
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        elif isinstance(error, ServiceError):  # Google's name for it
+            status = getattr(error.__cause__, "code", None)
+        else:  # aiohttp's, and Hugging Face's
+            status = getattr(error, "status", None) or getattr(response, "status_code", None)
         if isinstance(status, int):
             return status
         error = error.__cause__
@@ -90,7 +101,8 @@ def final_error(url: str, error: BaseException, reason: str) -> OSError:
             "Put the shard back, or take it out of --shards"
         )
     return RemoteError(
-        f"{redact_url(url)}: refused, {reason}. Check its address and your credentials (S3: "
+        f"{redact_url(url)}: refused, {reason}. Check its address and your credentials (HTTP: "
+        "--remote.headers or ~/.netrc; S3: "
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile; --remote.s3-anonymous for "
         "public buckets; --remote.s3-endpoint)"
     )

@@ -3,12 +3,13 @@
 import contextlib
 import os
 import select
-import signal
 import subprocess
 import tempfile
 import threading
 import time
 
+from ..shards.names import redact_output
+from ..system.portable import kill_group
 from .errors import CommandFailed, ReadEnded, UnusableCommand
 
 STOP_POLL = 0.05
@@ -39,7 +40,7 @@ class Pipe:
 
     def __exit__(self, *exception: object) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            kill_group(self._process)
         self._process.stdout.close()  # type: ignore[union-attr]
         self._process.wait()
         self._errors.close()
@@ -68,5 +69,6 @@ class Pipe:
             self._errors.seek(0, os.SEEK_END)
             self._errors.seek(max(self._errors.tell() - 300, 0))
             last_line = self._errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            last_line = redact_output(self._command, last_line)
             text = f"exit code {code}{': ' if last_line else ''}{last_line}"
             raise UnusableCommand(text) if code in (126, 127) else CommandFailed(text)

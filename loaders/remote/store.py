@@ -9,7 +9,6 @@ import asyncio
 import collections
 import concurrent.futures
 import functools
-import os
 import random
 import threading
 import time
@@ -18,7 +17,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ...kernels.errors import MissingPackage
 from ..shards.names import PIPE, redact_url
 from .config import RemoteConfig
 from .errors import (
@@ -33,6 +31,7 @@ from .errors import (
     status_of,
 )
 from .pipe import STOP_POLL, Pipe
+from .systems import info, loop_of, open_system, protocol_of, read
 
 MAX_WAIT = 30.0
 """Longest wait before a retry, seconds."""
@@ -131,18 +130,19 @@ class RemoteStore:
         if shard.is_pipe:
             return True
         system = self._system(shard.url)
+        if protocol_of(shard.url) not in ("http", "https", "s3"):
+            return True  # an object store, whose lengths are right
 
         def one_byte_more() -> bytes:
             try:
-                beyond = system._cat_file(shard.url, start=shard.size, end=shard.size + 1)
+                beyond = read(system, shard.url, shard.size, shard.size + 1, shard.size)
                 return self._run_request(system, beyond, stop)
             except request_faults() as error:
                 if status_of(error) == 416:  # range not satisfiable
                     return b""
                 raise
 
-        # A server without range requests sends the whole shard.
-        return len(self._retry(shard.url, stop, one_byte_more)) in (0, shard.size)
+        return not self._retry(shard.url, stop, one_byte_more)
 
     def wait(self, longest: float, stop: threading.Event) -> None:
         """Wait a random time of up to `longest` seconds; raises ReadEnded once `stop` is set."""
@@ -152,14 +152,13 @@ class RemoteStore:
     def _request_facts(self, url: str, stop: threading.Event) -> RemoteShard:
         """One answer of the server about a shard."""
         system = self._system(url)
-        facts = self._retry(url, stop, lambda: self._run_request(system, system._info(url), stop))
-        if facts.get("size") is None:
+        facts = self._retry(url, stop, lambda: self._run_request(system, info(system, url), stop))
+        if facts.get("size") is None or int(facts["size"]) < 0:
             raise RemoteError(
                 f"{redact_url(url)}: the server must report the shard's length, without which a "
                 "truncated download goes unnoticed. Read it through a pipe, 'pipe:curl -fsSL …'"
             )
-        tags = (facts.get(name) for name in ("ETag", "Last-Modified", "LastModified"))
-        tag = next((str(tag) for tag in tags if tag), "")
+        tag = next((str(facts[name]) for name in _TAGS if facts.get(name)), "")
         return RemoteShard(url=url, size=int(facts["size"]), tag=tag)
 
     def _ranged_blocks(
@@ -179,10 +178,9 @@ class RemoteStore:
         self, system: Any, shard: RemoteShard, start: int, end: int, stop: threading.Event
     ) -> bytes:
         """Bytes `start` to `end`, or to the shard's end where the server ignores ranges."""
-        data = self._run_request(system, system._cat_file(shard.url, start=start, end=end), stop)
-        if len(data) == shard.size:  # the server ignores ranges: this is the whole shard
-            return data[start:]
-        if len(data) != end - start:
+        answer = read(system, shard.url, start, end, shard.size)
+        data = self._run_request(system, answer, stop)
+        if len(data) < end - start:
             self.check_unchanged(shard, stop)
             raise WrongLength(f"{len(data)} bytes arrived where {end - start} were requested")
         return data
@@ -216,7 +214,7 @@ class RemoteStore:
     ) -> T:
         """Run a coroutine in fsspec's loop; cancel it after `timeout` or once `stop` is set."""
         limited = asyncio.wait_for(request, self.config.timeout)
-        answer = asyncio.run_coroutine_threadsafe(limited, system.loop)
+        answer = asyncio.run_coroutine_threadsafe(limited, loop_of(system))
         while not concurrent.futures.wait([answer], STOP_POLL).done:
             if stop.is_set():
                 answer.cancel()
@@ -238,41 +236,18 @@ class RemoteStore:
 
     def _system(self, url: str) -> Any:
         """The fsspec file system of a URL's protocol, with its own retries off."""
-        protocol = "s3" if url.startswith("s3:") else "http"
+        protocol = protocol_of(url)
         with self._lock:
             if protocol not in self._systems:
-                try:
-                    self._systems[protocol] = self._open_s3() if protocol == "s3" else _open_http()
-                except ImportError as error:
-                    raise MissingPackage(
-                        f"{redact_url(url)}: reading it needs {error.name}: "
-                        "pip install 'maskco-fast[remote]'"
-                    ) from error
+                self._systems[protocol] = open_system(url, self.config)
             return self._systems[protocol]
 
-    def _open_s3(self) -> Any:
-        import s3fs
 
-        system = s3fs.S3FileSystem(
-            anon=self.config.s3_anonymous,
-            endpoint_url=self.config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL"),
-            config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 1}},
-            use_listings_cache=False,
-            skip_instance_cache=True,
-        )
-        system.retries = 1
-        return system
-
-
-def _open_http() -> Any:
-    import aiohttp
-    from fsspec.implementations.http import HTTPFileSystem
-
-    return HTTPFileSystem(
-        client_kwargs={"timeout": aiohttp.ClientTimeout(total=None)},  # `_run_request` sets a limit
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
+_TAGS = (
+    *("ETag", "Last-Modified", "LastModified"),  # HTTP and S3
+    *("etag", "last_modified", "md5Hash", "mtime", "updated", "blob_id", "created"),  # others
+)
+"""Where file systems report the version of a file."""
 
 
 class _Retries:
@@ -303,14 +278,14 @@ class _Retries:
         self._store.faults[reason] += 1
         self._attempts += 1
         if is_final(error):
-            raise final_error(self._url, error, reason) from error
+            raise final_error(self._url, error, reason) from None  # the cause names the whole URL
         lasted = time.monotonic() - self._since
         if lasted >= config.patience:
             raise RemoteError(
                 f"{redact_url(self._url)}: {self._attempts} attempts in {lasted:.0f} s have "
                 f"failed, the last with: {reason}. Check that the server is up, then resume with "
                 "the same command; a longer --remote.patience survives longer outages"
-            ) from error
+            ) from None
         if lasted >= WARN_AFTER and not self._warned:
             self._warned = True
             warnings.warn(

@@ -1,4 +1,4 @@
-"""`StreamDataset`: shards read as a stream by the webdataset package, without a disk.
+"""`StreamDataset`: shards read as a stream, without a disk.
 
 How a stream differs from `Dataset` and `RemoteDataset`:
 
@@ -17,8 +17,8 @@ the byte where it broke.
 import collections
 import hashlib
 import io
+import os
 import queue
-import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
@@ -30,13 +30,14 @@ from ...kernels.errors import InvalidInput
 from ..config import LoaderConfig
 from ..order import order
 from ..quarantine import BadSample, Quarantine
-from ..shards.build_index import index_image
+from ..shards.build_index import ImageChoice, index_image
 from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
+from .tar_stream import stream_members
 
 KEPT_BATCHES = 6
 """Delivered batches whose samples are kept, because a device may not have finished them."""
@@ -159,17 +160,17 @@ class StreamDataset(Dataset):
     @property
     def fingerprint(self) -> str:  # type: ignore[override]
         """A hash of the shards' names and the epoch's length; the samples are unknown."""
-        text = "\n".join([*self.urls, str(self.remote.epoch_samples)])
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        text = "\n".join([*map(redact_url, self.urls), str(self.remote.epoch_samples)])
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
     def _passes(
         self, urls: Sequence[str], config: LoaderConfig, epoch: int, random: Random
     ) -> Callable[[threading.Event], Iterator["Entry"]]:
-        """Endless passes over the shards, each in another order, through webdataset's stages."""
+        """Endless passes over the shards, in other orders, through webdataset's buffer."""
 
         def passes(stop: threading.Event) -> Iterator[Entry]:
             """Read samples until `stop` is set."""
-            from webdataset import filters, tariterators
+            from webdataset import filters
 
             while not stop.is_set():
                 numbers = order(
@@ -178,12 +179,9 @@ class StreamDataset(Dataset):
                     epoch=epoch,
                     shuffle=config.shuffle,
                 )
-                opened = (
-                    {"url": urls[n], "stream": self._open(urls[n], stop)} for n in numbers.tolist()
+                entries = (
+                    entry for n in numbers.tolist() for entry in self._samples(urls[n], stop)
                 )
-                files = tariterators.tar_file_expander(opened, handler=self._shard_damaged)
-                groups = tariterators.group_by_keys(files, keys=split_name, handler=_keep_first)
-                entries = (entry for group in groups for entry in self._entry(group))
                 if config.shuffle:
                     buffer = self.remote.shuffle_buffer
                     entries = filters.shuffle(buffer, initial=buffer // 4, rng=random)(entries)
@@ -206,43 +204,66 @@ class StreamDataset(Dataset):
             _ShardFile(self.store, self.store.look_up(url, stop, confirm=True), stop), 1 << 20
         )
 
-    def _shard_damaged(self, error: Exception) -> bool:
-        """webdataset's error handler: skip the rest of a shard that is damaged or not an archive.
+    def _samples(self, url: str, stop: threading.Event) -> Iterator["Entry"]:
+        """The usable samples of a shard; what cannot be used is noted.
 
-        Other errors are raised.
+        Neighbouring members with one key are a sample, as in webdataset.
         """
-        url = error.args[-1]  # webdataset appends the URL when it gives up a whole shard
-        if isinstance(error, tarfile.TarError) and url in self.urls:
-            self._note(
-                BadSample(shard=url, key="", reason="shard damaged from here on", found="index")
-            )
-            return True
-        error.args = error.args[:1]
-        raise error
-
-    def _entry(self, group: dict[str, Any]) -> Iterator["Entry"]:
-        """The group's first image with the facts of its header; empty where none is usable."""
-        url, key = group["__url__"], group["__key__"]
-        suffix = next(
-            (name for name in group if "." + name.rpartition(".")[2] in IMAGE_SUFFIXES), None
-        )
-        if suffix is None:
-            bad = BadSample(shard=url, key=readable(key), reason="no image member", found="index")
-            self._note(bad)
+        if not is_remote(url) and not os.path.isfile(url):
+            self._reject(url, "", "not a regular file")
             return
-        target = target_of(group.get("cls", b"")) if self._source is None else -1
-        facts = index_image(url, f"{key}.{suffix}", group[suffix], target)
+        with self._open(url, stop) as file:
+            group = _Group("")
+            for number, member in enumerate(stream_members(file, self._wants)):
+                if not member.name:
+                    self._reject(url, "", str(member.problem))
+                    continue
+                key, suffix = split_name(member.name)
+                if key != group.key:
+                    yield from self._entry(url, group)
+                    group = _Group(key)
+                if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+                    group.choice.add(key, suffix, member.name, number, member.problem)
+                    if group.choice.images.get(key) == number:
+                        group.name, group.image = member.name, member.data
+                elif suffix == self._label_suffix and member.problem is None:
+                    group.label = member.data
+            yield from self._entry(url, group)
+
+    @property
+    def _label_suffix(self) -> str:
+        return "cls" if self._source is None else self._source.kind
+
+    def _wants(self, name: str) -> bool:
+        """Whether a member's bytes are needed: an image or a label."""
+        suffix = split_name(name)[1]
+        return "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES or suffix == self._label_suffix
+
+    def _entry(self, url: str, group: "_Group") -> Iterator["Entry"]:
+        """The group's image with the facts of its header; empty where it has no usable one."""
+        for name, reason in group.choice.rejected:
+            self._reject(url, readable(name), reason)
+        hidden = not group.key or group.key.endswith("/")
+        if group.image is None:
+            if not hidden and not group.choice.rejected:
+                self._reject(url, readable(group.key), "no image member")
+            return
+        target = target_of(group.label or b"") if self._source is None else -1
+        facts = index_image(url, group.name, group.image, target)
         for bad in facts.bad:
             self._note(bad)
         if len(facts.samples):
             if self._source is not None:
-                facts.samples["target"] = self._class_of(self._source, group)
-            yield facts, group[suffix]
+                facts.samples["target"] = self._class_of(self._source, url, group)
+            yield facts, group.image
 
-    def _class_of(self, source: LabelSource, group: dict[str, Any]) -> int:
+    def _reject(self, url: str, key: str, reason: str) -> None:
+        self._note(BadSample(shard=url, key=key, reason=reason, found="index"))
+
+    def _class_of(self, source: LabelSource, url: str, group: "_Group") -> int:
         """The number of a sample's class. Raises InvalidInput where it has none in the list."""
-        key, shard = readable(group["__key__"]), redact_url(group["__url__"])
-        label = source.read(group["__key__"], lambda: group.get(source.kind))
+        key, shard = readable(group.key), redact_url(url)
+        label = source.read(group.key, lambda: group.label)
         if isinstance(label, NoLabel):
             raise InvalidInput(
                 f"{key} in {shard} has no label by labels={str(source)!r}: {label}. Add the "
@@ -262,9 +283,15 @@ class StreamDataset(Dataset):
             self._quarantine.note(bad)
 
 
-def _keep_first(error: Exception) -> bool:
-    """webdataset's handler of a repeated key and suffix: skip the later member."""
-    return True
+class _Group:
+    """The members of one sample so far."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.choice = ImageChoice()
+        self.name = ""
+        self.image: bytes | None = None
+        self.label: bytes | None = None
 
 
 Entry = tuple[ShardIndex, bytes]

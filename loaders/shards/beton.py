@@ -20,9 +20,12 @@ import numpy as np
 from ...kernels import headers
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
+from ..system.arrays import read_arrays
 from .dataset import Dataset
+from .decode import MAX_PIXELS
 from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels, sample_id
 from .labels import LabelSource, NoLabel, pack_labels
+from .names import redact_url
 
 VERSION = 2
 """FFCV's version number of the layout."""
@@ -100,7 +103,7 @@ def pack_block(
     """
     facts = [
         {
-            "path": shard.path,
+            "path": redact_url(shard.path),
             "samples": len(shard.samples),
             "bad": [
                 {"key": bad.key, "reason": bad.reason, "found": bad.found} for bad in shard.bad
@@ -153,18 +156,19 @@ def read_beton(path: str) -> list[BetonShard]:
     if not set(types) <= set(_ROW_FORMATS) or _IMAGE not in types:
         raise InvalidInput(
             f"{path} must have an RGBImageField (type {_IMAGE}) and known fields only, got types "
-            f"{types}: write it with `maskco-fast beton`"
+            f"{types[:20]}: write it with `maskco-fast beton`"
         )
-    rows = np.fromfile(path, row_dtype(types), count, offset=rows_at)
+    layout = row_dtype(types)
     if (
-        len(rows) != count
-        or not rows_at + rows.nbytes <= table_at <= length
-        or (length - table_at) % 24
+        rows_at + count * layout.itemsize > table_at
+        or table_at > length
+        or (length - table_at) % ALLOCATION_DTYPE.itemsize
     ):
         raise InvalidInput(
             f"{path} is cut short, or its writer did not finish: write it again with "
             "`maskco-fast beton`"
         )
+    rows = np.fromfile(path, layout, count, offset=rows_at)
     table = np.fromfile(path, ALLOCATION_DTYPE, offset=table_at)
     samples = _samples(
         path, rows, types, [bytes(name).partition(b"\0")[0] for name in fields["name"]], table
@@ -173,10 +177,55 @@ def read_beton(path: str) -> list[BetonShard]:
     if not arguments.startswith(MAGIC):
         names = np.array([f"{number}.jpg".encode() for number in range(count)] or [b""])[:count]
         samples["sample_id"] = [sample_id(str(number)) for number in range(count)]
-        return [BetonShard(path=path, beton=path, samples=samples, names=names, bad=())]
-    block_at, block_size = np.frombuffer(arguments, "<u8", 2, len(MAGIC)).tolist()
-    return _shards(
-        path, samples, np.fromfile(path, np.uint8, block_size, offset=block_at).tobytes()
+        shards = [BetonShard(path=path, beton=path, samples=samples, names=names, bad=())]
+    else:
+        block_at, block_size = np.frombuffer(arguments, "<u8", 2, len(MAGIC)).tolist()
+        if block_at + block_size > length:
+            raise InvalidInput(f"{path} is damaged: write it again with `maskco-fast beton`")
+        block = np.fromfile(path, np.uint8, block_size, offset=block_at).tobytes()
+        try:
+            shards = _shards(path, samples, block)
+        except InvalidInput:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidInput(
+                f"{path} is damaged, its list of shards cannot be read ({error}): write it again "
+                "with `maskco-fast beton`"
+            ) from error
+    return [_without_unusable(shard, length) for shard in shards]
+
+
+def _without_unusable(shard: BetonShard, length: int) -> BetonShard:
+    """The shard without the images that lie outside the file or whose size is impossible."""
+    samples = shard.samples
+    pixels = samples["height"].astype(np.int64) * samples["width"]
+    raw = samples["format"] == headers.OTHER
+    room = length - samples["size"]
+    reasons = {
+        "lies outside the file": (samples["offset"] < 0)
+        | (samples["size"] < 0)
+        | (samples["offset"] > room),
+        "empty": (pixels == 0) | (samples["size"] == 0),
+        "too many pixels": pixels > MAX_PIXELS,
+        "size differs from the header": raw & (samples["size"] != 3 * pixels),
+    }
+    unusable = np.logical_or.reduce(list(reasons.values()))
+    if not unusable.any():
+        return shard
+    bad = []
+    for number in np.flatnonzero(unusable).tolist():
+        reason = next(reason for reason, found in reasons.items() if found[number])
+        bad.append(BadSample(shard=shard.path, key=shard.key(number), reason=reason, found="index"))
+    kept = np.flatnonzero(~unusable)
+    labels = shard.labels
+    if labels is not None:
+        labels = dataclasses.replace(labels, codes=labels.codes[kept])
+    return dataclasses.replace(
+        shard,
+        samples=samples[kept],
+        names=shard.names[kept],
+        bad=(*shard.bad, *bad),
+        labels=labels,
     )
 
 
@@ -205,9 +254,11 @@ def _samples(
 
 def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
     """Split the samples of a file into the shards that its block lists."""
-    with np.load(io.BytesIO(block), allow_pickle=False) as stored:
-        facts, names = json.loads(str(stored["shards"])), stored["names"]
-        classes = json.loads(str(stored["labels"])) if "labels" in stored else None
+    stored = read_arrays(io.BytesIO(block), ("shards", "names", "labels"))
+    facts, names = json.loads(str(stored["shards"])), stored["names"]
+    classes = json.loads(str(stored["labels"])) if "labels" in stored else None
+    if names.dtype.kind != "S" or len(names) != len(samples):
+        raise ValueError("its names are not those of its rows")
     if classes is not None:
         targets = samples["target"]
         if len(targets) and not (targets.min() >= 0 and targets.max() < len(classes["classes"])):
@@ -217,8 +268,8 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
             )
     shards, begin = [], 0
     for fact in facts:
-        bad = tuple(BadSample(shard=fact["path"], **entry) for entry in fact["bad"])
-        here = slice(begin, begin := begin + fact["samples"])
+        bad = tuple(BadSample(shard=str(fact["path"]), **entry) for entry in fact["bad"])
+        here = slice(begin, begin := begin + max(int(fact["samples"]), 0))
         labels = None
         if classes is not None:
             labels = ShardLabels(
@@ -229,7 +280,7 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
             )
         shards.append(
             BetonShard(
-                path=fact["path"],
+                path=str(fact["path"]),
                 beton=path,
                 samples=samples[here],
                 names=names[here],
@@ -237,6 +288,8 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
                 labels=labels,
             )
         )
+    if begin != len(samples):
+        raise ValueError("its shards do not add up to its rows")
     return shards
 
 

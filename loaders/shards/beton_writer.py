@@ -22,6 +22,7 @@ from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.cpus import usable_cpus
 from ..system.files import publish, write_atomically
+from ..system.portable import sync_data, write_at_offset
 from ..system.progress import Progress, no_progress
 from .beton import (
     ALLOCATION_DTYPE,
@@ -37,6 +38,7 @@ from .beton_encode import BetonOptions, Stored, store
 from .dataset import Dataset
 from .decode import BadImage, Decoder
 from .index import ShardIndex
+from .names import redact_url
 
 CHUNK = 64
 """Samples per task; about 7 MB of ImageNet."""
@@ -103,8 +105,8 @@ def check_beton(
             if beton.read(index) != dataset.read(source):
                 shard, number = dataset.locate(source)
                 raise BetonMismatch(
-                    f"{path}: row {index} differs from {shard.key(number)} in {shard.path}: write "
-                    "the file again"
+                    f"{path}: row {index} differs from {shard.key(number)} in "
+                    f"{redact_url(shard.path)}: write the file again"
                 )
             same += 1
         if index % CHUNK == CHUNK - 1 or index == len(beton) - 1:
@@ -210,7 +212,7 @@ class _Writer:
                 or (whole and whole[-1]["cursor"] > written)
             ):
                 raise InvalidInput("other shards or options, or cut short")
-        except (FileNotFoundError, ValueError):  # start over
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # start over
             self._journal.unlink(missing_ok=True)
             return 0
         done = 0
@@ -296,7 +298,7 @@ class _Writer:
     @staticmethod
     def _commit(file: int, journal: TextIO, lines: list[str]) -> None:
         """Sync the data, then append the journal lines that declare it complete."""
-        os.fdatasync(file)
+        sync_data(file)
         journal.write("".join(line + "\n" for line in lines))
         journal.flush()
         lines.clear()
@@ -338,8 +340,8 @@ class _Writer:
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
-    """Repeat `os.pwrite`, which may write less than it is given, until all is written."""
+    """Repeat `write_at_offset`, which may write less than it is given, until all is written."""
     view = memoryview(data)
     while len(view):
-        written = os.pwrite(file, view, offset)
+        written = write_at_offset(file, view, offset)
         view, offset = view[written:], offset + written

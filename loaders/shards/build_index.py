@@ -5,19 +5,25 @@ Image headers are scanned by compiled code; only images that look damaged are de
 
 import functools
 import os
-import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from ...kernels import headers
-from ...kernels.tar import BAD_HEADER, CUT, DATA, SIZE, WANTS_TARFILE, walk_tar
+from ...kernels import headers, tar
 from ..quarantine import BadSample
-from .decode import MAX_PIXELS, BadImage, decode_pillow, image_size
+from .decode import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    BadImage,
+    decode_pillow,
+    image_size,
+    require_sane_size,
+)
 from .index import SAMPLE_DTYPE, ShardIndex, readable, sample_id, split_name
 from .labels import MAX_LABEL_BYTES, LabelSource, NoLabel, pack_labels, target_of
 from .names import IMAGE_SUFFIXES, image_files
+from .tar_members import MAX_IMAGE_BYTES, Members, kind_of_file, list_members
 
 
 @dataclass
@@ -38,8 +44,11 @@ def index_shard(path: str, labels: LabelSource | None = None) -> ShardIndex:
     `labels`: where labels are read from, for `ShardIndex.labels`. Without it, `target` is the
     number in the sample's `.cls` member, or the number of its folder, or -1.
     """
-    index = _index_folder if os.path.isdir(path) else _index_tar
-    return index(path, labels)
+    if os.path.isdir(path):
+        return _index_folder(path, labels)
+    if not os.path.isfile(path):
+        return unusable(path, "not a regular file", labels)
+    return _index_tar(path, labels)
 
 
 def index_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
@@ -50,25 +59,38 @@ def index_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
 
 def _index_tar(path: str, source: LabelSource | None) -> ShardIndex:
     if os.path.getsize(path) == 0:
-        return _unusable(path, "empty file", source)
+        return unusable(path, "empty file", source)
     data = np.memmap(path, np.uint8, mode="r")
-    table, ending = walk_tar(data)
-    if len(table) == 0 and ending != WANTS_TARFILE:
-        reason = "not a tar archive" if ending == BAD_HEADER else "holds no members"
-        return _unusable(path, reason, source)
-    names, table = _member_names(path, data, table, whole=ending == WANTS_TARFILE)
-    found = _find_images(path, names, table, data, source)
-    # A cut inside an image is reported with that image's key, by `_judge`.
-    cut_in_image = found.offsets and found.offsets[-1] + found.sizes[-1] > len(data)
-    if ending == CUT and not cut_in_image:
-        found.bad.append(BadSample(shard=path, key="", reason="shard cut short", found="index"))
-    elif ending == BAD_HEADER:
-        reason = "shard damaged from here on"
-        found.bad.append(BadSample(shard=path, key="", reason=reason, found="index"))
+    table, damage, whole = tar.walk_tar(data)
+    if len(table) == 0:
+        start = data[: tar.BLOCK].tobytes()
+        reason = "holds no members" if whole and not len(damage) else kind_of_file(start)
+        return unusable(path, reason, source)
+    found = _find_images(path, list_members(data, table), len(data), data, source)
+    found.bad.extend(_damage(path, damage, whole, len(data), found))
+    if not found.names and not found.bad:  # folders only
+        return unusable(path, "holds no members", source)
     return _judge(path, found, data, source)
 
 
-def _unusable(path: str, reason: str, source: LabelSource | None) -> ShardIndex:
+def _damage(
+    path: str, damage: np.ndarray, whole: bool, length: int, found: _Found
+) -> Iterator[BadSample]:
+    """An entry for each damaged part of a tar, and for its cut end."""
+    for begin, end in damage.tolist():
+        if end == length:
+            reason, key = "shard damaged from here on", ""
+        else:
+            reason, key = "part of the shard is damaged", f"bytes {begin} to {end}"
+        yield BadSample(shard=path, key=key, reason=reason, found="index")
+    # A cut inside an image is reported with that image's key, by `_judge`.
+    cut = not whole and not (len(damage) and damage[-1, 1] == length)
+    ends = (offset + size for offset, size in zip(found.offsets, found.sizes))
+    if cut and not any(end > length for end in ends):
+        yield BadSample(shard=path, key="", reason="shard cut short", found="index")
+
+
+def unusable(path: str, reason: str, source: LabelSource | None) -> ShardIndex:
     """The index of a shard without a single member."""
     bad = (BadSample(shard=path, key="", reason=reason, found="index"),)
     return ShardIndex(
@@ -80,76 +102,52 @@ def _unusable(path: str, reason: str, source: LabelSource | None) -> ShardIndex:
     )
 
 
-def _member_names(
-    path: str, data: np.ndarray, table: np.ndarray, *, whole: bool
-) -> tuple[list[str], np.ndarray]:
-    """Names of the members, and the (members, 4) table of `walk_tar` that belongs to them.
-
-    Plain ustar headers are read here and extended ones by `tarfile`, which reads the whole archive
-    where `whole`.
-    """
-    if whole:
-        with tarfile.open(path, "r:") as archive:
-            members = [member for member in archive if member.isreg()]
-        rows = [[member.offset, member.offset_data, member.size, -1] for member in members]
-        return [member.name for member in members], np.array(rows, np.int64).reshape(-1, 4)
-    names = []
-    with tarfile.open(path, "r:") as archive:
-        for header, _, _, extended in table.tolist():
-            if extended >= 0:
-                archive.fileobj.seek(extended)  # type: ignore[union-attr]
-                archive.offset = extended  # type: ignore[attr-defined]
-                names.append(tarfile.TarInfo.fromtarfile(archive).name)
-                continue
-            # A ustar header: name at 0, magic at 257, the name's prefix at 345.
-            block = bytes(data[header : header + 512])
-            name = block[:100].partition(b"\0")[0]
-            if block[257:263] == b"ustar\0" and block[345]:
-                name = block[345:500].partition(b"\0")[0] + b"/" + name
-            names.append(name.decode("utf-8", "surrogateescape"))
-    return names, table
-
-
 def _find_images(
-    path: str,
-    names: Sequence[str],
-    table: np.ndarray,
-    data: np.ndarray,
-    source: LabelSource | None,
+    path: str, members: Members, length: int, data: np.ndarray, source: LabelSource | None
 ) -> _Found:
-    """Group members into samples by key; take the first image and the label of each."""
-    images: dict[str, int] = {}
+    """Group members into samples by key; take one image and the label of each.
+
+    Of several images, the one without a second suffix is taken (`x.jpg` before `x.depth.png`), then
+    the first. A later member replaces one of the same name, as when a tar is unpacked.
+    """
+    choice = ImageChoice()
     labels: dict[str, int] = {}  # members that hold labels
     keys: dict[str, None] = {}
     suffix_of_labels = "cls" if source is None else source.kind
     limit = (MAX_LABEL_BYTES if source is None else source.max_bytes) + 1
-    for number, name in enumerate(names):
+    for number, name in enumerate(members.names):
         key, suffix = split_name(name)
-        keys[key] = None
         if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
-            images.setdefault(key, number)
-        elif suffix == suffix_of_labels:
-            labels.setdefault(key, number)
+            choice.add(key, suffix, name, number, members.problems.get(number))
+        elif key.endswith("/") or not key:  # a hidden file
+            continue
+        elif suffix == suffix_of_labels and number not in members.problems:
+            labels[key] = number
+        keys[key] = None
+    images = choice.images
     bad = [
+        BadSample(shard=path, key=readable(name), reason=reason, found="index")
+        for name, reason in choice.rejected
+    ]
+    bad += [
         BadSample(shard=path, key=readable(key), reason="no image member", found="index")
         for key in keys
-        if key not in images
+        if key not in images and key not in choice.named
     ]
-    numbers = np.fromiter(images.values(), np.int64, len(images))
 
     def member(key: str) -> bytes | None:
         """The member that holds a sample's label, as far as it is read; None without one."""
         if key not in labels:
             return None
-        offset, size = table[labels[key], DATA], table[labels[key], SIZE]
-        if source is not None and offset + size > len(data):
+        offset, size = members.offsets[labels[key]], members.sizes[labels[key]]
+        if source is not None and offset + size > length:
             raise NoLabel("its label is cut short with the shard")
         return bytes(data[offset : offset + min(size, limit)])
 
     return _Found(
-        names=[names[number] for number in images.values()],
-        offsets=table[numbers, DATA].tolist(),
-        sizes=table[numbers, SIZE].tolist(),
+        names=[members.names[number] for number in images.values()],
+        offsets=[members.offsets[number] for number in images.values()],
+        sizes=[members.sizes[number] for number in images.values()],
         targets=[-1 if source else target_of(member(key) or b"") for key in images],
         bad=bad,
         labels=[source.read(key, functools.partial(member, key)) for key in images]
@@ -158,28 +156,91 @@ def _find_images(
     )
 
 
+class ImageChoice:
+    """Chooses the image of each sample from its members, and keeps the reason for each other."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, int] = {}
+        """The number of the chosen member of each key, in the order of the keys."""
+        self.rejected: list[tuple[str, str]] = []
+        """(name, reason) of the image members that are not used."""
+        self.named: set[str] = set()
+        """Keys that are among the rejected."""
+        self._names: dict[str, tuple[str, bool]] = {}
+
+    def add(self, key: str, suffix: str, name: str, number: int, problem: str | None) -> None:
+        """Consider an image member; `problem`: why it cannot be read."""
+        if problem is None and (key.endswith("/") or not key):
+            problem = "hidden file"
+        if problem is not None:
+            self._reject(key, name, problem)
+            return
+        plain = "." not in suffix
+        if key in self.images:
+            chosen, chosen_plain = self._names[key]
+            if chosen == name:
+                self._reject(key, chosen, "replaced by a later member of the same name")
+            elif plain > chosen_plain:
+                self._reject(key, chosen, "another image of its sample is used")
+            else:
+                self._reject(key, name, "another image of its sample is used")
+                return
+        self.images[key] = number
+        self._names[key] = name, plain
+
+    def _reject(self, key: str, name: str, reason: str) -> None:
+        self.rejected.append((name, reason))
+        self.named.add(key)
+
+
 def _index_folder(path: str, source: LabelSource | None) -> ShardIndex:
     """Index a folder of images, each read whole; the label is the number of its first subfolder."""
-    names = image_files(path)
-    if not names:
-        return _unusable(path, "holds no images", source)
-    folders = sorted({name.split("/")[0] for name in names if "/" in name})
+    files, bad = image_files(path)
+    if not files and not bad:
+        return unusable(path, "holds no images", source)
+    folders = sorted({name.split("/")[0] for name in files if "/" in name})
     classes = {folder: number for number, folder in enumerate(folders)}
     parts: list[ShardIndex] = []
     labels: list[str | NoLabel] = []
-    for name in names:
-        data = np.fromfile(os.path.join(path, name), np.uint8)
+    for name in files:
+        try:
+            data = _read_file(os.path.join(path, name))
+        except OSError as error:
+            bad.append((name, f"cannot be read: {error.strerror}"))
+            continue
+        except BadImage as error:
+            bad.append((name, str(error)))
+            continue
         target = classes[name.split("/")[0]] if "/" in name and source is None else -1
         parts.append(_judge(path, _Found([name], [0], [len(data)], [target], []), data, None))
         if source is not None and len(parts[-1].samples):
             labels.append(source.read(name, lambda: None))  # a file has no member beside it
+    rejected = [
+        BadSample(shard=path, key=readable(name), reason=reason, found="index")
+        for name, reason in bad
+    ]
+    empty = unusable(path, "", source)
     return ShardIndex(
         path=path,
-        samples=np.concatenate([part.samples for part in parts]),
-        names=np.concatenate([part.names for part in parts]),
-        bad=tuple(entry for part in parts for entry in part.bad),
+        samples=np.concatenate([empty.samples, *(part.samples for part in parts)]),
+        names=np.concatenate([empty.names, *(part.names for part in parts)]),
+        bad=(*rejected, *(entry for part in parts for entry in part.bad)),
         labels=pack_labels(source, labels) if source is not None else None,
     )
+
+
+def _read_file(path: str) -> np.ndarray:
+    """The bytes of a file, (size,) uint8. Raises OSError, and BadImage for one that is too large.
+
+    The file is a regular one; should it have become a pipe, opening it does not wait.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NONBLOCK)) as file:
+        if os.fstat(file.fileno()).st_size > MAX_IMAGE_BYTES:
+            raise BadImage("more than 1 GiB")
+        return np.frombuffer(file.read(), np.uint8)
+
+
+_NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 
 def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | None) -> ShardIndex:
@@ -192,7 +253,9 @@ def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | Non
     heights = np.empty(n, np.int32)
     widths = np.empty(n, np.int32)
     headers.scan_headers(data, offsets, sizes, formats, heights, widths, verdicts)
-    suspicious = (verdicts != headers.OK) | (heights.astype(np.int64) * widths > MAX_PIXELS)
+    suspicious = verdicts != headers.OK
+    suspicious |= heights.astype(np.int64) * widths > MAX_PIXELS
+    suspicious |= np.maximum(heights, widths) > MAX_SIDE
     good: list[int] = []
     bad = list(found.bad)
     for number in range(n):
@@ -202,7 +265,7 @@ def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | Non
                 if end > len(data):
                     raise BadImage("shard cut short")
                 if verdicts[number] == headers.OK:
-                    raise BadImage("too many pixels")
+                    require_sane_size(int(heights[number]), int(widths[number]))
                 formats[number], heights[number], widths[number] = _second_opinion(
                     bytes(data[begin:end]), verdicts[number]
                 )

@@ -15,6 +15,7 @@ from ..order import batch_positions, order
 from ..quarantine import Quarantine
 from .index import ShardIndex
 from .labels import LabelSource, assign_classes
+from .names import redact_url
 from .reader import ShardReader
 
 
@@ -52,7 +53,8 @@ class Dataset:
         if not sum(self.shard_sizes):
             reasons = sorted({entry.reason for entry in self.bad})
             raise EmptyDataset(
-                f"no usable image in {len(self.shards)} shards ({self.shards[0].path} first): "
+                f"no usable image in {len(self.shards)} shards ("
+                f"{redact_url(self.shards[0].path)} first): "
                 f"{len(self.bad)} quarantined ({', '.join(reasons) or 'the shards are empty'}); "
                 "`maskco-fast index --shards …` lists them"
             )

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..quarantine import BadSample
 from ..remote.store import RemoteShard
+from ..system.text import printable
 
 SAMPLE_DTYPE = np.dtype(
     [
@@ -24,6 +25,9 @@ SAMPLE_DTYPE = np.dtype(
 """A usable sample: the hash of its key; offset and size of the encoded image, bytes; image height
 and width, pixels; label, -1 without one; format, one of `kernels.headers`."""
 
+_LONGEST = 400
+"""Characters of a name that is shown in full."""
+
 
 def sample_id(key: str) -> int:
     """The 63-bit hash of a sample's key that seeds its plan, equal on every machine and loader."""
@@ -32,8 +36,9 @@ def sample_id(key: str) -> int:
 
 
 def readable(name: str) -> str:
-    """A member's name for reports: bytes that are not UTF-8 are written as `\\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A member's name for reports: bytes that are not UTF-8 are written as `\\xNN`, characters
+    that do not print (a terminal would obey some) as escapes, and a long name is shortened."""
+    return printable(name if len(name) <= _LONGEST else f"{name[:200]}…{name[-50:]}")
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -77,7 +82,7 @@ class ShardIndex:
 
     def key(self, number: int) -> str:
         """The key of usable sample `number`, for reports."""
-        return split_name(self.names[number].decode("utf-8", "backslashreplace"))[0]
+        return readable(split_name(self.names[number].decode("utf-8", "surrogateescape"))[0])
 
     def file(self, number: int) -> str:
         """The path of the file that holds usable sample `number`."""

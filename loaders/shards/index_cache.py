@@ -6,7 +6,6 @@ A change is recognised by size and modification time. Index files lie in the cac
 import hashlib
 import json
 import os
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,23 +16,20 @@ import numpy as np
 from ...kernels.compiler.cache import cache_folder
 from ..quarantine import BadSample
 from ..remote.store import RemoteShard
+from ..system.arrays import read_arrays
 from ..system.cpus import usable_cpus
 from ..system.files import write_atomically
 from ..system.progress import Progress, no_progress
-from .build_index import index_shard
-from .index import ShardIndex, ShardLabels
+from .build_index import index_shard, unusable
+from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels
 from .labels import LabelSource
-from .names import image_files, is_remote
+from .names import image_files, is_remote, redact_url
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Bump when the format changes; older files are rebuilt."""
 
 LABELS_VERSION = 1
 """As `FORMAT_VERSION`, of indexes with labels: bump when labels are read differently."""
-
-_PARSING = threading.Lock()
-"""Serialises np.load: it parses with `ast`, which in CPython 3.11 may fail when two threads do so
-(gh-106905)."""
 
 
 def index_shards(
@@ -65,13 +61,20 @@ def index_shards(
 def load_or_index(
     path: str, folder: Path | None = None, labels: LabelSource | None = None
 ) -> ShardIndex:
-    """Return the index of one local shard: from the cache folder, or built now and stored there."""
+    """Return the index of one local shard: from the cache folder, or built now and stored there.
+
+    A shard that cannot be read has an index without samples, which is not stored.
+    """
     file = cache_file(path, folder or cache_folder("index"), labels)
-    stamp = label_stamp(_stamp(path), labels)
-    index = read_cached(file, stamp, path)
-    if index is None:
+    try:
+        stamp = label_stamp(_stamp(path), labels)
+        index = read_cached(file, stamp, path)
+        if index is not None:
+            return index
         index = index_shard(path, labels)
-        write_cached(file, stamp, index)
+    except OSError as error:
+        return unusable(path, f"cannot be read: {error.strerror or error}", labels)
+    write_cached(file, stamp, index)
     return index
 
 
@@ -79,7 +82,7 @@ def cache_file(path: str, folder: Path, labels: LabelSource | None = None) -> Pa
     """The index file of a shard in `folder`; each source of labels has files of its own."""
     name = path if is_remote(path) else os.path.abspath(path)
     name += f"\nlabels {labels}" if labels else ""
-    return folder / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".npz")
+    return folder / (hashlib.sha256(os.fsencode(name)).hexdigest()[:32] + ".npz")
 
 
 def label_stamp(stamp: str, labels: LabelSource | None) -> str:
@@ -90,11 +93,21 @@ def label_stamp(stamp: str, labels: LabelSource | None) -> str:
 def _stamp(path: str) -> str:
     """The state of a local shard: an index with another stamp is rebuilt."""
     if os.path.isdir(path):
-        facts = [(name, os.stat(os.path.join(path, name))) for name in image_files(path)]
-        listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
-        return f"{FORMAT_VERSION} folder {hashlib.sha256(listing.encode()).hexdigest()}"
+        names, rejected = image_files(path)
+        facts = [f"{name} {_state(os.path.join(path, name))}" for name in names]
+        listing = "\n".join([*facts, *map(str, rejected)]).encode("utf-8", "surrogateescape")
+        return f"{FORMAT_VERSION} folder {hashlib.sha256(listing).hexdigest()}"
     stat = os.stat(path)
     return f"{FORMAT_VERSION} {stat.st_size} {stat.st_mtime_ns}"
+
+
+def _state(path: str) -> str:
+    """Size and modification time of a file; empty where it has vanished."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
@@ -103,38 +116,50 @@ def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
     A damaged file counts as none, with a warning.
     """
     try:
-        with _PARSING, np.load(file, allow_pickle=False) as stored:
-            if str(stored["stamp"]) != stamp:
-                return None
-            entries = json.loads(str(stored["bad"]))
-            remote = None
-            if "remote" in stored:
-                remote = RemoteShard(url=path, **json.loads(str(stored["remote"])))
-            labels = None
-            if "labels" in stored:
-                facts = json.loads(str(stored["labels"]))
-                labels = ShardLabels(
-                    source=facts["source"],
-                    names=tuple(facts["names"]),
-                    codes=stored["codes"],
-                    reasons=tuple(facts["reasons"]),
-                )
-            return ShardIndex(
-                path=path,
-                samples=stored["samples"],
-                names=stored["names"],
-                bad=tuple(BadSample(**{**entry, "shard": path}) for entry in entries),
-                labels=labels,
-                remote=remote,
-            )
+        stored = read_arrays(file, _ARRAYS)
+        return _unpack(stored, path) if str(stored["stamp"]) == stamp else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+    except Exception as error:  # whatever damage makes of it
         warnings.warn(
-            f"the index file {file} of {path} is unreadable ({error}); the index is rebuilt",
+            f"the index file {file} of {redact_url(path)} is unreadable ({error}); the index is "
+            "rebuilt",
             stacklevel=2,
         )
         return None
+
+
+_ARRAYS = ("stamp", "samples", "names", "bad", "remote", "labels", "codes")
+"""Names of the arrays in an index file."""
+
+
+def _unpack(stored: dict[str, np.ndarray], path: str) -> ShardIndex:
+    """The index that `write_cached` stored."""
+    samples, names = stored["samples"], stored["names"]
+    if samples.dtype != SAMPLE_DTYPE or names.dtype.kind != "S" or len(samples) != len(names):
+        raise ValueError("its arrays do not fit together")
+    remote = None
+    if "remote" in stored:
+        remote = RemoteShard(url=path, **json.loads(str(stored["remote"])))
+    labels = None
+    if "labels" in stored:
+        facts = json.loads(str(stored["labels"]))
+        labels = ShardLabels(
+            source=facts["source"],
+            names=tuple(facts["names"]),
+            codes=stored["codes"],
+            reasons=tuple(facts["reasons"]),
+        )
+    return ShardIndex(
+        path=path,
+        samples=samples,
+        names=names,
+        bad=tuple(
+            BadSample(**{**entry, "shard": path}) for entry in json.loads(str(stored["bad"]))
+        ),
+        labels=labels,
+        remote=remote,
+    )
 
 
 def write_cached(file: Path, stamp: str, index: ShardIndex) -> None:

@@ -2,12 +2,22 @@
 
 import functools
 import io
-import os
 
 from ...kernels.errors import MaskCoError
+from ..system.portable import read_at_offset
 
 MAX_OPEN_FILES = 128
-"""Files that a `ShardReader` keeps open."""
+"""Files that a `ShardReader` keeps open, at most."""
+
+
+def open_files() -> int:
+    """`MAX_OPEN_FILES`, or a quarter of the files that this process may open if that is less."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_OPEN_FILES
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_OPEN_FILES if limit < 0 else max(1, min(MAX_OPEN_FILES, limit // 4))
 
 
 class ShardTruncated(MaskCoError, EOFError):
@@ -19,9 +29,9 @@ def read_at(file: io.FileIO, path: str, offset: int, size: int) -> bytes:
 
     Raises ShardTruncated, naming `path`, where the file ends earlier.
     """
-    data = os.pread(file.fileno(), size, offset)
+    data = read_at_offset(file.fileno(), size, offset)
     while len(data) < size:  # a signal or a network file system may cut a read short
-        more = os.pread(file.fileno(), size - len(data), offset + len(data))
+        more = read_at_offset(file.fileno(), size - len(data), offset + len(data))
         if not more:
             raise ShardTruncated(
                 f"{path}: {len(data)} of {size} bytes at offset {offset}. The file has changed "
@@ -39,7 +49,7 @@ class ShardReader:
     """
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(maxsize=MAX_OPEN_FILES)(self._open_file)
+        self._open = functools.lru_cache(maxsize=open_files())(self._open_file)
 
     @staticmethod
     def _open_file(path: str) -> io.FileIO:

@@ -1,7 +1,6 @@
 """The `detect` command: fine-tune a detector from pre-trained weights and test it."""
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from maskco_fast.loaders.system.cpus import loader_threads
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.pictures.detections import detections_picture
 from maskco_fast.progress import ProgressLines, duration
+from maskco_fast.training.config import public
 from maskco_fast.training.devices import choose_device, configure_cuda, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.run_lock import lock_run_folder
@@ -60,7 +60,7 @@ def detect(config: DetectConfig) -> int:
         train, val = _read_data(config, world)
         trainer, tester = make_trainer(config, run, weights.trunk_state, train, val, world)
         if world.is_rank_zero:
-            write_json(config.run_dir / "config.json", dataclasses.asdict(run))
+            write_json(config.run_dir / "config.json", public(run))
             kind = "Mask R-CNN" if run.model.masks else "Faster R-CNN"
             say(
                 f"{config.recipe}: {kind} C4 from {weights.title()}, {run.batch_size} images a "

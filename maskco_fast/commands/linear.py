@@ -31,6 +31,7 @@ from maskco_fast.loaders.system.files import write_json
 from maskco_fast.networks.resnet import Trunk
 from maskco_fast.pictures.layers import layers_picture
 from maskco_fast.progress import duration
+from maskco_fast.training.config import public
 from maskco_fast.training.devices import configure_cuda
 from maskco_fast.training.distributed import share_of_batch
 from maskco_fast.training.run_lock import lock_run_folder
@@ -129,7 +130,7 @@ def linear(config: LinearConfig) -> int:
         configure_cuda(setting.device, tf32=run.tf32, cudnn_benchmark=run.cudnn_benchmark)
         trainer = Trainer(run, probes, loader, world)
         if world.is_rank_zero:
-            write_json(config.run_dir / "config.json", dataclasses.asdict(run))
+            write_json(config.run_dir / "config.json", public(run))
             say(
                 f"linear probes of {weights.title()} at {size} pixels: "
                 f"{len(setting.train)} training and {len(setting.val)} validation images, "

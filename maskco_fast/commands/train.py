@@ -1,7 +1,6 @@
 """The `train` command: pre-train from shards into a run folder."""
 
 import contextlib
-import dataclasses
 import functools
 import sys
 import time
@@ -22,7 +21,7 @@ from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.pictures.loss import loss_picture
 from maskco_fast.pictures.views import draw_views
 from maskco_fast.progress import ProgressLines, duration
-from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.config import TrainConfig, public
 from maskco_fast.training.devices import (
     DTYPES,
     choose_device,
@@ -228,4 +227,4 @@ def _check_length(loader: Loader) -> None:
 
 def _write_config(config: TrainConfig) -> None:
     """Write config.json: every field, as of the newest start of this run."""
-    write_json(config.run_dir / "config.json", dataclasses.asdict(config))
+    write_json(config.run_dir / "config.json", public(config))

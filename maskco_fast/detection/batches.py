@@ -24,6 +24,7 @@ from maskco_fast.detection.annotations import AnnotatedImage
 from maskco_fast.detection.masks import object_masks
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Quarantine
+from maskco_fast.loaders.shards.decode import installed_formats
 from maskco_fast.training.distributed import share_of_batch
 
 AHEAD = 2
@@ -273,11 +274,11 @@ def read_image(image: AnnotatedImage) -> torch.Tensor:
 
 def _decode(path: pathlib.Path) -> Image.Image:
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=installed_formats()) as file:
             return ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError as error:
         raise InvalidInput(f"{path} does not exist, but an annotation names it.") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # plugins raise nearly every kind for damaged files
         raise InvalidInput(f"{path} cannot be decoded ({error}). Replace or remove it.") from error
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Loader
+from maskco_fast.loaders.shards.names import redact_url
 from maskco_fast.loaders.system.progress import Progress, no_progress
 from maskco_fast.training.devices import Precision, autocast
 from maskco_fast.training.distributed import World
@@ -108,7 +109,7 @@ def check_labels(target: torch.Tensor, loader: Loader) -> None:
     """Raise InvalidInput if an image has no label, which loaders mark by -1."""
     missing = int((target < 0).sum())
     if missing:
-        shard = loader.dataset.shards[0].path
+        shard = redact_url(loader.dataset.shards[0].path)
         raise InvalidInput(
             f"{missing} of {len(target)} images have no label (first shard: {shard}). "
             "Name where the labels are with --labels: cls, json:FIELD or folder."

@@ -6,6 +6,7 @@ from maskco_fast.demo.shards import demo_shards, demo_val_shards
 from maskco_fast.errors import say
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, RemoteConfig, open_dataset
+from maskco_fast.loaders.shards.names import redact_url
 from maskco_fast.loaders.system.progress import Progress, no_progress
 
 
@@ -53,7 +54,7 @@ def open_pair(
     train = open_labelled(train_shards, None)
     if train.classes is None:
         raise InvalidInput(
-            f"`labels` is {labels!r}, but {train.shards[0].path} has none there. "
+            f"`labels` is {labels!r}, but {redact_url(train.shards[0].path)} has none there. "
             "Choose cls, json:FIELD or folder."
         )
     return train, open_labelled(val_shards, train.classes), train.classes

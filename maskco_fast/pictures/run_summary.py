@@ -10,7 +10,7 @@ import numpy as np
 
 from maskco_fast.evaluation.results import find_results
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders.shards.names import PIPE, redact_url
+from maskco_fast.loaders.shards.names import redact_url
 
 CURVES = ("loss", "knn_top1", "images_per_s", "data_wait", "accuracy")
 """Columns of metrics.jsonl that are read; a line need not have all of them."""
@@ -148,13 +148,11 @@ def _flat(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _shown(value: Any) -> str:
-    """A value as text, without what may be a secret: URLs' users and queries, commands."""
+    """A value as text, without what may be a secret in an address."""
     if isinstance(value, list):
         return ", ".join(_shown(item) for item in value) or "-"
     if not isinstance(value, str):
         return {None: "-", True: "yes", False: "no"}[value] if _is_flag(value) else str(value)
-    if value.startswith(PIPE):
-        return f"{PIPE} (command not shown)"
     return redact_url(value)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
+from maskco_fast.loaders.shards.names import redact
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
 from maskco_fast.training.optimizer import OptimizerConfig
@@ -114,8 +115,7 @@ class TrainConfig(RunConfig, MethodFields):
     share an interpreter lock; the batches are the same."""
     decode: Literal["exact", "fast"] = "exact"
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
-    libjpeg's fast IDCT, and stop reading the others below their crops, so that damage there goes
-    unnoticed."""
+    libjpeg's fast IDCT; the others as with exact."""
     model: ModelConfig = field(default_factory=ModelConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata=MAY_CHANGE)
     remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=MAY_CHANGE)
@@ -151,13 +151,29 @@ class TrainConfig(RunConfig, MethodFields):
         group = group_length(self.batch_size, self.model.group_size)
         groups = self.batch_size // group
         if groups % (processes * self.accumulate):
+            unit = self.model.group_size * processes * self.accumulate
+            works = -(-self.batch_size // unit) * unit
             raise InvalidInput(
                 f"The number of groups must be a multiple of {processes} processes times "
                 f"{self.accumulate} micro-batches, got {groups} ({self.batch_size} images in "
-                f"groups of {group}): change the number of processes, --accumulate, --batch-size "
-                "or --model.group-size."
+                f"groups of {group}). Give `--batch-size {works}`, or change the number of "
+                "processes, --accumulate or --model.group-size."
             )
         return self.batch_size // processes
+
+
+def public(config: Any) -> dict[str, Any]:
+    """A configuration as nested dicts for what is written: addresses redacted, secrets left out.
+
+    A resumed run gets both from its own command line.
+    """
+    values: dict[str, Any] = {}
+    for one in dataclasses.fields(config):
+        value = getattr(config, one.name)
+        if one.metadata.get("secret"):
+            continue
+        values[one.name] = public(value) if dataclasses.is_dataclass(value) else redact(value)
+    return values
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -172,7 +188,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(stored: dict, config: RunConfig) -> list[str]:
-    """Compare a checkpoint's `dataclasses.asdict(config)` with the config of a resumed run.
+    """Compare a checkpoint's `public(config)` with the config of a resumed run.
 
     Returns a line `field: stored -> now` for each field that differs and is not `MAY_CHANGE`. Other
     methods' configs are not compared. A field that is younger than the checkpoint counts as stored
@@ -181,8 +197,8 @@ def differences(stored: dict, config: RunConfig) -> list[str]:
     may_change = {one.name for one in dataclasses.fields(config) if one.metadata == MAY_CHANGE}
     if isinstance(config, MethodFields):
         may_change |= METHODS.keys() - {config.method}
-    before = {**flatten(dataclasses.asdict(type(config)())), **flatten(stored)}
-    now = flatten(dataclasses.asdict(config))
+    before = {**flatten(public(type(config)())), **flatten(redact(stored))}
+    now = flatten(public(config))
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

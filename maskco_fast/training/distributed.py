@@ -19,6 +19,7 @@ import torch.distributed
 from torch import nn
 
 from maskco_fast.kernels.errors import InvalidInput, MaskCoError
+from maskco_fast.training.signals import stop_with_launcher
 
 GRADIENT_TIMEOUT = datetime.timedelta(minutes=10)
 """Longest wait for a rank that neither answers nor closes its connection, as after a power cut."""
@@ -115,6 +116,8 @@ def join(device: torch.device) -> Iterator[World]:
     ranks raise PeerLost.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_launcher()
     if size == 1:
         yield World()
         return

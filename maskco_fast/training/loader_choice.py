@@ -5,13 +5,14 @@ import itertools
 import json
 import pathlib
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from maskco_fast.errors import say
-from maskco_fast.loaders import Loader, TooManyBadSamples
+from maskco_fast.loaders import LOADERS, Loader, TooManyBadSamples
 from maskco_fast.loaders.system.files import write_json
 
 CANDIDATES = ("native", "dali", "ffcv")
@@ -44,14 +45,29 @@ def choose_loader(run_dir: pathlib.Path, make: Callable[[str], Loader]) -> str:
     fails is left out.
     """
     path = run_dir / "loader.json"
-    if path.exists():
-        choice = Choice(**json.loads(path.read_text()))
-        say(f"loader {choice.loader}, chosen when this run began ({path})")
-        return choice.loader
+    stored = _read(path)
+    if stored is not None:
+        say(f"loader {stored}, chosen when this run began ({path})")
+        return stored
     choice = measure(make)
     say(f"loader {choice.loader}: {choice.why}")
     write_json(path, dataclasses.asdict(choice))
     return choice.loader
+
+
+def _read(path: pathlib.Path) -> str | None:
+    """The loader named in loader.json; None without it, or with a warning where it is damaged."""
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["loader"]
+        if name in LOADERS:
+            return name
+        reason = f"it names no loader, but {str(name)[:50]!r}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    warnings.warn(f"{path} is unreadable ({reason}); the loaders are measured again", stacklevel=3)
+    return None
 
 
 def measure(make: Callable[[str], Loader]) -> Choice:

@@ -1,6 +1,7 @@
 """Run logging: JSON lines for every step, TensorBoard, and a progress line."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
+from maskco_fast.loaders.system.files import name_full_disk
 from maskco_fast.progress import LOG_SECONDS, TERMINAL_SECONDS, duration
 
 Line = dict[str, float | int]
@@ -31,6 +33,7 @@ class StepsFile:
     """
 
     def __init__(self, path: pathlib.Path, *, step: int) -> None:
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         _truncate_after(path, step)
         self._file = path.open("a", encoding="utf-8")
@@ -40,12 +43,15 @@ class StepsFile:
 
         Raises ValueError for a number that JSON does not have (NaN or infinity).
         """
-        self._file.write(json.dumps(dict(line), allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps(dict(line), allow_nan=False) + "\n"
+        with name_full_disk(self._path):
+            self._file.write(text)
+            self._file.flush()
 
     def sync(self) -> None:
         """Force the lines to the disk, so that a later checkpoint is never ahead of this file."""
-        os.fsync(self._file.fileno())
+        with name_full_disk(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -102,19 +108,22 @@ class TrainingProgress:
         lines = [line for _, line in self._recent]
         text = describe(lines, self._steps, remaining=left, measured=self._measured)
         if self._terminal:
-            self._stream.write("\r" + text.ljust(self._width))
+            self._print("\r" + text.ljust(self._width))
             self._width = len(text)
         else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+            self._print(text + "\n")
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # nobody reads any more: the terminal is closed
+            self._stream.write(text)
+            self._stream.flush()
 
     def close(self) -> None:
         """Print the last step and end the terminal's line."""
         if self._recent and self._recent[-1][0] != self._shown_at:
             self._show()
         if self._terminal and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
+            self._print("\n")
 
 
 def describe(
@@ -182,9 +191,10 @@ class Metrics:
         if self._board is not None:
             step = int(line["step"])
             due = line if step % self._log_every == 0 else line.keys() & set(MEASURED)
-            for name in due:
-                if name != "step":
-                    self._board.add_scalar(name, line[name], step)
+            with name_full_disk(self._board.get_logdir()):
+                for name in due:
+                    if name != "step":
+                        self._board.add_scalar(name, line[name], step)
 
     def sync(self) -> None:
         """Force the JSON lines to the disk; see `StepsFile.sync`."""
@@ -202,8 +212,10 @@ class Metrics:
         traceback: TracebackType | None,
     ) -> None:
         self._progress.close()
-        self._file.close()
-        if self._samples is not None:
-            self._samples.close()
-        if self._board is not None:
-            self._board.close()
+        # On a full disk, closing fails too: the error that ended the run is the one to report.
+        with contextlib.suppress(OSError) if error is not None else contextlib.nullcontext():
+            self._file.close()
+            if self._samples is not None:
+                self._samples.close()
+            if self._board is not None:
+                self._board.close()

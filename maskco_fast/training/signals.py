@@ -1,17 +1,42 @@
-"""Graceful stop: SIGTERM, SIGUSR1 and Ctrl-C end a run between two steps."""
+"""Graceful stop: SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C end a run between two steps."""
 
+import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from maskco_fast.loaders.system.portable import known_signals
+
+LAUNCHER_POLL = 1.0
+"""Seconds between two checks whether the launcher is alive."""
+_HANGUP = getattr(signal, "SIGHUP", None)
+
+
+def stop_with_launcher(poll: float = LAUNCHER_POLL) -> None:
+    """Send this process SIGTERM once the process that started it has ended.
+
+    For ranks of torchrun: killed, it leaves them running, and they would hold the run folder. All
+    of them stop, and the run is saved as after any SIGTERM.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(poll)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
+
 
 class StopSignal:
-    """Context manager that catches SIGTERM, SIGUSR1 and SIGINT and stores the signal's `name`.
+    """Context manager that catches the `SIGNALS` and stores the signal's `name`.
 
-    The training loop reads `name` between steps. Batch systems send SIGUSR1 as a warning. A second
+    The training loop reads `name` between steps. Batch systems send SIGUSR1 as a warning. A closed
+    terminal sends SIGHUP, which a process started with `nohup` goes on ignoring. A second
     Ctrl-C raises KeyboardInterrupt at once. Outside the main thread, where Python allows no signal
     handlers, this class does nothing.
 
@@ -19,7 +44,7 @@ class StopSignal:
     signal handler must not, for example to wake the thread that waits for a batch.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = known_signals("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT")
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
         self.name: str | None = None
@@ -44,7 +69,9 @@ class StopSignal:
         if threading.current_thread() is threading.main_thread():
             self._thread.start()
             self._previous_handlers = {
-                number: signal.signal(number, self._handle) for number in self.SIGNALS
+                number: signal.signal(number, self._handle)
+                for number in self.SIGNALS
+                if not (number == _HANGUP and signal.getsignal(number) == signal.SIG_IGN)
             }
         return self
 

@@ -1,7 +1,6 @@
 """The training loop: steps, metrics, checkpoints and signals, for any method and any loader."""
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import pathlib
@@ -20,7 +19,7 @@ from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.base import Method
 from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
-from maskco_fast.training.config import RunConfig, differences
+from maskco_fast.training.config import RunConfig, differences, public
 from maskco_fast.training.deferred_scalars import DeferredScalars, Line
 from maskco_fast.training.devices import autocast, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
@@ -170,8 +169,10 @@ class Trainer:
             try:
                 stopped_by = self._loop(output, stop)
             except BaseException:
-                if self.world.is_rank_zero:  # without the other ranks, which may have ended
-                    self._write_bad_samples([self.loader.quarantine.entries])
+                # Without the other ranks, which may have ended; the disk may be full.
+                with contextlib.suppress(OSError):
+                    if self.world.is_rank_zero:
+                        self._write_bad_samples([self.loader.quarantine.entries])
                 raise
         return stopped_by if self.step < self.config.max_steps else None
 
@@ -244,7 +245,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, in the form that `checkpoint.save` takes."""
-        config = dataclasses.asdict(self.config)
+        config = public(self.config)
         config["run_dir"] = str(config["run_dir"])
         random = {"torch": torch.get_rng_state()}
         if self.device.type == "cuda":

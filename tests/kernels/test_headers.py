@@ -9,20 +9,22 @@ from tests.support.images import encode, picture
 WHOLE = encode(picture(200, 310, 0), quality=95)
 
 
-def verdict(data: bytes) -> bool:
-    return bool(is_one_whole_scan(np.frombuffer(data, np.uint8)))
+def verdict(data: bytes, height: int = 200, width: int = 310) -> bool:
+    return bool(is_one_whole_scan(np.frombuffer(data, np.uint8), height, width))
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"restart_marker_blocks": 3}, {"exif": b"Exif\0\0" + bytes(500)}]
 )
 def test_baseline_files_are(options):
-    assert verdict(encode(picture(61, 45, 1), **options))
-    assert verdict(encode(picture(61, 45, 1)[..., 0], **options) + b"behind the end")
+    data = encode(picture(61, 45, 1), **options)
+    assert verdict(data, 61, 45)
+    assert verdict(encode(picture(61, 45, 1)[..., 0], **options) + b"behind the end", 61, 45)
+    assert not verdict(data, 45, 61)
 
 
 def test_progressive_files_are_not():
-    assert not verdict(encode(picture(61, 45, 1), progressive=True))
+    assert not verdict(encode(picture(61, 45, 1), progressive=True), 61, 45)
 
 
 def test_a_marker_anywhere_in_the_scan_is_found():

@@ -9,6 +9,7 @@ tolerances.
 
 import io
 import itertools
+import os
 import signal
 import threading
 import time
@@ -491,3 +492,40 @@ def test_options_that_do_not_fit_are_refused(make_shards):
             make_loader(shards, 2, **wrong)
     with pytest.raises(ValueError, match="max_bad_share"):
         make_loader(shards, 2, max_bad_share=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_in_mid_epoch_raises_where_it_is_used(make_shards):
+    """Instead of waiting for threads that it does not have."""
+    with make_loader(make_shards(1, 8), 2, views=VIEWS) as loader:
+        running, fresh = iter(loader), iter(loader)
+        next(running)
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            for iterator in (running, fresh):
+                try:
+                    next(iterator)
+                except RuntimeError as error:
+                    os.write(writer, str(error).encode() + b"\n")
+            os._exit(0)
+        os.close(writer)
+        os.waitpid(child, 0)
+        with os.fdopen(reader) as told:
+            assert told.read().count("make a loader in each process") == 2
+        assert len(list(running)) == 3
+
+
+def test_more_shards_than_files_may_be_open(make_shards, tmp_path):
+    """As with `ulimit -n 64` in a new process."""
+    resource = pytest.importorskip("resource")
+    make_shards(70, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 50, hard))
+    try:
+        with make_loader(tmp_path, 8, views=VIEWS) as loader:
+            assert sum(len(batch) for batch in loader) == 136
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

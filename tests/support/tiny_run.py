@@ -9,6 +9,7 @@ import os
 import pathlib
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from maskco_fast.networks.encoders import initialise, momentum_copy
 from maskco_fast.networks.roi_align import region_features
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.distributed import World, join
+from maskco_fast.training.signals import LAUNCHER_POLL
 from maskco_fast.training.trainer import Trainer
 
 SIZE, BATCH = 64, 6
@@ -73,13 +75,14 @@ class NoiseLoader:
         number: int = 0,
         nan_at: int = 0,
         fail_at: int = 0,
+        orphan_at: int = 0,
         dtype: torch.dtype = torch.float32,
         world: World | None = None,
     ) -> None:
-        """`signal_at`, `nan_at`, `fail_at`: the numbers, from 1, of batches that go wrong.
+        """Batches are numbered from 1; 0 is none.
 
         The process receives signal `number` when batch `signal_at` is requested, batch `nan_at`
-        holds a NaN, and batch `fail_at` raises OSError. 0: never.
+        holds a NaN, batch `fail_at` raises OSError, and at `orphan_at` the parent is killed.
         """
         self.quarantine = Quarantine()
         self.epoch = 0
@@ -90,6 +93,7 @@ class NoiseLoader:
         self._number = number
         self._nan_at = nan_at
         self._fail_at = fail_at
+        self._orphan_at = orphan_at
         self._world = world if world is not None else World()
 
     def __len__(self) -> int:
@@ -104,6 +108,9 @@ class NoiseLoader:
                 self._consumed = 0
             if place + 1 == self._signal_at:
                 os.kill(os.getpid(), self._number)
+            if place + 1 == self._orphan_at:
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(3 * LAUNCHER_POLL)
             if place + 1 == self._fail_at:
                 raise OSError(f"the disk of rank {self._world.rank} is on fire")
             yield self._make(place).split(self._batch // self._world.size)[self._world.rank]
@@ -171,10 +178,16 @@ def main() -> int:
     parser.add_argument("--kill", type=lambda name: signal.Signals[name], default=0)
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--fail-at", type=int, default=0)
+    parser.add_argument("--orphan-at", type=int, default=0)
     options = parser.parse_args()
     with join(torch.device("cpu")) as world:
         config = tiny_config(options.run_dir, log_every=4, log_samples=True)
-        wrong = {"signal_at": options.kill_at, "number": options.kill, "fail_at": options.fail_at}
+        wrong = {
+            "signal_at": options.kill_at,
+            "number": options.kill,
+            "fail_at": options.fail_at,
+            "orphan_at": options.orphan_at,
+        }
         goes_wrong = (
             world.rank == options.rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         )

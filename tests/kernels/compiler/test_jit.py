@@ -5,12 +5,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
 from maskco_fast.kernels.compiler import jit as jit_module
-from maskco_fast.kernels.compiler.cache import cache_folder
+from maskco_fast.kernels.compiler.cache import _folder_of_this_process, cache_folder
 from maskco_fast.kernels.compiler.jit import inline_jit, jit, source_stamp
 
 SCRIPT = """
@@ -93,6 +94,66 @@ def test_folders_that_cannot_be_written_are_passed_over(tmp_path, monkeypatch):
     cache_folder.cache_clear()
     with pytest.raises(OSError, match="set MASKCO_FAST_CACHE"):
         cache_folder("numba")
+    monkeypatch.undo()
+    cache_folder.cache_clear()
+
+
+@pytest.mark.parametrize("theirs", ["mode", "owner", "link"])
+def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch, theirs):
+    """With an unwritable home: anyone may have made the folder in /tmp before."""
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("MASKCO_FAST_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    root = tmp_path / f"maskco-fast-{os.getuid()}"
+    cache_folder.cache_clear()
+    assert cache_folder("numba") == root / "numba"
+    assert root.stat().st_mode & 0o777 == 0o700
+    if theirs == "mode":
+        root.chmod(0o777)
+    elif theirs == "owner":
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        root.rename(tmp_path / "maskco-fast-12345")
+    else:
+        root.rename(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").chmod(0o777)
+        root.symlink_to(tmp_path / "elsewhere")
+    cache_folder.cache_clear()
+    with pytest.warns(UserWarning, match="no cache directory of this user"):
+        folder = cache_folder("numba")
+    assert folder.parent.parent == tmp_path
+    assert folder.parent.name not in (root.name, "maskco-fast-12345")
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    monkeypatch.undo()
+    cache_folder.cache_clear()
+    _folder_of_this_process.cache_clear()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "foreign"])
+def test_damaged_machine_code_is_made_anew_with_a_warning(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("MASKCO_FAST_CACHE", str(tmp_path))
+    cache_folder.cache_clear()
+
+    def double(x):
+        return 2 * x
+
+    assert jit()(double)(3) == 6
+    files = [file for file in tmp_path.rglob("*.nb?") if file.is_file()]
+    assert len(files) == 2
+    for file in files:
+        content = bytearray(file.read_bytes())
+        if damage == "flipped":
+            content[len(content) // 2] ^= 1
+        elif damage == "cut":
+            del content[len(content) // 2 :]
+        else:
+            content = bytearray(b"" if damage == "empty" else b"\x80\x04N.")
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match="is damaged and made anew"):
+            assert jit()(double)(3) == 6
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert jit()(double)(3) == 6
     monkeypatch.undo()
     cache_folder.cache_clear()
 

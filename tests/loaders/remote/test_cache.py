@@ -173,7 +173,7 @@ def test_a_download_goes_on_where_a_killed_process_left_it(objects, tmp_path):
 def test_a_part_that_nobody_works_at_is_room(objects, tmp_path):
     with faulty.FaultyServer(objects) as server:
         cache = ShardCache(hurried(tmp_path, cache_gb=1.5 * SIZE / 1e9))
-        (tmp_path / "cache" / "abandoned.90000.part").write_bytes(b"x" * 1000)
+        (tmp_path / "cache" / f"maskco-{0:032x}.90000.part").write_bytes(b"x" * 1000)
         assert cache.acquire_if_room(look_up(cache, server, 0)) is not None
         assert cached(tmp_path) == [SIZE]
 

@@ -144,13 +144,13 @@ def test_damage_between_members_is_reported(tmp_path):
     members = {f"{n}.jpg": encode(picture(30, 30, n)) for n in range(3)}
     path = write_tar(tmp_path / "s.tar", members)
     with tarfile.open(path) as archive:
-        offset = archive.getmembers()[1].offset
+        offset, end = (member.offset for member in archive.getmembers()[1:3])
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(b"\x07" * 512)
     index = index_shard(str(path))
-    assert len(index.samples) == 1
-    assert reasons(index) == {"": "shard damaged from here on"}
+    assert [name.decode() for name in index.names] == ["0.jpg", "2.jpg"]
+    assert reasons(index) == {f"bytes {offset} to {end}": "part of the shard is damaged"}
 
 
 def test_files_that_are_no_archives(tmp_path):

@@ -1,6 +1,7 @@
 """Several processes train one run: one process's losses, a common stop, errors end the job."""
 
 import concurrent.futures
+import dataclasses
 import datetime
 import json
 import os
@@ -15,6 +16,7 @@ import torch
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint, distributed
 from maskco_fast.training.config import TrainConfig
+from maskco_fast.training.recipes import RECIPES
 from tests.support.tiny_run import BATCH, tiny_config, tiny_trainer
 
 PROGRAM = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
@@ -136,6 +138,17 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_proces
     assert_same_run(tmp_path, one_process)
 
 
+def test_ranks_whose_launcher_is_killed_stop_and_save(tmp_path):
+    """All of them, within seconds: they would hold the run folder for ever."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
+    ended = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--orphan-at", "5"])
+    assert ended.returncode == -9
+    assert ended.stdout.split() == ["SIGTERM"] * 2  # read until both ranks have ended
+    newest = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert newest["step"] == 4
+
+
 def parts(
     store: torch.distributed.Store, present: list[int], size: int
 ) -> list[torch.distributed.Store]:
@@ -179,8 +192,13 @@ def test_a_run_that_its_processes_cannot_share_is_refused():
     config = TrainConfig(batch_size=BATCH, model=ModelConfig(view_size=64, group_size=BATCH // 2))
     assert config.images_per_process(1) == BATCH
     assert config.images_per_process(2) == BATCH // 2
-    with pytest.raises(ValueError, match=r"3 processes times 1 micro-batches, got 2 \(6 images"):
+    with pytest.raises(
+        ValueError, match=r"3 processes times 1 .*, got 2 \(6 images.*Give `--batch-size 9`"
+    ):
         config.images_per_process(3)
+    with pytest.raises(ValueError, match="Give `--batch-size 64`"):
+        RECIPES["cpu_small"]().images_per_process(2)
+    assert dataclasses.replace(RECIPES["cpu_small"](), batch_size=64).images_per_process(2) == 32
     one_group = TrainConfig(batch_size=16, accumulate=2)
     with pytest.raises(ValueError, match="1 processes times 2 micro-batches, got 1 "):
         one_group.images_per_process(1)

@@ -89,6 +89,16 @@ def test_the_run_folder_remembers(rated, tmp_path, capsys):
     assert "chosen when this run began" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "7", '{"loader": "other"}', '{"loader": []}', '{"who": "me"}']
+)
+def test_a_damaged_or_foreign_choice_is_made_anew(rated, tmp_path, content):
+    (tmp_path / "loader.json").write_text(content)
+    with pytest.warns(UserWarning, match=r"loader\.json is unreadable .* measured again"):
+        assert choose_loader(tmp_path, rated(native=100.0, ffcv=300.0)) == "ffcv"
+    assert json.loads((tmp_path / "loader.json").read_text())["loader"] == "ffcv"
+
+
 @pytest.mark.parametrize("backend", ["native", "dali", "ffcv"])
 def test_loaders_are_measured_over_epochs_and_closed(backend, make_shards, monkeypatch):
     skip_without_packages(backend)

@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.training.run_lock import RunFolderInUse, lock_run_folder
 
 HOLDER = """
 import pathlib, sys, time
+from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.training.run_lock import lock_run_folder
 with lock_run_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
@@ -33,6 +35,33 @@ def test_a_second_job_is_refused_until_the_first_is_gone_even_if_killed(tmp_path
         os.kill(holder.pid, signal.SIGKILL)
         with lock_run_folder(run_dir):
             assert str(os.getpid()) in (run_dir / "lock").read_text()
+
+
+@pytest.mark.parametrize("kind", ["link", "broken link", "hard link", "pipe", "folder", "text"])
+def test_another_file_in_place_of_the_lock_is_left_alone(tmp_path, kind):
+    mine = tmp_path / "mine"
+    if kind != "broken link":
+        mine.write_text("precious")
+    lock = tmp_path / "run" / "lock"
+    lock.parent.mkdir()
+    if kind.endswith("link") and kind != "hard link":
+        lock.symlink_to(mine)
+    elif kind == "hard link":
+        lock.hardlink_to(mine)
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "folder":
+        lock.mkdir()
+    else:
+        lock.write_text("precious, too")
+    with (
+        pytest.raises((InvalidInput, IsADirectoryError), match="lock"),
+        lock_run_folder(tmp_path / "run", patience=0),
+    ):
+        pytest.fail("locked")
+    assert not mine.exists() if kind == "broken link" else mine.read_text() == "precious"
+    if kind == "text":
+        assert lock.read_text() == "precious, too"
 
 
 def test_the_lock_is_given_back(tmp_path):

@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from maskco_fast.loaders import make_loader
+from maskco_fast.loaders import RemoteConfig, make_loader
+from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.maskco import MaskCo, MaskCoConfig
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint
+from maskco_fast.training.config import TrainConfig, public
 from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
 from tests.support.runs import losses, metrics
+from tests.support.small_disk import small_disk
 from tests.support.small_methods import OneWeight
 from tests.support.tiny_run import BATCH, NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
 
@@ -377,3 +380,52 @@ def test_recipes_name_themselves_and_hold_the_papers_values():
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         GOLDEN.write_text(json.dumps({"losses": golden_run(pathlib.Path(folder))}, indent=1) + "\n")
+
+
+def test_a_run_writes_no_secrets_and_resumes_with_others(tmp_path):
+    def config(secret: str, steps: int) -> TrainConfig:
+        shards = (
+            f"https://me:{secret}@host/a.tar?X-Amz-Signature={secret}",
+            f"pipe:curl -H 'Authorization: Bearer {secret}' https://host/b.tar",
+        )
+        remote = RemoteConfig(headers=(f"X-Key: {secret}",), s3_endpoint=f"http://{secret}@host")
+        return tiny_config(tmp_path, max_steps=steps, shards=shards, remote=remote)
+
+    tiny_trainer(config("s3cret", 3)).fit()
+    write_json(tmp_path / "config.json", public(config("s3cret", 3)))
+    trainer = tiny_trainer(config("another", 6))
+    trainer.fit()
+    assert trainer.step == 6
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    for file in files:
+        content = file.read_bytes()
+        assert b"s3cret" not in content
+        assert b"another" not in content
+    assert b"https://host/a.tar" in (tmp_path / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
+def test_a_closed_terminal_saves_as_sigterm_does(tmp_path, name):
+    trainer = tiny_trainer(tiny_config(tmp_path), signal_at=5, number=signal.Signals[name])
+    assert trainer.fit() == name
+    assert checkpoint.checkpoints(trainer.checkpoint_folder)[-1].name == "step-000000004.pt"
+
+
+def test_nohup_is_respected(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert tiny_trainer(tiny_config(tmp_path), signal_at=5, number=signal.SIGHUP).fit() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_full_disk_ends_a_run_with_its_older_checkpoints_intact(tmp_path):
+    with small_disk(tmp_path / "disk", "1200k") as disk:
+        config = tiny_config(disk / "run", checkpoint_every=1, keep_checkpoints=9)
+        trainer = tiny_trainer(config)
+        with pytest.raises(checkpoint.CheckpointNotWritten, match="the older checkpoints are int"):
+            trainer.fit()
+        saved = checkpoint.checkpoints(trainer.checkpoint_folder)
+        assert len(saved) > 1
+        for path in saved:
+            checkpoint.load(path)

@@ -1,0 +1,350 @@
+"""What is fuzzed: for each target, how an input is made and the rules that it must keep.
+
+Every target has a referee: another decoder, Python's tarfile, or the same library called slowly. A
+broken rule raises `Finding`; any other exception that escapes is a finding too.
+"""
+
+import functools
+import io
+import os
+import pathlib
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.correctness.fuzz import seeds
+from benchmarks.correctness.fuzz.guard import GuardedBytes, guarded
+from benchmarks.correctness.fuzz.mutate import Random, damage, damage_jpeg, pick
+from maskco_fast.kernels import headers
+from maskco_fast.kernels.errors import MaskCoError
+from maskco_fast.kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
+from maskco_fast.kernels.jpeg.pixels import LANES
+from maskco_fast.kernels.tar import walk_tar
+from maskco_fast.loaders import LOADERS, View, ViewConfig, make_loader, open_dataset
+from maskco_fast.loaders.shards.beton_writer import write_beton
+from maskco_fast.loaders.shards.build_index import index_image, index_shard
+from maskco_fast.loaders.shards.decode import BadImage, Decoder, decode_pillow, image_size
+from maskco_fast.loaders.shards.index import split_name
+from maskco_fast.loaders.shards.names import IMAGE_SUFFIXES
+
+MAX_FILE = 1 << 16
+MAX_JPEG_PIXELS = 1 << 18
+"""Bounds on what the guarded memory holds; larger inputs are skipped by the decoder itself."""
+
+
+class Finding(Exception):
+    """An input breaks a rule. The message names the rule, alike for like inputs."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of input."""
+
+    name: str
+    make: Callable[[Random], bytes]
+    """Makes a damaged input."""
+    check: Callable[[bytes, Random], None]
+    """Raises `Finding` where a rule is broken."""
+    per_round: int
+    """Inputs for each round of a child process; a second or a few."""
+
+
+def _pixels(decode: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray | None:
+    """What a decoder yields; None where it refuses."""
+    try:
+        return decode(*arguments)
+    except BadImage:
+        return None
+
+
+def _require_same(name: str, mine: np.ndarray | None, theirs: np.ndarray | None) -> None:
+    if (mine is None) != (theirs is None):
+        raise Finding(f"{name} {'refuses' if mine is None else 'takes'} what Pillow does not")
+    if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
+        raise Finding(f"{name} yields other pixels than Pillow")
+
+
+@functools.cache
+def _guarded_file() -> GuardedBytes:
+    return GuardedBytes(MAX_FILE)
+
+
+@functools.cache
+def _guarded_scratch() -> JpegScratch:
+    """The decoder's working memory, each array between closed pages."""
+    plain = make_jpeg_scratch(MAX_FILE, MAX_JPEG_PIXELS)
+    return JpegScratch(
+        *(array if array.ndim > 1 else guarded(array.size, array.dtype) for array in plain)
+    )
+
+
+@functools.cache
+def _guarded_pixels() -> np.ndarray:
+    return guarded(3 * (MAX_JPEG_PIXELS + LANES))
+
+
+@functools.cache
+def _decoder() -> Decoder:
+    return Decoder()
+
+
+def check_jpeg(data: bytes, random: Random) -> None:
+    """Index, our decoder in guarded memory, libjpeg-turbo and Pillow: one verdict, equal pixels."""
+    truth = _pixels(decode_pillow, data)
+    index = index_image("shard", "0.jpg", data, -1)
+    if len(index.samples) + len(index.bad) != 1:
+        raise Finding("the index neither uses nor names a JPEG")
+    if not len(index.samples):
+        if truth is not None:
+            raise Finding("the index refuses a JPEG that Pillow takes")
+        return
+    sample = index.samples[0]
+    height, width = int(sample["height"]), int(sample["width"])
+    if truth is not None and truth.shape[:2] != (height, width):
+        truth = None  # every loader refuses an image of another size than its header's
+    _require_same("Decoder", _pixels(_decoder().decode, data, sample), truth)
+    if sample["format"] != headers.JPEG or height * width > MAX_JPEG_PIXELS:
+        return
+    y, x = 2 * random.integers(0, [(height + 1) // 2, (width + 1) // 2])
+    rows, columns = random.integers(1, [height - y + 1, width - x + 1])
+    for region in ((0, 0, height, width), (int(y), int(x), int(rows), int(columns))):
+        size = 3 * region[2] * region[3]
+        out = _guarded_pixels()[-(size + 3 * LANES) :]
+        file = _guarded_file()(data)
+        verdict = decode_region(file, len(data), height, width, *region, _guarded_scratch(), out)
+        if verdict != DECODED:
+            continue
+        if truth is None:
+            raise Finding("our decoder takes a JPEG that Pillow does not")
+        top, left, down, right = region
+        mine = out[:size].reshape(down, right, 3)
+        if not np.array_equal(mine, truth[top : top + down, left : left + right]):
+            raise Finding("our decoder yields other pixels than Pillow")
+
+
+def _any_image(random: Random) -> bytes:
+    if random.integers(3) == 0:
+        return damage_jpeg(random, pick(random, seeds.jpegs()))
+    return damage(random, pick(random, seeds.images()), 200 if random.integers(2) else None)
+
+
+def check_headers(data: bytes, random: Random) -> None:
+    """The header scan in guarded memory; where it and Pillow take a file, sizes are equal."""
+    file = _guarded_file()(data)
+    offsets, sizes = np.zeros(1, np.int64), np.array([len(data)])
+    formats, verdicts = guarded(1), guarded(1)
+    heights, widths = guarded(1, np.int32), guarded(1, np.int32)
+    headers.scan_headers(file, offsets, sizes, formats, heights, widths, verdicts)
+    height, width, scan = headers.find_ordinary_scan(file)
+    headers.is_one_whole_scan(file, height, width)
+    if bool(scan) and not 0 < scan < len(data):
+        raise Finding("a JPEG's scan lies outside the file")
+    if verdicts[0] != headers.OK:
+        return
+    try:
+        size = image_size(data)
+        decode_pillow(data)
+    except BadImage:
+        return
+    if size != (heights[0], widths[0]):
+        raise Finding(f"the header scan and Pillow read other sizes of a {_format(formats[0])}")
+
+
+def _format(number: int) -> str:
+    return headers.FORMAT_NAMES[number]
+
+
+def check_image(data: bytes, random: Random) -> None:
+    """Any bytes are an image or a BadImage, and what the index uses has the size it says."""
+    index = index_image("shard", "0.jpg", data, -1)
+    if len(index.samples) + len(index.bad) != 1:
+        raise Finding("the index neither uses nor names an image")
+    if len(index.samples):
+        sample = index.samples[0]
+        if min(sample["height"], sample["width"]) < 1:
+            raise Finding("the index uses an image without pixels")
+        _pixels(_decoder().decode, data, sample)
+    elif _pixels(decode_pillow, data) is not None:
+        raise Finding("the index refuses an image that Pillow takes")
+
+
+@functools.cache
+def _folder() -> pathlib.Path:
+    """A folder for the files of this process; removed with the run's own."""
+    return pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def _write(name: str, data: bytes) -> str:
+    path = _folder() / name
+    path.write_bytes(data)
+    return os.fspath(path)
+
+
+def check_tar(data: bytes, random: Random) -> None:
+    """The walk in guarded memory; every image that tarfile lists is used or named."""
+    walk_tar(GuardedBytes(len(data))(data) if data else np.empty(0, np.uint8))
+    path = _write("shard.tar", data)
+    index = index_shard(path)
+    ends = index.samples["offset"] + index.samples["size"]
+    if len(ends) and (ends.max() > len(data) or index.samples["offset"].min() < 0):
+        raise Finding("a sample lies outside its shard")
+    named = {entry.key for entry in index.bad}
+    if "" in named:
+        return  # the rest of the shard is named as a whole
+    used = {split_name(bytes(name).decode("utf-8", "surrogateescape"))[0] for name in index.names}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            members = [member.name for member in archive if member.isreg()]
+    except Exception:  # what tarfile does not read through has no referee
+        return
+    for name in members:
+        key, suffix = split_name(name)
+        if "." + suffix.rpartition(".")[2].lower() not in IMAGE_SUFFIXES:
+            continue
+        if key not in used and key.encode("utf-8", "replace").decode() not in named:
+            raise Finding("an image in a tar is neither used nor named")
+
+
+@functools.cache
+def _beton() -> bytes:
+    """A sound .beton file."""
+    images = [*seeds.jpegs()[:6], seeds.images()[0]]
+    shard = _write("sound.tar", seeds.tar({f"{n}.jpg": data for n, data in enumerate(images)}))
+    path = _folder() / "sound.beton"
+    write_beton(open_dataset(shard, index_folder=_folder()), path, threads=1)
+    return path.read_bytes()
+
+
+def _make_beton(random: Random) -> bytes:
+    whole = _beton()
+    page = whole.find(b"\xff\xd8\xff")  # the first image; pages before it are nearly empty
+    if random.integers(2):
+        return damage(random, whole, 4000)
+    tail = damage(random, whole[page:])
+    return whole[:page] + tail
+
+
+def check_beton(data: bytes, random: Random) -> None:
+    """A damaged .beton file is refused in words, or its samples decode or are refused."""
+    path = _write("damaged.beton", data)
+    try:
+        dataset = open_dataset(path)
+    except MaskCoError:
+        return
+    for index in range(min(len(dataset), 20)):
+        try:
+            encoded = dataset.read(index)
+        except MaskCoError:
+            continue
+        _pixels(_decoder().decode, encoded, dataset.samples[index])
+
+
+@functools.cache
+def _index_file() -> tuple[str, pathlib.Path, bytes]:
+    """A shard, its index file and the file's content."""
+    shard = _write("indexed.tar", seeds.tars()[2])
+    folder = _folder() / "index"
+    folder.mkdir(exist_ok=True)
+    open_dataset(shard, index_folder=folder)
+    (file,) = folder.iterdir()
+    return shard, file, file.read_bytes()
+
+
+def check_index_file(data: bytes, random: Random) -> None:
+    """With a damaged index file, a dataset equals the one that is indexed anew."""
+    shard, file, _ = _index_file()
+    file.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = open_dataset(shard, index_folder=file.parent)
+    truth = index_shard(shard)
+    mine = dataset.shards[0]
+    if not (np.array_equal(mine.samples, truth.samples) and mine.bad == truth.bad):
+        raise Finding("a damaged index file is taken for sound")
+
+
+_PLAIN = View(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0)
+_VIEWS = ViewConfig(views=(_PLAIN, _PLAIN), size=48)
+_MAX_VALUES_APART = 1
+"""Levels between the views of the reference and of another loader: rounding of the resize."""
+
+
+def _make_shard(random: Random) -> bytes:
+    members = {}
+    for number in range(12):
+        data = pick(random, seeds.jpegs() if random.integers(4) else seeds.images())
+        if number % 3:
+            data = damage_jpeg(random, data) if data[:2] == b"\xff\xd8" else damage(random, data)
+        members[f"{number}.jpg"] = data
+    return seeds.tar(members)
+
+
+@functools.cache
+def _backends() -> tuple[str, ...]:
+    """The loaders whose packages are installed, the reference first."""
+    installed = ["reference"]
+    shard = _write("sound-jpeg.tar", seeds.tar({"0.jpg": seeds.jpegs()[0]}))
+    for name in sorted(set(LOADERS) - {"reference"}):
+        try:
+            with make_loader(shard, 1, views=_VIEWS, backend=name, index_folder=_folder()):
+                installed.append(name)
+        except MaskCoError:
+            continue
+    return tuple(installed)
+
+
+def check_loaders(data: bytes, random: Random) -> None:
+    """All loaders use the same images of a shard; compiled ones yield the same views to the bit."""
+    path = _write("mixed.tar", data)
+    runs: dict[str, list] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in [*_backends(), "native fast"]:
+            backend, _, decode = name.partition(" ")
+            try:
+                with make_loader(
+                    path,
+                    4,
+                    views=_VIEWS,
+                    backend=backend,
+                    dtype=torch.uint8,
+                    threads=1,
+                    decode=decode or "exact",
+                    drop_last=False,
+                    max_bad_share=1.0,
+                    index_folder=_folder(),
+                ) as loader:
+                    runs[name] = list(loader)
+            except MaskCoError:  # no image is usable
+                runs[name] = []
+    truth = runs.pop("reference")
+    for name, batches in runs.items():
+        if [batch.sample_id.tolist() for batch in batches] != [
+            batch.sample_id.tolist() for batch in truth
+        ]:
+            raise Finding(f"{name} uses other images than the reference")
+        if name == "native fast":
+            continue
+        for batch, other in zip(batches, truth):
+            for view, reference in zip(batch.views, other.views):
+                if (view.int() - reference.int()).abs().max() > _MAX_VALUES_APART:
+                    raise Finding(f"{name} yields other views than the reference")
+
+
+TARGETS = (
+    Target(
+        "jpeg", lambda random: damage_jpeg(random, pick(random, seeds.jpegs())), check_jpeg, 4000
+    ),
+    Target("headers", _any_image, check_headers, 3000),
+    Target("images", _any_image, check_image, 2000),
+    Target("tars", lambda random: damage(random, pick(random, seeds.tars())), check_tar, 800),
+    Target("betons", _make_beton, check_beton, 100),
+    Target("index-files", lambda random: damage(random, _index_file()[2]), check_index_file, 300),
+    Target("loaders", _make_shard, check_loaders, 20),
+)
