@@ -9,11 +9,18 @@ import torch
 
 from ..kernels.formats import FORMATS
 
-_UNUSED_REFERENCES = 3
-"""References to an unused array: the pool's list, the loop variable and getrefcount's argument."""
-
 _CACHE_LINE = 64
 """Buffers begin at a cache line, because the kernels store whole lines past the caches."""
+
+
+def is_unused(arrays: list[np.ndarray], position: int) -> bool:
+    """Whether nothing but the list refers to its array at `position`.
+
+    The count is compared with that of a new object in a list, by the same expression: what CPython
+    counts for a call's argument or a variable differs between its versions (3.14 borrows them).
+    """
+    fresh = [object()]
+    return sys.getrefcount(arrays[position]) == sys.getrefcount(fresh[0])
 
 
 class BufferPool:
@@ -40,9 +47,9 @@ class BufferPool:
     def take(self) -> np.ndarray:
         """An unused array with undefined contents; uint16 stands for float16 and bfloat16."""
         with self._lock:
-            for array in self._arrays:
-                if sys.getrefcount(array) == _UNUSED_REFERENCES:
-                    return array
+            for position in range(len(self._arrays)):
+                if is_unused(self._arrays, position):
+                    return self._arrays[position]
             array = self._allocate()
             if len(self._arrays) < self.MAX_KEPT:
                 self._arrays.append(array)

@@ -32,7 +32,7 @@ import torch
 
 from ..kernels.errors import InvalidInput, MaskCoError
 from ..kernels.formats import FORMATS
-from .buffers import BufferPool
+from .buffers import BufferPool, is_unused
 from .config import LoaderConfig
 from .loader import Loader
 from .quarantine import News
@@ -54,8 +54,6 @@ but a process forked from the other one may hold it open."""
 SIGNALS = known_signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 """Ignored by the child: terminals and schedulers send them to both processes, and the parent may
 need more batches before it ends."""
-_UNUSED_REFERENCES = 3
-"""References to an unused slot's array: the list, the loop variable and getrefcount's argument."""
 
 
 class LoaderProcessDied(MaskCoError, RuntimeError):
@@ -316,8 +314,7 @@ class _Child:
     def return_slots(self) -> None:
         """Return the slots to which nothing refers any more."""
         for slot in list(self._held):
-            array = self.slots.arrays[slot]
-            if sys.getrefcount(array) == _UNUSED_REFERENCES:
+            if is_unused(self.slots.arrays, slot):
                 self.send(slot)
 
     def death(self) -> LoaderProcessDied:
