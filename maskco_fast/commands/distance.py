@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from maskco_fast.demo.shards import demo_val_shards
 from maskco_fast.errors import SUCCESS
 from maskco_fast.evaluation.distance import VARIANTS, distance_views, resnet_distance
 from maskco_fast.evaluation.paper import PAPER_DISTANCES
@@ -28,9 +29,9 @@ class DistanceConfig:
 
     weights: str
     """A run folder, a checkpoint, an exported file, a torchvision state dict, or "random"."""
-    shards: tuple[str, ...]
+    shards: tuple[str, ...] = ()
     """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
-    folders of images."""
+    folders of images. None: the validation part of the built-in demo set."""
     network: Literal["query", "key"] = "query"
     """The trained network, or its moving average."""
     images: int = 5000
@@ -62,7 +63,8 @@ def distance(config: DistanceConfig) -> int:
     configure_cuda(device)
     trunk = frozen_trunk(weights).to(device)
     progress = ProgressLines()
-    dataset = open_dataset(config.shards, progress=progress, remote=config.remote)
+    shards = config.shards or tuple(map(str, demo_val_shards(progress=progress)))
+    dataset = open_dataset(shards, progress=progress, remote=config.remote)
     with make_loader(
         dataset,
         min(config.batch_size, config.images, len(dataset)),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from maskco_fast.demo.shards import demo_val_shards
 from maskco_fast.errors import SUCCESS, say
 from maskco_fast.evaluation.mask_prediction import LayerMaps, mask_centre, mask_responses
 from maskco_fast.evaluation.results import write_result
@@ -24,9 +25,9 @@ class MphConfig:
 
     weights: str
     """A run folder, a checkpoint, an exported file, a torchvision state dict, or "random"."""
-    shards: tuple[str, ...]
+    shards: tuple[str, ...] = ()
     """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
-    folders of images."""
+    folders of images. None: the validation part of the built-in demo set."""
     network: Literal["query", "key"] = "query"
     """The trained network, or its moving average."""
     out: pathlib.Path = pathlib.Path("mph.png")
@@ -69,7 +70,9 @@ def mph(config: MphConfig) -> int:
 
 def _images(config: MphConfig, size: int) -> tuple[list[str], torch.Tensor]:
     """The keys of the first images of the epoch, and their centre crops (N, 3, size, size)."""
-    dataset = open_dataset(config.shards, progress=ProgressLines(), remote=config.remote)
+    progress = ProgressLines()
+    shards = config.shards or tuple(map(str, demo_val_shards(progress=progress)))
+    dataset = open_dataset(shards, progress=progress, remote=config.remote)
     with make_loader(
         dataset,
         min(config.count, len(dataset)),
