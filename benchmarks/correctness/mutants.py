@@ -184,8 +184,8 @@ MUTANTS = (
     Mutant(
         "checkpoint: one more is kept",
         CHECKPOINT,
-        "[:-keep]",
-        "[: -keep - 1]",
+        "len(others) + 1 - keep",
+        "len(others) - keep",
         TEST_CHECKPOINT,
     ),
     Mutant(

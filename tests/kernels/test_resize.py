@@ -1,5 +1,5 @@
 """The resize kernels on any crop and each of their paths: bilinear within one level of Pillow,
-bicubic equal to it."""
+bicubic equal to it, but for downscaling by more than 31."""
 
 import dataclasses
 import itertools
@@ -53,7 +53,8 @@ def test_any_crop_of_any_image(data):
         0, 256, (height, width, 3), dtype=np.uint8
     )
     flip, bicubic = data.draw(st.booleans(), "flip"), data.draw(st.booleans(), "bicubic")
-    assert worst(image, (y, x, h, w), size, flip, bicubic=bicubic) <= (0 if bicubic else 1)
+    exact = bicubic and max(h, w) <= (CUBIC_TAPS - 4) / 4 * size  # else in floating point
+    assert worst(image, (y, x, h, w), size, flip, bicubic=bicubic) <= (0 if exact else 1)
 
 
 @pytest.mark.parametrize("bicubic", [False, True])
