@@ -113,6 +113,12 @@ PARTS: Mapping[str, Part] = {
         command="augmentation",
         small="--device cpu --batch 4 --size 32 --calls 2",
     ),
+    "batch_norm": Part(
+        seconds=40,
+        answers="each BatchNorm kernel by layer: microseconds, TB/s",
+        command="batch_norm",
+        small="--device cpu",
+    ),
     "times": Part(
         seconds=75,
         answers="the augmentation beside a copy and other libraries",

@@ -38,8 +38,8 @@ PIPES = {
     "functions, conversions": (8, "MUFU F2I I2F F2F FRND"),
     "tensor cores": (4, "HMMA"),
 }
-"""Clocks that an instruction of a warp occupies a pipe of its scheduler, where not one: the CUDA
-C++ programming guide's throughputs for compute capability 9.0; `HMMA` 16 x 8 x 16 at the peak."""
+"""Clocks that an instruction of a warp is assumed to occupy a pipe of its scheduler, where not one,
+on compute capability 9.0."""
 OPERATIONS = ("BRIGHTNESS", "CONTRAST", "SATURATION")
 PACKAGE = "maskco_fast.kernels.augment"
 

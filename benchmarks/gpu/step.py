@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 import tyro
@@ -27,6 +28,7 @@ from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.timeline import profile, synchronize
 from benchmarks.speed.step import OneBatch
 from maskco_fast.bench.harness import machine
+from maskco_fast.kernels.batch_norm import triton as batch_norm
 from maskco_fast.loaders import Batch, Loader, make_loader
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
@@ -40,7 +42,15 @@ WARM_BATCHES = 4
 """Batches before a loader is timed, most of which are prepared at once."""
 
 Variant = Literal[
-    "eager", "one-group", "no-benchmark", "fp16", "fp32", "tf32", "compile", "cuda-graphs"
+    "eager",
+    "torch-batch-norm",
+    "one-group",
+    "no-benchmark",
+    "fp16",
+    "fp32",
+    "tf32",
+    "compile",
+    "cuda-graphs",
 ]
 
 
@@ -48,8 +58,9 @@ Variant = Literal[
 class Options:
     """Time the training step."""
 
-    variants: tuple[Variant, ...] = ("eager", "one-group", "no-benchmark", "fp16")
-    """one-group: a batch is one BatchNorm group, which shows what groups cost. no-benchmark: cuDNN
+    variants: tuple[Variant, ...] = ("eager", "torch-batch-norm", "one-group", "fp16")
+    """torch-batch-norm: torch's operators, group by group, in place of the Triton kernels.
+    one-group: a batch is one BatchNorm group, which shows what groups cost. no-benchmark: cuDNN
     chooses its algorithms without timing them. All in bf16 but fp16, fp32 and tf32."""
     batch: int = 256
     """Images a step."""
@@ -157,7 +168,13 @@ def measure(options: Options, variant: str) -> dict[str, Any]:
     if on_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
+    by_torch = variant == "torch-batch-norm"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(batch_norm, "usable", return_value=False)
+        if by_torch
+        else contextlib.nullcontext(),
+    ):
         trainer = make_trainer(options, variant, folder)
         batch = next(iter(trainer.loader))
 
