@@ -74,8 +74,18 @@ def layer(options: Options, channels: int, side: int, with_residual: bool) -> di
     bias.requires_grad_()
 
     def call() -> None:
-        means = operators.statistics(x.detach(), mean, variance, None, groups, 0.1, 1e-5)
-        operators.normalise(x, residual, weight, bias, *means, True).backward(gradient)
+        out = operators.batch_norm(
+            x,
+            residual,
+            weight,
+            bias,
+            (mean, variance, None),
+            groups=groups,
+            momentum=0.1,
+            eps=1e-5,
+            relu=True,
+        )
+        out.backward(gradient)
         x.grad = weight.grad = bias.grad = None
         if residual is not None:
             residual.grad = None

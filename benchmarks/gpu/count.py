@@ -185,6 +185,7 @@ def batch_norm_by(implementation: Implementation) -> Iterator[None]:
     no_autocast = mock.Mock(side_effect=lambda *_, **__: contextlib.nullcontext())
     with (
         mock.patch.object(operators, "usable", usable),
+        mock.patch.object(operators, "visible", return_value=True),
         mock.patch.object(sys.modules[package], "triton_kernels", no_kernels, create=True),
         mock.patch("torch.autocast", no_autocast),
         warnings.catch_warnings(),

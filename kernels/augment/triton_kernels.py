@@ -335,7 +335,7 @@ def blur(
     x_GP = x_G[:, None] + tl.arange(0, PIXELS)[None, :]
     # float16 holds whole levels exactly, in half the registers.
     red = tl.zeros((TILE, TILE), tl.float16)
-    green, blue = red, red
+    green = red
     # 5. Tiles from top to bottom, one channel after the other in one loop: unrolled, the three
     # would not fit in the registers.
     first = tl.program_id(2) * TILES
@@ -362,10 +362,11 @@ def blur(
             level,
             PITCH,
         )
-        level = round_even(level)
-        # Shift the channels along: after three steps each is in its place.
-        red, green = green, blue
-        blue = level.to(tl.float16)
+        blue = round_even(level).to(tl.float16)
+        # Chosen by the channel. Shifted along, `red, green = green, blue`, they came out wrong on
+        # hardware: Triton 3.6 and 3.8 take variables that hand values to one another for equal.
+        red = tl.where(channel == 0, blue, red)
+        green = tl.where(channel == 1, blue, green)
         # 6. After the third channel, finish and store the tile.
         if channel == 2:
             red_GP = tl.reshape(red, (GROUPS, PIXELS)).to(tl.float32)

@@ -173,7 +173,7 @@ def test_batch_norm_of_groups_is_the_cpus(device: str, group: int) -> None:
     found = []
     for place in ("cpu", device):
         norm = GroupBatchNorm2d(24, group_size=group).to(place).train()
-        x, y = (value.to(place).requires_grad_() for value in (images, residual))
+        x, y = (value.to(place, copy=True).requires_grad_() for value in (images, residual))
         out = norm(x, y, relu=True)
         (out * slope.to(place)).sum().backward()
         parts = [out, x.grad, y.grad, *(one.grad for one in norm.parameters()), *norm.buffers()]
