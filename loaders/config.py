@@ -40,12 +40,15 @@ class LoaderConfig:
     """Batches prepared at once."""
     decode: str = "exact"
     """One of `DECODING`."""
+    names: bool = False
+    """Whether batches have their samples' shards and keys, `Batch.names`."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prefetch", "threads"):
+        for name in ("batch_size", "prefetch", "threads", "block"):
             count = getattr(self, name)
             if count is not None and count < 1:
-                raise InvalidInput(f"`{name}` must be at least 1, got {count}")
+                option = "shuffle_block" if name == "block" else name
+                raise InvalidInput(f"`{option}` must be at least 1, got {count}")
         if self.dtype not in FORMATS:
             raise InvalidInput(
                 f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {self.dtype}"

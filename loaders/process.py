@@ -176,6 +176,9 @@ class ProcessLoader(Loader):
         self._runs = 0
         self._interrupted = threading.Event()
 
+    def _arguments(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "config": self.config, "opening": self._opening}
+
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         raise NotImplementedError("the child makes and renders the requests")
 

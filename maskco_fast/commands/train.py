@@ -159,7 +159,11 @@ def _dataset(config: TrainConfig) -> Dataset:
         say("no --shards: using the built-in demo set, which is drawn on first use")
         shards = [str(path) for path in demo_shards(progress=ProgressLines())]
     return open_dataset(
-        shards, threads=config.loader_threads, progress=ProgressLines(), remote=config.remote
+        shards,
+        labels=config.labels,
+        threads=config.loader_threads,
+        progress=ProgressLines(),
+        remote=config.remote,
     )
 
 
@@ -191,6 +195,7 @@ def _loader(
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        shuffle_block=config.shuffle_block,
         threads=config.loader_threads or loader_threads(device.type, world.local_size),
         decode=config.decode,
         remote=config.remote,

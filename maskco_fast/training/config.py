@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
+from maskco_fast.loaders.order import SHARDS_PER_BLOCK
 from maskco_fast.loaders.shards.names import redact
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
@@ -113,6 +114,11 @@ class TrainConfig(RunConfig, MethodFields):
     loader_process: bool = field(default=False, metadata=MAY_CHANGE)
     """Make the batches in a process of their own, so that the step's Python and the loader's do not
     share an interpreter lock; the batches are the same."""
+    shuffle_block: int = SHARDS_PER_BLOCK
+    """Shards that are shuffled together, and so read at the same time."""
+    labels: str | None = None
+    """Where labels are read from: cls, json:FIELD or folder. For methods that use them; None needs
+    no labels."""
     decode: Literal["exact", "fast"] = "exact"
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
     libjpeg's fast IDCT; the others as with exact."""
@@ -137,6 +143,8 @@ class TrainConfig(RunConfig, MethodFields):
             raise InvalidInput(
                 f"`loader_threads` must be at least 1 or None, got {self.loader_threads}."
             )
+        if self.shuffle_block < 1:
+            raise InvalidInput(f"`shuffle_block` must be at least 1, got {self.shuffle_block}.")
         if find_method(self.method).method.spans_whole_batch and self.accumulate > 1:
             raise InvalidInput(
                 f"`accumulate` must be 1 for {self.method}, got {self.accumulate}: its loss or "
