@@ -22,13 +22,13 @@ from .batch import Batch
 from .buffers import BufferPool
 from .config import LoaderConfig
 from .device_stage import DeviceStage, make_streams
+from .fields import decode_field
 from .order import batch_count
 from .quarantine import BadSample, Quarantine
 from .ranks import ranks_of_process
 from .request import Rendered, Request, extras
 from .shards.dataset import Dataset
 from .shards.decode import BadImage, Decoded
-from .shards.fields import decode_field
 
 STATE_VERSION = 1
 

@@ -12,13 +12,13 @@ import os
 from collections.abc import Iterable, Sequence
 
 from ...kernels.errors import InvalidInput
+from ..fields import check_fields
 from ..remote.config import RemoteConfig
 from ..remote.dataset import RemoteDataset
 from ..remote.stream import StreamDataset
 from ..system.progress import Progress, no_progress
 from .beton import BetonDataset
 from .dataset import Dataset
-from .fields import check_fields
 from .index_cache import index_shards
 from .labels import check_options
 from .names import expand, is_beton, is_remote, redact_url

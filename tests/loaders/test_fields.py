@@ -12,8 +12,8 @@ import torch
 
 from maskco_fast.loaders import RemoteConfig, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.device_stage import DeviceStage, InOrderStreams
+from maskco_fast.loaders.fields import decode_field
 from maskco_fast.loaders.loader import _without_left_out
-from maskco_fast.loaders.shards.fields import decode_field
 from tests.support.images import encode, picture, write_shards, write_tar
 
 FIELDS = ("txt", "json", "depth.bin", "cls")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.errors import InvalidInput
+from ..kernels.errors import InvalidInput
 
 
 def check_fields(fields: Iterable[str] | None) -> tuple[str, ...]:
