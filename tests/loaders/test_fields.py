@@ -57,7 +57,7 @@ def check(batches, shard, *, replaced):
     numbers = [index for batch in batches for index in batch.index.tolist()]
     instead = [UNDECODABLE + 1] if replaced else []
     assert numbers == [0, 1, 2, 3, 4, 5, *instead, 7]
-    joined = collections.defaultdict(list)
+    joined: dict[str, list[Any]] = collections.defaultdict(list)
     for batch in batches:
         assert list(batch.fields) == list(FIELDS)
         assert batch["txt"] is batch.fields["txt"]

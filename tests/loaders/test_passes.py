@@ -217,9 +217,9 @@ def test_a_block_of_one_shard_is_read_at_a_time(shards):
 
 def test_lightning_trains_and_validates(shards):
     """Lightning reads `batch_sampler`; `estimated_stepping_batches` probes the loader."""
-    lightning = pytest.importorskip("pytorch_lightning")
+    lightning: Any = pytest.importorskip("pytorch_lightning")
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self):
             super().__init__()
             self.layer = torch.nn.Linear(3, 2)
