@@ -34,7 +34,7 @@ from ..shards.build_index import ImageChoice, index_image
 from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
-from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
+from ..shards.names import is_image, is_remote, redact_url
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
 from .tar_stream import stream_members
@@ -249,7 +249,7 @@ class StreamDataset(Dataset):
                     group = _Group(key)
                 if suffix in self.fields and member.problem is None:
                     group.others[suffix] = member.data
-                if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+                if is_image(suffix):
                     group.choice.add(key, suffix, member.name, number, member.problem)
                     if group.choice.images.get(key) == number:
                         group.name, group.image = member.name, member.data
@@ -264,8 +264,7 @@ class StreamDataset(Dataset):
     def _wants(self, name: str) -> bool:
         """Whether a member's bytes are needed: an image, a label or a field."""
         suffix = split_name(name)[1]
-        is_image = "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES
-        return is_image or suffix == self._label_suffix or suffix in self.fields
+        return is_image(suffix) or suffix == self._label_suffix or suffix in self.fields
 
     def _entry(self, url: str, group: "_Group") -> Iterator["Entry"]:
         """The group's image with the facts of its header; empty where it has no usable one."""
