@@ -28,7 +28,7 @@ def test_what_is_copied_exists_and_is_everything(instructions):
                 assert path.exists(), source
                 assert target == (f"{source}/" if path.is_dir() else "./")
                 copied.add(source)
-    ignored = (ROOT / ".gitignore").read_text().split() + [".git", ".pre-commit-config.yaml"]
+    ignored = [*(ROOT / ".gitignore").read_text().split(), ".git", ".pre-commit-config.yaml"]
     for path in ROOT.iterdir():
         if not any(path.match(pattern.strip("/")) for pattern in ignored):
             assert path.name in copied

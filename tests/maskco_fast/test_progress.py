@@ -45,7 +45,6 @@ def test_duration():
     assert duration(11110) == "3:05:10 h"
 
 
-@pytest.fixture
 def terminal(monkeypatch):
     """A terminal of 60 columns as stderr and a clock set by hand: (stream, clock)."""
     clock = [0.0]
@@ -58,8 +57,8 @@ def terminal(monkeypatch):
     return stream, clock
 
 
-def test_a_terminal_gets_a_bar_that_is_drawn_over_and_stays_full(terminal):
-    stream, clock = terminal
+def test_a_terminal_gets_a_bar_that_is_drawn_over_and_stays_full(monkeypatch):
+    stream, clock = terminal(monkeypatch)
     report = ProgressLines()
     for done in range(1, 5):
         clock[0] += 0.4
@@ -71,8 +70,8 @@ def test_a_terminal_gets_a_bar_that_is_drawn_over_and_stays_full(terminal):
     assert after == "maskco-fast: next\n"
 
 
-def test_no_bar_for_short_work_or_on_a_dumb_terminal(terminal, monkeypatch):
-    stream, clock = terminal
+def test_no_bar_for_short_work_or_on_a_dumb_terminal(monkeypatch):
+    stream, clock = terminal(monkeypatch)
     ProgressLines()("images written", 4, 4)
     assert stream.getvalue() == ""
     monkeypatch.setenv("TERM", "dumb")
