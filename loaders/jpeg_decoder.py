@@ -7,10 +7,10 @@ import numpy as np
 import simplejpeg
 
 from ..kernels.errors import InvalidInput
+from ..kernels.headers import find_ordinary_scan
 from ..kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
 from ..kernels.jpeg.pixels import LANES, PAD
 from .shards.decode import BadImage, decode_pillow, require_few_scans, require_sane_size
-from .shards.jpeg_segments import find_ordinary_scan
 
 BLOCKS = 48
 """Pixels by which the blocks of a region exceed it on each axis at most: one MCU of 16 pixels at
@@ -68,7 +68,7 @@ def _as_array(data: bytes | bytearray | memoryview | np.ndarray) -> np.ndarray:
             f"`data` must be a one-dimensional uint8 array, got {data.dtype} {data.shape}."
         )
     try:
-        encoded = np.frombuffer(memoryview(data).cast("B"), np.uint8)
+        encoded = np.frombuffer(memoryview(data).cast("B"), np.uint8)  # type: ignore[arg-type]
     except TypeError as error:
         raise InvalidInput(
             f"`data` must be bytes, or an object with contiguous bytes, got {type(data).__name__}. "

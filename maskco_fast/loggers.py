@@ -12,7 +12,7 @@ import pathlib
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from maskco_fast.kernels.errors import MissingPackage
 from maskco_fast.loaders.system.files import name_full_disk, write_atomically
@@ -32,8 +32,10 @@ class Logger(Protocol):
     resumes in the same folder continues the same entry.
     """
 
-    may_fail: bool
+    may_fail: ClassVar[bool]
     """Whether an error of `log` or `close` is a warning, after which the run goes on."""
+
+    def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None: ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Log named values of a step; steps rise."""

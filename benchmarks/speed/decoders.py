@@ -91,9 +91,13 @@ def opencv() -> Decode:
 
     cv2.setNumThreads(1)
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    return lambda data: cv2.cvtColor(
-        cv2.imdecode(np.frombuffer(data, np.uint8), flags), cv2.COLOR_BGR2RGB
-    )
+
+    def decode(data: bytes) -> np.ndarray:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        assert image is not None
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+    return decode
 
 
 def kornia_rs() -> Decode:

@@ -4,6 +4,7 @@ hold on the GIL."""
 import io
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from maskco_fast.loaders import jpeg_decoder
 from tests.support.images import encode, picture
 
 SIZE = (75, 101)
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "4:4:4": {"subsampling": 0},
     "4:2:2": {"subsampling": 1},
     "4:2:0": {"subsampling": 2},
@@ -45,9 +46,12 @@ def pillow(data: bytes) -> np.ndarray:
 def test_whole_images_and_regions_equal_pillows(way, monkeypatch):
     by_library = []
     decode = jpeg_decoder._decode_by_library
-    monkeypatch.setattr(
-        jpeg_decoder, "_decode_by_library", lambda *a: by_library.append(1) or decode(*a)
-    )
+
+    def noted(*given):
+        by_library.append(given)
+        return decode(*given)
+
+    monkeypatch.setattr(jpeg_decoder, "_decode_by_library", noted)
     data = jpeg(way)
     whole = decode_jpeg(data)
     # Libraries convert CMYK to RGB, which libjpeg-turbo does not, with different rounding.

@@ -60,13 +60,13 @@ def terminal(monkeypatch):
 def test_a_terminal_gets_a_bar_that_is_drawn_over_and_stays_full(monkeypatch):
     stream, clock = terminal(monkeypatch)
     report = ProgressLines()
-    for done in range(1, 5):
+    for done in range(1, 4):
         clock[0] += 0.4
-        report("images written, https://user:secret@host/a.tar", done, 4)
+        report("images written, https://user:secret@host/a.tar", done, 3)
     say("next")
     *bars, last, after = stream.getvalue().split(CLEAR_LINE)[1:]
-    assert bars == ["█" * 12 + "░" * 12 + " 2/4 images written, https://host/a\r"]
-    assert last == "█" * 24 + " 4/4 images written, https://host/a\n"
+    assert bars == ["█" * 16 + "░" * 8 + " 2/3 images written, https://host/a\r"]
+    assert last == "█" * 24 + " 3/3 images written, https://host/a\n"
     assert after == "maskco-fast: next\n"
 
 
