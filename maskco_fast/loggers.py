@@ -47,7 +47,7 @@ class Logger(Protocol):
 class TensorBoard:
     """Event files in the run folder's tensorboard/."""
 
-    may_fail = False
+    may_fail: ClassVar[bool] = False
 
     def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second
@@ -66,7 +66,7 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases; with WANDB_MODE=offline, files in the run folder's wandb/."""
 
-    may_fail = True
+    may_fail: ClassVar[bool] = True
 
     def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None:
         wandb = _import("wandb")
@@ -89,7 +89,7 @@ class Wandb:
 class Trackio:
     """trackio's local database, or a Space where its environment variables name one."""
 
-    may_fail = True
+    may_fail: ClassVar[bool] = True
 
     def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None:
         trackio = _import("trackio")
@@ -111,7 +111,7 @@ class Trackio:
 class MLflow:
     """mlflow, at MLFLOW_TRACKING_URI."""
 
-    may_fail = True
+    may_fail: ClassVar[bool] = True
 
     def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None:
         mlflow = _import("mlflow")
