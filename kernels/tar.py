@@ -30,7 +30,7 @@ GNU_LONG_NAME = 0x4C  # 'L'
 GNU_SPARSE = 0x53  # 'S'
 PAX = 0x78  # 'x'
 SOLARIS_PAX = 0x58  # 'X', with the same records
-_FIFO = 0x36  # '6', the last of the types without data
+FIFO = 0x36  # '6', the last of the types without data
 _PAX_GLOBAL = 0x67  # 'g'
 
 # Offsets in a header.
@@ -185,7 +185,7 @@ def _size_of(data, header, payload, pax_size):
     """
     size = _number(data, header + _SIZE_FIELD, 12)
     kind = data[header + _TYPE_FIELD]
-    has_data = not HARD_LINK <= kind <= _FIFO
+    has_data = not HARD_LINK <= kind <= FIFO
     if has_data and (pax_size < 0 or pax_size == size):
         return size
     stated = (np.int64(0) if not has_data else pax_size, pax_size, size)

@@ -68,9 +68,9 @@ class Quarantine:
         self._failed: set[int] = set()
         self._noted: set[BadSample] = set()
         self._decoded = 0
-        self._told_entries = len(self.entries)
-        self._told_decoded = 0
-        self._untold_failures: list[int] = []
+        self._sent_entries = len(self.entries)
+        self._sent_decoded = 0
+        self._unsent_failures: list[int] = []
         """What `news` has said, and what it has yet to say."""
         self._lock = threading.Lock()
 
@@ -93,7 +93,7 @@ class Quarantine:
             if index in self._failed:
                 return
             self._failed.add(index)
-            self._untold_failures.append(index)
+            self._unsent_failures.append(index)
             self.entries.append(sample)
             failed = len(self._failed)
             too_many = failed >= self.MIN_FAILURES and failed > self.max_share * self.tried
@@ -112,12 +112,12 @@ class Quarantine:
         with self._lock:
             entries, decoded = len(self.entries), self._decoded
             news = News(
-                entries=tuple(self.entries[self._told_entries :]),
-                failed=tuple(self._untold_failures),
-                decoded=decoded - self._told_decoded,
+                entries=tuple(self.entries[self._sent_entries :]),
+                failed=tuple(self._unsent_failures),
+                decoded=decoded - self._sent_decoded,
             )
-            self._told_entries, self._told_decoded = entries, decoded
-            self._untold_failures.clear()
+            self._sent_entries, self._sent_decoded = entries, decoded
+            self._unsent_failures.clear()
         return news
 
     def absorb(self, news: "News") -> None:

@@ -10,8 +10,6 @@ boxes and ids must be equal. Then the loader alone is timed. Not yet run on a GP
 import itertools
 import pathlib
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +17,8 @@ import torch
 import tyro
 
 from benchmarks.gpu.lines import Lines
-from benchmarks.gpu.timeline import synchronize
-from maskco_fast.loaders import Batch, Dataset, Loader, ViewConfig, make_loader, open_dataset
+from benchmarks.gpu.step import loader_alone
+from maskco_fast.loaders import Dataset, Loader, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.backends.dali import DaliLoader
 from maskco_fast.loaders.config import LoaderConfig
 
@@ -107,23 +105,8 @@ def values(options: Options, dataset: Dataset, on_device: bool) -> dict[str, Any
 
 def speed(options: Options, dataset: Dataset, on_device: bool) -> float:
     """Images a second of the loader alone."""
-
-    def forever(loader: Loader) -> Iterator[Batch]:
-        while True:
-            yield from loader
-
     with dali_loader(options, dataset, options.timed_batch, on_device) as ours:
-        batches = forever(ours)
-        for _ in range(4):
-            next(batches)
-        synchronize(options.device)
-        began = time.perf_counter()
-        count = 0
-        while time.perf_counter() - began < options.seconds:
-            next(batches)
-            count += options.timed_batch
-        synchronize(options.device)
-        return count / (time.perf_counter() - began)
+        return loader_alone(ours, options.seconds, options.device)
 
 
 def main(options: Options) -> int:

@@ -27,7 +27,7 @@ from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.timeline import profile, synchronize
 from benchmarks.speed.step import OneBatch
 from maskco_fast.bench.harness import machine
-from maskco_fast.loaders import Batch, make_loader
+from maskco_fast.loaders import Batch, Loader, make_loader
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
@@ -35,6 +35,9 @@ from maskco_fast.training.devices import DTYPES, choose_device, configure_cuda, 
 from maskco_fast.training.meter import make_clock
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import BatchSource, Fetched, Trainer
+
+WARM_BATCHES = 4
+"""Batches before a loader is timed, most of which are prepared at once."""
 
 Variant = Literal[
     "eager", "one-group", "no-benchmark", "fp16", "fp32", "tf32", "compile", "cuda-graphs"
@@ -214,7 +217,7 @@ def fed(options: Options) -> dict[str, Any]:
             threads=options.threads,
             loader_process=options.loader_process,
         ) as loader:
-            alone = loader_alone(options, _forever(loader))
+            alone = loader_alone(loader, options.loader_seconds, options.device)
             trainer = make_trainer(options, "eager", folder, loader)
             batches, stop = trainer._batches(), StopSignal(lambda: None)
 
@@ -250,23 +253,24 @@ def fed(options: Options) -> dict[str, Any]:
             }
 
 
-def loader_alone(options: Options, batches: Iterator[Batch]) -> float:
-    """Images a second to the device, with nothing else to do there."""
-    for _ in range(3):
+def loader_alone(loader: Loader, seconds: float, device: str) -> float:
+    """Images a second to the device, over `seconds`, with nothing else to do there."""
+
+    def forever() -> Iterator[Batch]:
+        while True:
+            yield from loader
+
+    batches = forever()
+    for _ in range(WARM_BATCHES):
         next(batches)
-    synchronize(options.device)
+    synchronize(device)
     began = time.perf_counter()
     count = 0
-    while time.perf_counter() - began < options.loader_seconds:
+    while time.perf_counter() - began < seconds:
         next(batches)
-        count += 1
-    synchronize(options.device)
-    return count * options.batch / (time.perf_counter() - began)
-
-
-def _forever(loader: Any) -> Iterator[Batch]:
-    while True:
-        yield from loader
+        count += loader.batch_size
+    synchronize(device)
+    return count / (time.perf_counter() - began)
 
 
 def main(options: Options) -> int:

@@ -34,7 +34,7 @@ from ..shards.build_index import ImageChoice, index_image
 from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
-from ..shards.names import IMAGE_SUFFIXES, is_remote, redact_url
+from ..shards.names import is_image, is_remote, redact_url
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
 from .tar_stream import stream_members
@@ -222,7 +222,7 @@ class StreamDataset(Dataset):
                 if key != group.key:
                     yield from self._entry(url, group)
                     group = _Group(key)
-                if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+                if is_image(suffix):
                     group.choice.add(key, suffix, member.name, number, member.problem)
                     if group.choice.images.get(key) == number:
                         group.name, group.image = member.name, member.data
@@ -237,7 +237,7 @@ class StreamDataset(Dataset):
     def _wants(self, name: str) -> bool:
         """Whether a member's bytes are needed: an image or a label."""
         suffix = split_name(name)[1]
-        return "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES or suffix == self._label_suffix
+        return is_image(suffix) or suffix == self._label_suffix
 
     def _entry(self, url: str, group: "_Group") -> Iterator["Entry"]:
         """The group's image with the facts of its header; empty where it has no usable one."""

@@ -14,7 +14,9 @@ from ..shards.tar_members import (
     MAX_IMAGE_BYTES,
     Description,
     decoded,
+    header_number,
     kind_of_file,
+    member_problem,
     name_problem,
     pax_records,
     shortened,
@@ -53,7 +55,7 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
         if not any(block):
             ended = True
             continue
-        size = _number(block[124:136])
+        size = header_number(block[124:136])
         if not _is_header(block):
             if not headers and start and kind_of_file(start) != kind_of_file(b""):
                 yield StreamedMember("", problem=kind_of_file(start))
@@ -80,32 +82,26 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
                 pax_size = int(stated) if stated.isdigit() and len(stated) < 19 else None
             continue
         name = shortened(described.name or _name(block))
-        problem = name_problem(described.name)
         size = pax_size if pax_size is not None else size
-        sparse = described.sparse or kind == tar.GNU_SPARSE
+        problem = member_problem(
+            kind, -1 if size is None else size, described.sparse
+        ) or name_problem(described.name)
         described, pax_size = Description(), None
-        if tar.HARD_LINK <= kind <= 0x36:
+        if tar.HARD_LINK <= kind <= tar.FIFO:
             if kind != tar.DIRECTORY:
                 linked = kind in (tar.HARD_LINK, tar.SYMBOLIC_LINK)
                 problem = "a link, which a stream cannot follow" if linked else "not a regular file"
                 yield StreamedMember(name, problem=problem)
             continue
         if size is None or size > MAX_IMAGE_BYTES:  # wrong, or too much to pass over
-            yield StreamedMember(
-                name, problem="damaged tar header" if size is None else "more than 1 GiB"
-            )
+            yield StreamedMember(name, problem=problem)
             continue
         if kind == tar.GNU_SPARSE and block[482]:
             while (more := _read(file, tar.BLOCK)) and more[504:505] not in (b"", b"\0"):
                 pass
-        if name.endswith("/"):
-            problem = None
-        elif sparse:
-            problem = "stored as a sparse file"
-        elif kind not in (tar.REGULAR, tar.OLD_REGULAR, tar.CONTIGUOUS):
-            problem = "not a regular file"
         padding = -size % tar.BLOCK
-        if problem is None and not name.endswith("/") and wanted(name):
+        is_folder = name.endswith("/")  # of old tars, which have no type for them
+        if problem is None and not is_folder and wanted(name):
             data = _read(file, size)
             if len(data) < size:
                 yield StreamedMember(name, problem="shard cut short")
@@ -114,7 +110,7 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
             whole = _skip(file, padding)
         else:
             whole = _skip(file, size + padding)
-            if not name.endswith("/"):
+            if not is_folder:
                 yield StreamedMember(name, problem=problem)
         if not whole:
             break
@@ -142,19 +138,9 @@ def _skip(file: Readable, size: int) -> bool:
     return size <= 0
 
 
-def _number(field: bytes) -> int | None:
-    """A header's number, octal or GNU's base 256; None where it is neither, or negative."""
-    if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
-    digits = field.replace(b"\0", b" ").split()
-    if not digits:
-        return 0
-    return int(digits[0], 8) if set(digits[0]) <= set(b"01234567") else None
-
-
 def _is_header(block: bytes) -> bool:
     """Whether the checksum fits, of unsigned bytes or, in old tars, of signed ones."""
-    stated = _number(block[148:156])
+    stated = header_number(block[148:156])
     others = block[:148] + b" " * 8 + block[156:]
     total = sum(others)
     return bool(stated) and stated in (total, total - 256 * sum(byte >> 7 for byte in others))

@@ -22,7 +22,7 @@ from .decode import (
 )
 from .index import SAMPLE_DTYPE, ShardIndex, readable, sample_id, split_name
 from .labels import MAX_LABEL_BYTES, LabelSource, NoLabel, pack_labels, target_of
-from .names import IMAGE_SUFFIXES, image_files
+from .names import image_files, is_image
 from .tar_members import MAX_IMAGE_BYTES, Members, kind_of_file, list_members
 
 
@@ -117,7 +117,7 @@ def _find_images(
     limit = (MAX_LABEL_BYTES if source is None else source.max_bytes) + 1
     for number, name in enumerate(members.names):
         key, suffix = split_name(name)
-        if "." + suffix.rpartition(".")[2] in IMAGE_SUFFIXES:
+        if is_image(suffix):
             choice.add(key, suffix, name, number, members.problems.get(number))
         elif key.endswith("/") or not key:  # a hidden file
             continue

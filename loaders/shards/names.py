@@ -1,4 +1,4 @@
-"""Names of shards: patterns expanded to addresses, kinds told apart, secrets redacted.
+"""Names of shards: patterns expanded to addresses, kinds recognised, secrets redacted.
 
 The one place where what a user spelled becomes an address. A URL or a command is one only if it is
 spelled out: what a glob or a listing finds, and any file that exists, is made an absolute path,
@@ -29,6 +29,11 @@ HIDDEN = "…"
 MAX_NAME = 1024
 """Longest name of an image that is used, bytes: file systems stop at 255 a part. An index keeps
 all names of a shard at the width of the longest."""
+
+
+def is_image(suffix: str) -> bool:
+    """Whether a file is an image, by its suffix such as "jpg", ".JPG" or "depth.png"."""
+    return f".{suffix.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
 
 
 def is_remote(name: str) -> bool:
@@ -193,7 +198,7 @@ def _shards_at(path: str) -> list[str]:
         return [path]
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     tars = sorted(name for name in names if _TAR.search(name))
-    images = sum(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in names)
+    images = sum(is_image(os.path.splitext(name)[1]) for name in names)
     if tars and images:
         warnings.warn(
             f"{path} holds tar files, which are read, and {images} images beside them, which are "
@@ -223,14 +228,14 @@ def image_files(folder: str) -> tuple[list[str], list[tuple[str, str]]]:
             continue
         for entry in entries:
             name = f"{inner}{entry.name}"
-            is_image = os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+            has_image = is_image(os.path.splitext(entry.name)[1])
             try:
                 if entry.is_dir():
                     facts = os.stat(entry.path)
                     place = (facts.st_dev, facts.st_ino)
                     if place not in around:
                         pending.append((f"{name}/", around | {place}))
-                elif is_image:
+                elif has_image:
                     reason = _unusable_file(entry, name)
                     if reason is None:
                         names.append(name)
@@ -239,7 +244,7 @@ def image_files(folder: str) -> tuple[list[str], list[tuple[str, str]]]:
                 elif _TAR.search(name):
                     rejected.append((name, "a tar file among images: give it as a shard itself"))
             except OSError as error:  # it has vanished, or a link leads in a circle
-                if is_image:
+                if has_image:
                     rejected.append((name, f"cannot be read: {error.strerror}"))
     return sorted(names), sorted(rejected)
 

@@ -39,12 +39,17 @@ def list_members(data: np.ndarray, table: np.ndarray) -> Members:
     names = _header_names(data, table)
     links: dict[int, str] = {}
     problems: dict[int, str] = {}
-    special = (table[:, tar.EXTENDED] >= 0) | ~_is_regular(table) | (table[:, tar.SIZE] < 0)
+    special = (
+        (table[:, tar.EXTENDED] >= 0)
+        | ~np.isin(table[:, tar.KIND], _REGULAR)
+        | (table[:, tar.SIZE] < 0)
+    )
     special |= table[:, tar.SIZE] > MAX_IMAGE_BYTES
     for number in np.flatnonzero(special).tolist():
         described = _describe(data, table[number])
         names[number] = described.name or names[number]
-        problem = _problem(table[number], described) or name_problem(names[number])
+        size, kind = int(table[number, tar.SIZE]), int(table[number, tar.KIND])
+        problem = member_problem(kind, size, described.sparse) or name_problem(names[number])
         names[number] = shortened(names[number])
         if problem is not None:
             problems[number] = problem
@@ -112,21 +117,22 @@ _COMPRESSED = (
 """First bytes of compressed files, the format, and the command that unpacks one."""
 
 
-def _is_regular(table: np.ndarray) -> np.ndarray:
-    kinds = table[:, tar.KIND]
-    return (kinds == tar.REGULAR) | (kinds == tar.OLD_REGULAR) | (kinds == tar.CONTIGUOUS)
+_REGULAR = (tar.REGULAR, tar.OLD_REGULAR, tar.CONTIGUOUS)
 
 
-def _problem(row: np.ndarray, described: Description) -> str | None:
-    """Why a member cannot be read; None where it can, or is a link or a folder."""
-    kind = int(row[tar.KIND])
-    if row[tar.SIZE] < 0:
+def member_problem(kind: int, size: int, sparse: bool) -> str | None:
+    """Why a member cannot be read; None where it can, or is a link or a folder.
+
+    `size`: bytes, negative where the header states none that is possible. `sparse`: whether an
+    extended header says that it is a sparse file.
+    """
+    if size < 0:
         return "damaged tar header"
-    if kind == tar.GNU_SPARSE or described.sparse:
+    if kind == tar.GNU_SPARSE or sparse:
         return "stored as a sparse file"
-    if row[tar.SIZE] > MAX_IMAGE_BYTES:
+    if size > MAX_IMAGE_BYTES:
         return "more than 1 GiB"
-    if kind in (tar.HARD_LINK, tar.SYMBOLIC_LINK, tar.DIRECTORY) or _is_regular(row[None])[0]:
+    if kind in (tar.HARD_LINK, tar.SYMBOLIC_LINK, tar.DIRECTORY, *_REGULAR):
         return None
     return "not a regular file"
 
@@ -160,7 +166,7 @@ def _describe(data: np.ndarray, row: np.ndarray) -> Description:
     described = Description()
     records: dict[bytes, bytes] = {}
     while 0 <= at < header:
-        size = _octal(data[at + 124 : at + 136].tobytes())
+        size = header_number(data[at + 124 : at + 136].tobytes()) or 0  # which the walk has checked
         content = data[at + tar.BLOCK : at + tar.BLOCK + min(size, MAX_DESCRIPTION)].tobytes()
         kind = int(data[at + 156])
         if kind == tar.GNU_LONG_NAME:
@@ -193,11 +199,14 @@ def pax_records(content: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def _octal(field: bytes) -> int:
-    """The size in an extended header, which the walk has checked; base 256 as it reads it."""
+def header_number(field: bytes) -> int | None:
+    """A header's number, octal or GNU's base 256; None where it is neither, or negative."""
     if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big")
-    return int(field.replace(b"\0", b" ").split()[0], 8) if field.strip(b"\0 ") else 0
+        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
+    digits = field.replace(b"\0", b" ").split()
+    if not digits:
+        return 0
+    return int(digits[0], 8) if set(digits[0]) <= set(b"01234567") else None
 
 
 def _follow_links(

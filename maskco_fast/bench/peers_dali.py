@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from maskco_fast.bench.peers import Epochs
-from maskco_fast.bench.peers_gpu import cuda_device, finish
+from maskco_fast.bench.peers_gpu import finish, row_device
 from maskco_fast.bench.setting import Setting
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.views import IMAGENET_MEAN, IMAGENET_STD
@@ -56,7 +56,7 @@ def dali_stock(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) -> E
 
     `on_gpu`: decoded by nvJPEG and augmented on the CUDA device; not yet run on a GPU.
     """
-    device = cuda_device("DALI's GPU operators") if on_gpu else torch.device("cpu")
+    device = row_device("DALI's GPU operators", on_gpu)
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
 
@@ -106,7 +106,7 @@ def dali_dynamic(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) ->
 
     `on_gpu`: as for `dali_stock`.
     """
-    device = cuda_device("DALI's GPU operators") if on_gpu else torch.device("cpu")
+    device = row_device("DALI's GPU operators", on_gpu)
     import nvidia.dali.experimental.dynamic as ndd
     from nvidia.dali import types
 

@@ -28,6 +28,11 @@ def cuda_device(what: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def row_device(what: str, on_gpu: bool) -> torch.device:
+    """The device of a row that has a twin on the CPU: `cuda_device(what)`, or the CPU."""
+    return cuda_device(what) if on_gpu else torch.device("cpu")
+
+
 def finish(device: torch.device) -> None:
     """Wait until the device has done what is queued."""
     if device.type == "cuda":

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from maskco_fast.bench import parity, peers, peers_dali, peers_ffcv, peers_gpu
-from maskco_fast.bench.peers_gpu import cuda_device, finish
+from maskco_fast.bench.peers_gpu import finish, row_device
 from maskco_fast.bench.setting import Running, Setting
 from maskco_fast.kernels.errors import InvalidInput, MissingPackage
 from maskco_fast.loaders import LOADERS, Dataset, Loader, ViewConfig, make_loader, open_dataset
@@ -38,7 +38,7 @@ class Ours(Running):
     def __init__(
         self, setting: Setting, backend: str, stage: str = "finished", *, on_gpu: bool = False
     ) -> None:
-        self._device = cuda_device("our views on a GPU") if on_gpu else torch.device("cpu")
+        self._device = row_device("our views on a GPU", on_gpu)
         dataset = open_dataset(setting.shards)
         if backend == "ffcv":
             beton = peers_ffcv.beton_of(dataset)

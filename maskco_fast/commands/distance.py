@@ -63,7 +63,7 @@ def distance(config: DistanceConfig) -> int:
     configure_cuda(device)
     trunk = frozen_trunk(weights).to(device)
     progress = ProgressLines()
-    shards = config.shards or tuple(map(str, demo_val_shards(progress=progress)))
+    shards = config.shards or demo_val_shards(progress=progress)
     dataset = open_dataset(shards, progress=progress, remote=config.remote)
     with make_loader(
         dataset,

@@ -71,7 +71,7 @@ def mph(config: MphConfig) -> int:
 def _images(config: MphConfig, size: int) -> tuple[list[str], torch.Tensor]:
     """The keys of the first images of the epoch, and their centre crops (N, 3, size, size)."""
     progress = ProgressLines()
-    shards = config.shards or tuple(map(str, demo_val_shards(progress=progress)))
+    shards = config.shards or demo_val_shards(progress=progress)
     dataset = open_dataset(shards, progress=progress, remote=config.remote)
     with make_loader(
         dataset,

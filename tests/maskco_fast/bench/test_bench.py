@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maskco_fast.bench import parity, peers, peers_gpu, rows, timing
+from maskco_fast.bench import parity, peers, peers_gpu, timing
 from maskco_fast.bench.harness import RowProcess
 from maskco_fast.bench.rows import ROWS, Ours, Peer, Row
 from maskco_fast.bench.setting import Running, Setting
@@ -352,8 +352,7 @@ def test_rows_for_a_gpu_yield_their_images(
     if name == "nvjpeg":
         pytest.importorskip("kornia")
     if device == "cpu":
-        for module in (peers_gpu, rows):
-            monkeypatch.setattr(module, "cuda_device", lambda what: torch.device("cpu"))
+        monkeypatch.setattr(peers_gpu, "cuda_device", lambda what: torch.device("cpu"))
         if name == "dali_torchvision":  # asks torch for its CUDA stream, for tensors of the CPU too
             monkeypatch.setattr(
                 "nvidia.dali.types._get_default_stream_for_array", lambda array: None
