@@ -1,6 +1,9 @@
-"""Loggers by name: each tracker with its real package, offline, over a run that resumes."""
+"""Loggers by name: the calls that each tracker gets, and the real package, offline, where it is
+installed; over a run that resumes."""
 
 import sys
+import types
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -14,7 +17,7 @@ TRACKERS = ("wandb", "trackio", "mlflow")
 
 
 def need(package: str) -> None:
-    pytest.importorskip(package, reason=f"pip install {package}", exc_type=ImportError)
+    pytest.importorskip(package, reason="pip install -e '.[loggers]'", exc_type=ImportError)
 
 
 def log(run_dir, loggers, *steps: int) -> None:
@@ -31,6 +34,46 @@ def log(run_dir, loggers, *steps: int) -> None:
         for step in steps:
             line = {"step": step, "epoch": 0, "loss": 10.0 - step, "learning_rate": 0.1}
             opened.record({**line, "images_per_s": 5.0, "data_wait": 0.0}, [])
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_tracker_gets_every_step_of_one_run(tmp_path, monkeypatch, package):
+    tracker = MagicMock()
+    monkeypatch.setitem(sys.modules, package, tracker)
+    log(tmp_path / "run", [package], 1, 2)
+    log(tmp_path / "run", [package], 3)
+    first, second = (call.kwargs for call in tracker.init.call_args_list)
+    assert first == second  # the second continues the first
+    assert (first["project"], first["resume"]) == ("maskco-fast", "allow")
+    assert str(first["config"]["seed"]) == "3"
+    name = (tmp_path / "run" / "tracking-id").read_text().strip()
+    assert name in first.get("id", first["name"])
+    run = tracker.init.return_value
+    logged = [(call.kwargs["step"], call.args[0]["loss"]) for call in run.log.call_args_list]
+    assert logged == [(1, 9.0), (2, 8.0), (3, 7.0)]
+    assert run.finish.call_count == 2
+
+
+def test_mlflow_gets_every_step_of_one_run(tmp_path, monkeypatch):
+    mlflow, entities = MagicMock(), types.ModuleType("mlflow.entities")
+    entities.Param = entities.Metric = lambda *values: values  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "mlflow.entities", entities)
+    client = mlflow.MlflowClient.return_value
+    client.search_runs.return_value = []
+    log(tmp_path / "run", ["mlflow"], 1, 2)
+    client.search_runs.return_value = [client.create_run.return_value]
+    log(tmp_path / "run", ["mlflow"], 3)
+    assert client.create_run.call_count == 1
+    name = (tmp_path / "run" / "tracking-id").read_text().strip()
+    assert client.create_run.call_args.kwargs["tags"] == {"maskco_fast_run": name}
+    assert name in client.search_runs.call_args.args[1]
+    batches = [call.kwargs for call in client.log_batch.call_args_list]
+    assert batches[0]["params"] == [("seed", "3"), ("model.trunk", "resnet18")]
+    metrics = [metric for batch in batches[1:] for metric in batch["metrics"]]
+    losses = [(step, value) for key, value, _, step in metrics if key == "loss"]
+    assert losses == [(1, 9.0), (2, 8.0), (3, 7.0)]
+    assert client.set_terminated.call_count == 2
 
 
 def test_wandb_writes_offline_files(tmp_path, monkeypatch):
