@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .config import LoaderConfig
     from .factory import LOADERS, make_loader
+    from .jpeg_decoder import decode_jpeg
     from .loader import IteratorSuperseded, Loader
     from .quarantine import Quarantine, TooManyBadSamples
     from .remote.config import RemoteConfig
@@ -39,6 +40,7 @@ _HOMES = {
     "TooManyBadSamples": ".quarantine",
     "View": "..kernels.views",
     "ViewConfig": "..kernels.views",
+    "decode_jpeg": ".jpeg_decoder",
     "make_loader": ".factory",
     "open_dataset": ".shards.open_dataset",
 }
@@ -59,6 +61,7 @@ __all__ = [
     "TooManyBadSamples",
     "View",
     "ViewConfig",
+    "decode_jpeg",
     "make_loader",
     "open_dataset",
 ]

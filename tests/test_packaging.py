@@ -173,6 +173,7 @@ BY_NAME = {
     "maskco_fast.commands.doctor",  # Numba's threading layers
     "maskco_fast.loaders",  # the public names
     "maskco_fast.loaders.factory",  # LOADERS
+    "maskco_fast.loggers",  # the trackers, which are optional packages
 }
 """Modules that import what a table names, each downward."""
 
