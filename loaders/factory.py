@@ -8,6 +8,7 @@ import torch
 
 from ..kernels.errors import InvalidInput
 from ..kernels.views import ViewConfig
+from .adapters.forms import Form
 from .config import LoaderConfig
 from .loader import Loader
 from .order import SHARDS_PER_BLOCK
@@ -50,6 +51,7 @@ def make_loader(
     classes: Sequence[str] | None = None,
     fields: Iterable[str] | None = None,
     names: bool = False,
+    form: str | Form | None = None,
     views: ViewConfig | str | None = None,
     backend: str = "auto",
     device: str | torch.device = "cpu",
@@ -79,6 +81,9 @@ def make_loader(
     - `fields`: suffixes of other members that batches bring along in `Batch.fields`, such as
       ("txt", "json"); see `open_dataset`. An open dataset has its own.
     - `names`: also bring each sample's shard and key, in `Batch.names`.
+    - `form`: deliver what another codebase takes instead of a `Batch`: "lightly", "solo", "moco",
+      "mm", "vissl", "vissl_moco", "timm" or "huggingface", or what a function makes of the batch;
+      see `adapters.forms`.
     - `views`: crops, colours, boxes and size of the views, or the name of a published setting, such
       as "moco_v2" (default: `ViewConfig.maskco()`).
     - `backend`: one of `LOADERS`, or "auto" for native.
@@ -124,7 +129,8 @@ def make_loader(
         threads=threads,
         prefetch=prefetch,
         decode=decode,
-        names=names,
+        names=names or form == "lightly",
+        form=form,
     )
     name = "native" if backend == "auto" else backend
     if name not in LOADERS:

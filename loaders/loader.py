@@ -18,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from ..kernels.errors import InvalidInput, MaskCoError
 from ..kernels.plan import plan
+from .adapters.forms import find_form
 from .batch import Batch
 from .buffers import BufferPool
 from .config import LoaderConfig
@@ -72,6 +73,7 @@ class Loader(ABC):
             config.pixel_dtype,
             page_locked=config.device.startswith("cuda"),
         )
+        self._form = find_form(config.form)
         self._epoch = 0
         self._consumed = 0
         self._passing = False
@@ -92,6 +94,11 @@ class Loader(ABC):
     def batch_size(self) -> int:
         """Samples per batch on this rank."""
         return self.config.batch_size
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per batch over all ranks."""
+        return self.config.batch_size * self._ranks()[1]
 
     @property
     def sampler(self) -> "Loader":
@@ -180,7 +187,7 @@ class Loader(ABC):
                 )
         saved_global_batch = state["batch_size"] * state["world_size"]
         same_rank_batch = state["batch_size"] == mine["batch_size"]
-        if not same_rank_batch and saved_global_batch != mine["batch_size"] * mine["world_size"]:
+        if not same_rank_batch and saved_global_batch != self.global_batch_size:
             raise InvalidInput(
                 f"the saved position has batch_size {state['batch_size']} on "
                 f"{state['world_size']} ranks, this loader {mine['batch_size']} on "
@@ -429,6 +436,7 @@ class _EpochIterator:
         return self
 
     def __next__(self) -> Batch:
+        """The next batch, or what the option `form` makes of it."""
         if self._superseded is not None:
             raise IteratorSuperseded(
                 f"{self._superseded} ended this iterator in mid-epoch, since a loader has one "
@@ -442,6 +450,8 @@ class _EpochIterator:
             if not self._left or self._batches is None:
                 raise StopIteration
             batch = next(self._batches)
+            if loader._form is not None:
+                batch = loader._form(batch)
         except StopIteration:
             is_current = loader._current is not None and loader._current() is self
             if self._batches is not None and is_current:
