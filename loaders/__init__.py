@@ -3,7 +3,7 @@
     from maskco_fast.loaders import ViewConfig, make_loader
 
     with make_loader("cc3m-{0000..0331}.tar", batch_size=256, views=ViewConfig.maskco()) as loader:
-        for query, key, masked_box, key_boxes, sample_id in loader:
+        for query, key, masked_box, key_boxes, target in loader:
             ...
 
 Public names are imported on first use, so that small modules (`system.cpus`) load without torch.
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .batch import Batch
     from .config import LoaderConfig
     from .factory import LOADERS, make_loader
-    from .loader import Loader
+    from .jpeg_decoder import decode_jpeg
+    from .loader import IteratorSuperseded, Loader
     from .quarantine import Quarantine, TooManyBadSamples
     from .remote.config import RemoteConfig
     from .remote.errors import ReadEnded, RemoteError
@@ -29,6 +30,7 @@ _HOMES = {
     "Batch": ".batch",
     "Dataset": ".shards.dataset",
     "EmptyDataset": ".shards.dataset",
+    "IteratorSuperseded": ".loader",
     "Loader": ".loader",
     "LoaderConfig": ".config",
     "Quarantine": ".quarantine",
@@ -38,6 +40,7 @@ _HOMES = {
     "TooManyBadSamples": ".quarantine",
     "View": "..kernels.views",
     "ViewConfig": "..kernels.views",
+    "decode_jpeg": ".jpeg_decoder",
     "make_loader": ".factory",
     "open_dataset": ".shards.open_dataset",
 }
@@ -48,6 +51,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "EmptyDataset",
+    "IteratorSuperseded",
     "Loader",
     "LoaderConfig",
     "Quarantine",
@@ -57,6 +61,7 @@ __all__ = [
     "TooManyBadSamples",
     "View",
     "ViewConfig",
+    "decode_jpeg",
     "make_loader",
     "open_dataset",
 ]

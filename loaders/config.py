@@ -7,6 +7,7 @@ import torch
 from ..kernels.errors import InvalidInput
 from ..kernels.formats import FORMAT_NAMES, FORMATS
 from ..kernels.views import ViewConfig
+from .adapters.forms import Form, find_form
 from .order import SHARDS_PER_BLOCK
 from .system.cpus import loader_threads
 
@@ -40,18 +41,24 @@ class LoaderConfig:
     """Batches prepared at once."""
     decode: str = "exact"
     """One of `DECODING`."""
+    names: bool = False
+    """Whether batches have their samples' shards and keys, `Batch.names`."""
+    form: str | Form | None = None
+    """What a batch is delivered as: one of `FORMS`, or a function of it; None for the batch."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prefetch", "threads"):
+        for name in ("batch_size", "prefetch", "threads", "block"):
             count = getattr(self, name)
             if count is not None and count < 1:
-                raise InvalidInput(f"`{name}` must be at least 1, got {count}")
+                option = "shuffle_block" if name == "block" else name
+                raise InvalidInput(f"`{option}` must be at least 1, got {count}")
         if self.dtype not in FORMATS:
             raise InvalidInput(
                 f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {self.dtype}"
             )
         if self.decode not in DECODING:
             raise InvalidInput(f"`decode` must be {' or '.join(DECODING)}, got {self.decode!r}")
+        find_form(self.form)
         if (self.rank is None) != (self.world_size is None):
             raise InvalidInput(
                 "`rank` and `world_size` must be given together or not at all, "

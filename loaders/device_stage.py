@@ -16,7 +16,7 @@ from ..kernels.augment.triton import augmenter
 from ..kernels.plan import KEY_BOXES, MASKED_BOX, VIEW_FLOATS
 from .batch import Batch
 from .config import LoaderConfig
-from .request import Rendered
+from .request import Rendered, extras
 from .shards.dataset import Dataset
 
 SLOTS = 2
@@ -116,6 +116,8 @@ class _Slot:
         self.pixels, self.plan, self.numbers = (
             torch.empty_like(tensor, device=device) for tensor in source
         )
+        self.extras: dict[str, Any] = {}
+        """Names and fields, which stay on the host."""
         self.copied: Any = None
         # The allocator may return memory that work queued on the current stream has yet to read.
         self.free = streams.done()
@@ -192,6 +194,7 @@ class DeviceStage:
         for tensor, target in zip(source, (slot.pixels, slot.plan, slot.numbers)):
             streams.copy(tensor, target)
         slot.source, slot.copied = source, streams.copied()
+        slot.extras = extras(self._dataset, self._config, request)
         self._slots.append(slot)
         return slot
 
@@ -240,6 +243,7 @@ class DeviceStage:
             masked_box=masked_box,
             key_boxes=key_boxes,
             patch_corners=patch_corners,
+            **slot.extras,
         )
         slot.free = streams.done()
         return batch

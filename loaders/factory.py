@@ -2,14 +2,16 @@
 
 import importlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from ..kernels.errors import InvalidInput
 from ..kernels.views import ViewConfig
+from .adapters.forms import Form
 from .config import LoaderConfig
 from .loader import Loader
+from .order import SHARDS_PER_BLOCK
 from .remote.config import RemoteConfig
 from .remote.stream import StreamDataset
 from .shards.dataset import Dataset
@@ -25,6 +27,19 @@ LOADERS = {
 """Backend name to its module in `backends` and its class. A module is imported when its loader is
 made, because DALI and FFCV are optional packages."""
 
+VIEWS: dict[str, Callable[[], ViewConfig]] = {
+    "maskco": ViewConfig.maskco,
+    "moco_v2": ViewConfig.moco_v2,
+    "simclr": ViewConfig.simclr,
+    "byol": ViewConfig.byol,
+    "npid": ViewConfig.npid,
+    "rotation": ViewConfig.rotation,
+    "relative_loc": ViewConfig.relative_loc,
+    "supervised": ViewConfig.supervised,
+    "evaluation": ViewConfig.evaluation,
+}
+"""The published settings of views, by the names that `make_loader` takes."""
+
 Shards = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Dataset
 
 
@@ -34,7 +49,10 @@ def make_loader(
     *,
     labels: str | None = None,
     classes: Sequence[str] | None = None,
-    views: ViewConfig | None = None,
+    fields: Iterable[str] | None = None,
+    names: bool = False,
+    form: str | Form | None = None,
+    views: ViewConfig | str | None = None,
     backend: str = "auto",
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -42,6 +60,7 @@ def make_loader(
     rank: int | None = None,
     world_size: int | None = None,
     shuffle: bool = True,
+    shuffle_block: int = SHARDS_PER_BLOCK,
     drop_last: bool = True,
     threads: int | None = None,
     prefetch: int = 3,
@@ -59,15 +78,23 @@ def make_loader(
     - `batch_size`: samples per batch on this rank.
     - `labels`, `classes`: where labels are read from, and the class list; see `open_dataset`. An
       open dataset has its own.
-    - `views`: crops, colours, boxes and size of the views (default: `ViewConfig.maskco()`).
+    - `fields`: suffixes of other members that batches bring along in `Batch.fields`, such as
+      ("txt", "json"); see `open_dataset`. An open dataset has its own.
+    - `names`: also bring each sample's shard and key, in `Batch.names`.
+    - `form`: deliver what another codebase takes instead of a `Batch`: "lightly", "solo", "moco",
+      "mm", "vissl", "vissl_moco", "timm" or "huggingface", or what a function makes of the batch;
+      see `adapters.forms`.
+    - `views`: crops, colours, boxes and size of the views, or the name of a published setting, such
+      as "moco_v2" (default: `ViewConfig.maskco()`).
     - `backend`: one of `LOADERS`, or "auto" for native.
     - `device`: where the batches lie, "cpu" or a CUDA device.
     - `dtype`: of the views. float32, float16 and bfloat16 views are normalised and masked; uint8
       views are levels, neither normalised nor masked.
     - `seed`: determines, with the epoch and the sample, everything random.
-    - `rank`, `world_size`: default to torch.distributed's, then torchrun's; looked up at the first
-      `len()` or `next()`.
+    - `rank`, `world_size`: default to torch.distributed's, then torchrun's, then SLURM's; looked up
+      at the first `len()` or `next()`.
     - `shuffle`: visit the samples in a new order each epoch, or in the shards' order.
+    - `shuffle_block`: shards that are shuffled together, and so read at the same time; see `order`.
     - `drop_last`: drop the samples that do not fill the last global batch. With False each sample
       comes exactly once over all ranks: the last batch may be short, the last ranks may have a
       batch less than the first, and a bad sample is left out instead of replaced.
@@ -90,17 +117,20 @@ def make_loader(
     """
     config = LoaderConfig(
         batch_size=batch_size,
-        views=ViewConfig.maskco() if views is None else views,
+        views=_view_config(views),
         dtype=dtype,
         device=str(device),
         seed=seed,
         rank=rank,
         world_size=world_size,
         shuffle=shuffle,
+        block=shuffle_block,
         drop_last=drop_last,
         threads=threads,
         prefetch=prefetch,
         decode=decode,
+        names=names or form == "lightly",
+        form=form,
     )
     name = "native" if backend == "auto" else backend
     if name not in LOADERS:
@@ -125,15 +155,16 @@ def make_loader(
             shards,
             labels=labels,
             classes=classes,
+            fields=fields,
             index_folder=index_folder,
             threads=threads,
             progress=progress,
             remote=remote,
         )
-    elif labels is not None or classes is not None:
+    elif labels is not None or classes is not None or fields is not None:
         raise InvalidInput(
-            "`labels` and `classes` must be given to `open_dataset`, not with an open dataset, "
-            f"whose labels are {shards.labels!r}"
+            "`labels`, `classes` and `fields` must be given to `open_dataset`, not with an open "
+            f"dataset, whose labels are {shards.labels!r} and whose fields are {shards.fields}"
         )
     if not loader_process:
         return loader_class(shards, config, max_bad_share=max_bad_share)
@@ -157,3 +188,15 @@ def make_loader(
         max_bad_share=max_bad_share,
     )
     return ProcessLoader(shards, config, opening)
+
+
+def _view_config(views: ViewConfig | str | None) -> ViewConfig:
+    """The option `views`; a name stands for that setting at its own size."""
+    if isinstance(views, ViewConfig):
+        return views
+    name = "maskco" if views is None else views
+    if not isinstance(name, str) or name not in VIEWS:
+        raise InvalidInput(
+            f"`views` must be a ViewConfig or one of {', '.join(VIEWS)}, got {views!r}"
+        )
+    return VIEWS[name]()

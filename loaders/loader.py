@@ -14,17 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
+from torch.utils.data import get_worker_info
 
 from ..kernels.errors import InvalidInput, MaskCoError
 from ..kernels.plan import plan
+from .adapters.forms import find_form
 from .batch import Batch
 from .buffers import BufferPool
 from .config import LoaderConfig
 from .device_stage import DeviceStage, make_streams
+from .fields import decode_field
 from .order import batch_count
 from .quarantine import BadSample, Quarantine
-from .request import Rendered, Request
+from .ranks import ranks_of_process
+from .request import Rendered, Request, extras
 from .shards.dataset import Dataset
 from .shards.decode import BadImage, Decoded
 
@@ -35,14 +38,24 @@ class LoaderForked(MaskCoError, RuntimeError):
     """A loader is used in a process that was forked while it delivered batches."""
 
 
+class IteratorSuperseded(MaskCoError, RuntimeError):
+    """An iterator is used after another one of its loader has begun, or the loader was moved."""
+
+
 class Loader(ABC):
     """An iterable over `Batch` with an exact `len()` and an exact, portable position.
 
     - `iter()` starts nothing; epoch, rank and position are read at the first `next()`.
-    - The epoch advances with its last batch.
+    - A pass is a whole epoch, or its rest after `load_state_dict`.
+    - The epoch advances with its last batch, and where the last pass was left early.
     - `state_dict` counts delivered batches.
-    - A newer iterator ends the older one; a dropped iterator releases its threads.
+    - A newer iterator ends the older one, which then raises; a dropped iterator releases its
+      threads.
+    - A copy, by `copy.deepcopy` or pickle, has the settings, the position and the quarantine.
     """
+
+    batch_sampler = None
+    """As of a `DataLoader` without automatic batching; Lightning reads it."""
 
     def __init__(
         self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1
@@ -60,8 +73,13 @@ class Loader(ABC):
             config.pixel_dtype,
             page_locked=config.device.startswith("cuda"),
         )
+        self._form = find_form(config.form)
         self._epoch = 0
         self._consumed = 0
+        self._passing = False
+        """Whether a pass has brought the loader to its position; a new pass then begins anew."""
+        self._following = 0
+        """The epoch of the next pass, if the present one is left early."""
         self._current: weakref.ref[_EpochIterator] | None = None
 
     @abstractmethod
@@ -78,6 +96,11 @@ class Loader(ABC):
         return self.config.batch_size
 
     @property
+    def global_batch_size(self) -> int:
+        """Samples per batch over all ranks."""
+        return self.config.batch_size * self._ranks()[1]
+
+    @property
     def sampler(self) -> "Loader":
         """The loader itself: trainers call `loader.sampler.set_epoch`."""
         return self
@@ -88,12 +111,10 @@ class Loader(ABC):
         return self._epoch
 
     def _ranks(self) -> tuple[int, int]:
-        """(rank, world size): given, else torch.distributed's, else torchrun's, else (0, 1)."""
+        """(rank, world size): given, else those of `ranks_of_process`."""
         if self.config.rank is not None and self.config.world_size is not None:
             return self.config.rank, self.config.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        return ranks_of_process()
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank; equal on every rank with `drop_last`.
@@ -113,10 +134,26 @@ class Loader(ABC):
     def __iter__(self) -> "_EpochIterator":
         return _EpochIterator(self)
 
+    def __repr__(self) -> str:
+        config = self.config
+        size, dtype = config.views.size, str(config.dtype).removeprefix("torch.")
+        ranks = "" if config.rank is None else f", rank {config.rank} of {config.world_size}"
+        return (
+            f"{type(self).__name__}({len(self.dataset)} samples in batches of {config.batch_size}"
+            f"{ranks}: {len(config.views.views)} views of {size}x{size} {dtype} on "
+            f"{config.device}; seed {config.seed}, epoch {self._epoch})"
+        )
+
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that a new iterator starts; setting the current one keeps the position."""
+        """Set the epoch of the next pass.
+
+        The current one keeps a position that `load_state_dict` has set, and a running pass; another
+        one ends a running pass.
+        """
         if epoch != self._epoch:
-            self._epoch, self._consumed = int(epoch), 0
+            self._end_current(f"set_epoch({epoch})")
+            self._epoch, self._consumed, self._passing = int(epoch), 0, False
+        self._following = int(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next batch as a few integers.
@@ -136,7 +173,7 @@ class Loader(ABC):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume at the position of `state`. InvalidInput names a setting that differs.
+        """Begin the next pass at the position of `state`. InvalidInput names a differing setting.
 
         The world size may differ if the batch per rank or the global batch is the same.
         """
@@ -150,14 +187,15 @@ class Loader(ABC):
                 )
         saved_global_batch = state["batch_size"] * state["world_size"]
         same_rank_batch = state["batch_size"] == mine["batch_size"]
-        if not same_rank_batch and saved_global_batch != mine["batch_size"] * mine["world_size"]:
+        if not same_rank_batch and saved_global_batch != self.global_batch_size:
             raise InvalidInput(
                 f"the saved position has batch_size {state['batch_size']} on "
                 f"{state['world_size']} ranks, this loader {mine['batch_size']} on "
                 f"{mine['world_size']}: keep the batch per rank or the global batch"
             )
-        self._end_current()
+        self._end_current("load_state_dict")
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
+        self._passing = False
 
     def interrupt(self) -> None:
         """Stop waiting for servers, from any thread: until `close`, `next()` may raise ReadEnded.
@@ -177,12 +215,42 @@ class Loader(ABC):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _end_current(self) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Settings, position and quarantine; threads, buffers and iterators are not copied."""
+        position = (self._epoch, self._consumed, self._passing, self._following)
+        return _remade, (type(self), self._arguments(), position, self.quarantine)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments that make this loader again."""
+        return {
+            "dataset": self.dataset,
+            "config": self.config,
+            "max_bad_share": self.quarantine.max_share,
+        }
+
+    def _end_current(self, by: str | None = None) -> None:
+        """End the running pass; its iterator raises that `by` did so, or None: just ends."""
         current = self._current() if self._current is not None else None
         if current is not None:
             current.require_own_process()
-            current.close()
+            current.supersede(by)
         self._current = None
+
+    def _begin_pass(self) -> None:
+        """Leave the position of a pass that was left early: the next epoch begins."""
+        self._end_current("a newer iterator")
+        if self._passing:
+            self._epoch, self._consumed, self._passing = self._following, 0, False
+
+    def _advance(self, samples: int) -> None:
+        """Count a delivered batch and the batches before it that were left out."""
+        if not self._passing:
+            self._passing, self._following = True, self._epoch + 1
+        self._consumed += samples
+
+    def _end_epoch(self) -> None:
+        """The pass is complete."""
+        self._epoch, self._consumed, self._passing = self._epoch + 1, 0, False
 
     def _rendered(
         self, rank: int, world_size: int, batches: int
@@ -213,7 +281,10 @@ class Loader(ABC):
             samples["height"],
             samples["width"],
         )
-        return Request.make(config, epoch, indices, rows)
+        request = Request.make(config, epoch, indices, rows)
+        if self.dataset.fields:
+            request.fields = [None] * len(indices)
+        return request
 
     def _fetch(
         self, request: Request, n: int, decode: Callable[[bytes, np.void, int], Decoded]
@@ -235,6 +306,8 @@ class Loader(ABC):
                 continue
             if index != request.indices[n]:
                 request.replace(n, self._request(np.array([index]), request.epoch))
+            if request.fields is not None:
+                self._fetch_fields(request, n)
             data, sample = self.dataset.read(index), self.dataset.samples[index]
             try:
                 decoded = decode(data, sample, int(request.shrinks[n]))
@@ -249,10 +322,29 @@ class Loader(ABC):
             return Decoded(np.zeros((sample["height"], sample["width"], 3), np.uint8))
         raise self.quarantine.too_many()  # another thread quarantined the last sample
 
+    def _fetch_fields(self, request: Request, n: int) -> None:
+        """Read and decode the fields of sample `n`, unless it has them; called from any thread.
+
+        Called before its image is read, as a remote shard may be released after its last image.
+        """
+        if request.fields is None or request.fields[n] is not None:
+            return
+        index = int(request.indices[n])
+        values: list[Any] = []
+        for field, data in zip(self.dataset.fields, self.dataset.read_fields(index)):
+            try:
+                values.append(None if data is None else decode_field(field, data))
+            except ValueError as reason:
+                values.append(None)
+                self.quarantine.note(self._bad_sample(index, str(reason), "field"))
+        request.fields[n] = values
+
     def _reject(self, index: int, reason: str) -> None:
+        self.quarantine.add(index, self._bad_sample(index, reason, "decode"), len(self.dataset))
+
+    def _bad_sample(self, index: int, reason: str, found: str) -> BadSample:
         shard, number = self.dataset.locate(index)
-        bad = BadSample(shard=shard.path, key=shard.key(number), reason=reason, found="decode")
-        self.quarantine.add(index, bad, len(self.dataset))
+        return BadSample(shard=shard.path, key=shard.key(number), reason=reason, found=found)
 
     def _deliver(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
         """Make batches as rendered, or by `DeviceStage` where the backend stops at the seam."""
@@ -293,11 +385,12 @@ class Loader(ABC):
                 if views.patch_grid
                 else None
             ),
+            **extras(self.dataset, self.config, rendered.request),
         )
 
 
 class _EpochIterator:
-    """One pass over the rest of the epoch."""
+    """One pass over the epoch, or over its rest from a loaded position."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -309,10 +402,18 @@ class _EpochIterator:
         self._passed: collections.deque[int] = collections.deque()
         """For each batch that is rendered and not yet delivered, the batches of the plan that its
         delivery completes: itself, and batches before it without a usable sample."""
+        self._superseded: str | None = None
+        """What ended this iterator before its time."""
 
     def _start(self) -> None:
         loader = self._loader
-        loader._end_current()
+        if get_worker_info() is not None:
+            raise InvalidInput(
+                "a loader must not be iterated in the workers of a DataLoader, each of which would "
+                "deliver every batch: iterate the loader itself, which has threads of its own, and "
+                "with loader_process=True a process"
+            )
+        loader._begin_pass()
         self._process = os.getpid()
         rank, world_size = loader._ranks()
         self._left = loader._batches_from(loader._consumed)
@@ -328,15 +429,19 @@ class _EpochIterator:
         loader._current = weakref.ref(self)
 
     def __len__(self) -> int:
-        """Batches that this iterator has yet to yield."""
-        if self._left is not None:
-            return self._left
-        return self._loader._batches_from(self._loader._consumed)
+        """Batches of a whole epoch, however many are left."""
+        return len(self._loader)
 
     def __iter__(self) -> "_EpochIterator":
         return self
 
     def __next__(self) -> Batch:
+        """The next batch, or what the option `form` makes of it."""
+        if self._superseded is not None:
+            raise IteratorSuperseded(
+                f"{self._superseded} ended this iterator in mid-epoch, since a loader has one "
+                "position: to read meanwhile, make a second loader, such as copy.deepcopy(loader)"
+            )
         if self._left is None:
             self._start()
         loader = self._loader
@@ -345,12 +450,14 @@ class _EpochIterator:
             if not self._left or self._batches is None:
                 raise StopIteration
             batch = next(self._batches)
+            if loader._form is not None:
+                batch = loader._form(batch)
         except StopIteration:
             is_current = loader._current is not None and loader._current() is self
             if self._batches is not None and is_current:
                 # No batch is left at a resumed position, for this rank, or because the last
                 # batches have no usable sample: the epoch is over.
-                loader._epoch, loader._consumed = loader._epoch + 1, 0
+                loader._end_epoch()
             self.close()
             raise
         except BaseException:
@@ -358,9 +465,9 @@ class _EpochIterator:
             raise
         passed = self._passed.popleft()
         self._left -= passed
-        loader._consumed += passed * self._global_batch
+        loader._advance(passed * self._global_batch)
         if self._left == 0:
-            loader._epoch, loader._consumed = loader._epoch + 1, 0
+            loader._end_epoch()
             self.close()
         return batch
 
@@ -372,6 +479,12 @@ class _EpochIterator:
                 f"{os.getpid()} was forked from it, which copies no threads: make a loader in "
                 "each process, or start processes by 'spawn'"
             )
+
+    def supersede(self, by: str | None) -> None:
+        """Close before the end; a later `next()` says what did so, or with None just ends."""
+        if self._batches is not None:
+            self._superseded = by
+        self.close()
 
     def close(self) -> None:
         """Release threads and buffers; a later `next()` raises StopIteration."""
@@ -387,6 +500,20 @@ class _EpochIterator:
 
 def _nothing() -> None:
     """Do nothing."""
+
+
+def _remade(
+    loader_class: type[Loader],
+    arguments: dict[str, Any],
+    position: tuple[int, int, bool, int],
+    quarantine: Quarantine,
+) -> Loader:
+    """The copy of a loader; see `Loader.__reduce__`."""
+    loader = loader_class(**arguments)
+    loader._epoch, loader._consumed, loader._passing, loader._following = position
+    loader.quarantine = quarantine
+    loader.dataset.report_to(quarantine)
+    return loader
 
 
 def _without_left_out(

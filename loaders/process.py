@@ -168,13 +168,18 @@ class ProcessLoader(Loader):
                 "set remote.mode to 'cache', or leave loader_process out"
             )
         super().__init__(dataset, config, max_bad_share=opening.max_bad_share)
-        # The child stops at the seam too, but needs no device and locks no pages.
+        # The child stops at the seam too, but needs no device and locks no pages. It forms no
+        # batches.
         device = "meta" if config.seam else "cpu"
-        child = dataclasses.replace(config, threads=config.thread_count, device=device)
+        threads = config.thread_count
+        child = dataclasses.replace(config, threads=threads, device=device, form=None)
         self._opening = dataclasses.replace(opening, config=child)
         self._child: _Child | None = None
         self._runs = 0
         self._interrupted = threading.Event()
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "config": self.config, "opening": self._opening}
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         raise NotImplementedError("the child makes and renders the requests")

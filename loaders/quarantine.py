@@ -1,10 +1,12 @@
 """The quarantine: bad samples with shard, key and reason, and a bound on their share."""
 
 import collections
+import copy
 import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..kernels.errors import InvalidInput, MaskCoError
 from .shards.names import redact_url
@@ -18,7 +20,7 @@ class TooManyBadSamples(MaskCoError, RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class BadSample:
-    """A sample that is not used."""
+    """A sample that is not used, or not whole."""
 
     shard: str
     """The shard's address, which may hold secrets: see `Quarantine.report`."""
@@ -27,7 +29,8 @@ class BadSample:
     reason: str
     """A few words, equal for equal causes: `Quarantine.by_reason` counts by them."""
     found: str
-    """Either "index" (found while indexing) or "decode" (decoding failed)."""
+    """"index" (found while indexing), "decode" (decoding failed), or "field" (the sample is used,
+    and a damaged field of it is None)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,15 @@ class Quarantine:
             if sample not in self._noted:
                 self._noted.add(sample)
                 self.entries.append(sample)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock."""
+        with self._lock:
+            return {name: copy.copy(value) for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def news(self) -> "News":
         """What was found since the last call, for another process's `absorb`."""

@@ -4,12 +4,15 @@ N samples per batch, V views.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from .config import LoaderConfig
 from .regions import crop_regions, shrink_factors
+from .shards.dataset import Dataset
+from .shards.names import redact_url
 
 
 @dataclass
@@ -30,6 +33,9 @@ class Request:
     """(N,) int64: factor by which each image may be decoded smaller; 1 unless decoding is fast."""
     left_out: np.ndarray
     """(N,) bool: bad samples without a substitute, which `Rendered.without_left_out` removes."""
+    fields: list[list[Any] | None] | None = None
+    """For each sample, the values of the dataset's `fields`, None until they are read; None for a
+    dataset that is opened without."""
 
     @classmethod
     def make(
@@ -53,6 +59,8 @@ class Request:
             (self.shrinks, other.shrinks),
         ):
             mine[n] = theirs[0]
+        if self.fields is not None:
+            self.fields[n] = None
 
     def select(self, kept: np.ndarray) -> "Request":
         """Copy with only the samples numbered `kept`, (k,) int64."""
@@ -63,6 +71,7 @@ class Request:
             self.regions[kept],
             self.shrinks[kept],
             self.left_out[kept],
+            None if self.fields is None else [self.fields[n] for n in kept.tolist()],
         )
 
 
@@ -87,3 +96,20 @@ class Rendered:
             else tuple(view[chosen] for view in self.pixels)
         )
         return Rendered(self.request.select(kept), pixels)
+
+
+def extras(dataset: Dataset, config: LoaderConfig, request: Request) -> dict[str, Any]:
+    """`Batch.names` and `Batch.fields` of a rendered request; empty where neither is wanted."""
+    found: dict[str, Any] = {}
+    if config.names:
+        places = [dataset.locate(index) for index in request.indices.tolist()]
+        found["names"] = [
+            (redact_url(shard.path), shard.exact_key(number)) for shard, number in places
+        ]
+    if request.fields is not None:
+        # A sample that was rendered has its values.
+        rows = [values or [None] * len(dataset.fields) for values in request.fields]
+        found["fields"] = {
+            field: [row[place] for row in rows] for place, field in enumerate(dataset.fields)
+        }
+    return found

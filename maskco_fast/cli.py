@@ -145,13 +145,13 @@ def _run(command: Command, arguments: Sequence[str]) -> int:
     module = importlib.import_module(command.module)
     function = getattr(module, command.name)
     config_class = typing.get_type_hints(function)["config"]
-    extra: dict[str, Any] = {}
-    if hasattr(module, "defaults"):
-        extra["default"] = module.defaults(arguments)
-    config = tyro.cli(
-        config_class,
-        prog=f"maskco-fast {command.name}",
-        args=arguments,
-        **extra,
-    )
-    return report_user_errors(lambda: function(config))
+
+    def parse_and_call() -> int:
+        expanded = module.expand(arguments) if hasattr(module, "expand") else arguments
+        extra: dict[str, Any] = {}
+        if hasattr(module, "defaults"):
+            extra["default"] = module.defaults(expanded)
+        config = tyro.cli(config_class, prog=f"maskco-fast {command.name}", args=expanded, **extra)
+        return function(config)
+
+    return report_user_errors(parse_and_call)

@@ -20,11 +20,22 @@ def say(text: str) -> None:
     """Print a line to the user, on stderr.
 
     Names from a crawl cannot command the terminal, and addresses lose their secrets. A run goes on
-    if nobody reads its lines any more, as when the terminal is closed.
+    if nobody reads its lines any more, as when the terminal is closed. On a terminal the line
+    replaces a progress bar.
     """
+    clear = CLEAR_LINE if draws_bars() else ""
     safe = "\n".join(map(printable, redact_text(text).split("\n")))
     with contextlib.suppress(OSError):
-        print(f"maskco-fast: {safe}", file=sys.stderr, flush=True)
+        print(f"{clear}maskco-fast: {safe}", file=sys.stderr, flush=True)
+
+
+CLEAR_LINE = "\r\x1b[K"
+"""Moves a terminal's cursor to the start of the line and clears that."""
+
+
+def draws_bars() -> bool:
+    """Whether stderr is a terminal on which a line can be drawn over."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def report_user_errors(command: Callable[[], int]) -> int:

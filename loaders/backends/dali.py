@@ -54,6 +54,9 @@ class DaliLoader(Loader):
         self._refused: set[int] = set()
         """Samples that DALI does not decode; the host does."""
 
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "decode_on_device": self._decode_on_device}
+
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         graph = self._make_graph()
         feed = _Feed(requests, self._read, self.config.thread_count)
@@ -120,6 +123,8 @@ class DaliLoader(Loader):
         index = int(samples.request.indices[n])
         is_jpeg = self.dataset.samples["format"][index] == headers.JPEG
         if is_jpeg and index not in self._refused and index not in self.quarantine:
+            if samples.request.fields is not None:
+                self._fetch_fields(samples.request, n)
             data = np.frombuffer(self.dataset.read(index), np.uint8)
             sample = self.dataset.samples[index]
             if headers.is_one_whole_scan(data, sample["height"], sample["width"]):

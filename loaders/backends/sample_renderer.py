@@ -1,6 +1,6 @@
 """Decode and render samples in one thread, for the backends that run their own threads."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class SampleRenderer:
         else:
             self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
 
-    def __call__(self, request: Request, numbers: Iterable[int], pixels: np.ndarray) -> None:
+    def __call__(self, request: Request, numbers: Sequence[int], pixels: np.ndarray) -> None:
         """Render samples `numbers` of a request into `pixels[:, numbers]`, replacing bad ones.
 
         `pixels` is (V, N, size, size, 3).
@@ -44,6 +44,10 @@ class SampleRenderer:
         jpegs: list[int] = []
         files: list[bytes] = []
         dataset, quarantine = self._loader.dataset, self._loader.quarantine
+        if request.fields is not None:
+            for n in numbers:
+                if request.indices[n] not in quarantine:
+                    self._loader._fetch_fields(request, n)
         for n in numbers:
             index = request.indices[n]
             plain = dataset.samples["format"][index] == headers.JPEG and request.shrinks[n] == 1

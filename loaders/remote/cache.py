@@ -113,6 +113,10 @@ class ShardCache:
         self._admission = threading.Lock()
         self._warned = False
 
+    def __reduce__(self) -> tuple[type["ShardCache"], tuple[RemoteConfig]]:
+        """A copy uses the same folder."""
+        return ShardCache, (self.config,)
+
     def acquire(self, shard: RemoteShard, stop: threading.Event = NEVER_STOP) -> Pin:
         """A pin on the shard, after downloading it where the cache lacks it.
 

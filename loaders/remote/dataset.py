@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,8 @@ from ..shards.index import ShardIndex
 from ..shards.index_cache import (
     FORMAT_VERSION,
     cache_file,
+    full_stamp,
     index_shards,
-    label_stamp,
     load_or_index,
     read_cached,
     write_cached,
@@ -54,8 +55,9 @@ class RemoteDataset(Dataset):
         *,
         labels: LabelSource | None = None,
         classes: Sequence[str] | None = None,
+        fields: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(shards, labels=labels, classes=classes)
+        super().__init__(shards, labels=labels, classes=classes, fields=fields)
         self.cache = cache
         self._prefetcher: ShardPrefetcher | None = None
         self._stop = threading.Event()
@@ -69,6 +71,7 @@ class RemoteDataset(Dataset):
         *,
         labels: LabelSource | None = None,
         classes: Sequence[str] | None = None,
+        fields: tuple[str, ...] = (),
         index_folder: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         progress: Progress = no_progress,
@@ -83,22 +86,23 @@ class RemoteDataset(Dataset):
         threads = max(threads or usable_cpus(), config.downloads)
         found = _look_up_all([path for path in paths if is_remote(path)], cache, threads)
 
-        def load(path: str, folder: Path, labels: LabelSource | None) -> ShardIndex:
-            return (
-                _load_or_index(found[path], folder, cache, labels)
-                if path in found
-                else load_or_index(path, folder, labels)
-            )
+        def load(
+            path: str, folder: Path, labels: LabelSource | None, fields: tuple[str, ...]
+        ) -> ShardIndex:
+            if path in found:
+                return _load_or_index(found[path], folder, cache, labels, fields)
+            return load_or_index(path, folder, labels, fields)
 
         indexes = index_shards(
             paths,
             labels=labels,
+            fields=fields,
             folder=index_folder,
             threads=threads,
             progress=progress,
             load=load,
         )
-        return cls(indexes, cache, labels=labels, classes=classes)
+        return cls(indexes, cache, labels=labels, classes=classes, fields=fields)
 
     def batches(
         self,
@@ -153,6 +157,28 @@ class RemoteDataset(Dataset):
         with self.cache.acquire(shard, stop=self._stop) as pin:
             return pin.read(offset, size)
 
+    def read_fields(self, index: int) -> list[bytes | None]:
+        """As `Dataset.read_fields`; waits for the shard's download."""
+        number = bisect.bisect_right(self._ends, index)
+        shard, row = self.locate(index)
+        if shard.remote is None:
+            return super().read_fields(index)
+        if shard.fields is None:
+            return [None] * len(self.fields)
+        places = shard.fields.places[row]
+        prefetcher = self._prefetcher
+        pin = prefetcher.retain(number) if prefetcher is not None else None
+        with pin or self.cache.acquire(shard.remote, stop=self._stop) as held:
+            return [None if at < 0 else held.read(at, size) for at, size in places.tolist()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without prefetching, which a copy begins anew."""
+        return {**vars(self), "_prefetcher": None, "_stop": None, "_interrupted": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._stop = threading.Event()
+
     def cancel_reads(self) -> None:
         """Cancel prefetching and outstanding reads; called when an iterator closes."""
         self._stop.set()
@@ -197,12 +223,16 @@ def _look_up_all(urls: Sequence[str], cache: ShardCache, threads: int) -> dict[s
 
 
 def _load_or_index(
-    shard: RemoteShard, folder: Path, cache: ShardCache, labels: LabelSource | None
+    shard: RemoteShard,
+    folder: Path,
+    cache: ShardCache,
+    labels: LabelSource | None,
+    fields: tuple[str, ...],
 ) -> ShardIndex:
     """The stored index of a remote shard, or a new one, which is stored in `folder`."""
-    file = cache_file(shard.url, folder, labels)
+    file = cache_file(shard.url, folder, labels, fields)
     for attempts_left in reversed(range(INDEX_ATTEMPTS)):
-        stamp = label_stamp(f"{FORMAT_VERSION} remote {shard.size} {shard.tag}", labels)
+        stamp = full_stamp(f"{FORMAT_VERSION} remote {shard.size} {shard.tag}", labels, fields)
         index = read_cached(file, stamp, shard.url)
         if index is not None:
             return index
@@ -224,7 +254,7 @@ def _load_or_index(
         with pin:
             # Request one byte past the reported length, which catches a server that under-reports.
             if cache.store.ends_at_size(shard):
-                index = _as_remote(index_shard(str(pin.path), labels), shard, pin)
+                index = _as_remote(index_shard(str(pin.path), labels, fields), shard, pin)
                 write_cached(file, stamp, index)
                 return index
         shard = cache.store.look_up(shard.url, confirm=True)

@@ -95,8 +95,8 @@ class ShardPrefetcher:
 
         None where the order no longer needs the shard. Raises as `ShardCache.acquire`.
         """
-        pin = self._wait_for_pin(number)
-        if pin is None or not pin.retain():
+        pin = self.retain(number)
+        if pin is None:
             return None
         with pin:
             data = pin.read(offset, size)
@@ -108,6 +108,14 @@ class ShardPrefetcher:
                 self._release(number)
                 self._changed.notify_all()
         return data
+
+    def retain(self, number: int) -> Pin | None:
+        """A reference to the pin of shard `number`, waiting for the shard; the caller releases it.
+
+        None where the order no longer needs the shard. Raises as `ShardCache.acquire`.
+        """
+        pin = self._wait_for_pin(number)
+        return pin if pin is not None and pin.retain() else None
 
     def close(self) -> None:
         """Cancel downloads and waiting reads, and release every shard.

@@ -57,6 +57,7 @@ class StreamDataset(Dataset):
         *,
         labels: LabelSource | None = None,
         classes: Sequence[str] | None = None,
+        fields: tuple[str, ...] = (),
     ) -> None:
         """Raises InvalidInput for `labels` without `classes`."""
         if labels is not None and classes is None:
@@ -68,6 +69,7 @@ class StreamDataset(Dataset):
         self.urls = list(urls)
         self.labels = None if labels is None else str(labels)
         self.classes = None if classes is None else tuple(classes)
+        self.fields = fields
         self._source = labels
         self._numbers = {name: number for number, name in enumerate(self.classes or ())}
         self.remote = config
@@ -137,6 +139,29 @@ class StreamDataset(Dataset):
     def read(self, index: int) -> bytes:
         """The encoded bytes of a sample in the last batches."""
         return self.samples.entries[int(index)][1]
+
+    def read_fields(self, index: int) -> list[bytes | None]:
+        """The members `fields` of a sample in the last batches."""
+        return self.samples.entries[int(index)][2]
+
+    @property
+    def _origin(self) -> str:
+        return f"a stream of {len(self.urls)} shards"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the reading thread and its samples, which a copy begins anew."""
+        return {
+            **vars(self),
+            "store": None,
+            "samples": _RecentSamples(),
+            "_reader": None,
+            "_interrupted": False,
+            "_quarantine": None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.store = RemoteStore(self.remote)
 
     def cancel_reads(self) -> None:
         """Stop the reading thread; called when an iterator closes."""
@@ -222,6 +247,8 @@ class StreamDataset(Dataset):
                 if key != group.key:
                     yield from self._entry(url, group)
                     group = _Group(key)
+                if suffix in self.fields and member.problem is None:
+                    group.others[suffix] = member.data
                 if is_image(suffix):
                     group.choice.add(key, suffix, member.name, number, member.problem)
                     if group.choice.images.get(key) == number:
@@ -235,9 +262,9 @@ class StreamDataset(Dataset):
         return "cls" if self._source is None else self._source.kind
 
     def _wants(self, name: str) -> bool:
-        """Whether a member's bytes are needed: an image or a label."""
+        """Whether a member's bytes are needed: an image, a label or a field."""
         suffix = split_name(name)[1]
-        return is_image(suffix) or suffix == self._label_suffix
+        return is_image(suffix) or suffix == self._label_suffix or suffix in self.fields
 
     def _entry(self, url: str, group: "_Group") -> Iterator["Entry"]:
         """The group's image with the facts of its header; empty where it has no usable one."""
@@ -255,7 +282,7 @@ class StreamDataset(Dataset):
         if len(facts.samples):
             if self._source is not None:
                 facts.samples["target"] = self._class_of(self._source, url, group)
-            yield facts, group.image
+            yield facts, group.image, [group.others.get(field) for field in self.fields]
 
     def _reject(self, url: str, key: str, reason: str) -> None:
         self._note(BadSample(shard=url, key=key, reason=reason, found="index"))
@@ -292,10 +319,11 @@ class _Group:
         self.name = ""
         self.image: bytes | None = None
         self.label: bytes | None = None
+        self.others: dict[str, bytes] = {}
 
 
-Entry = tuple[ShardIndex, bytes]
-"""A sample: the index of a shard that holds only this sample, and its encoded bytes."""
+Entry = tuple[ShardIndex, bytes, list[bytes | None]]
+"""A sample: the index of a shard that holds only this sample, its encoded bytes and its fields."""
 
 
 class _RecentSamples:

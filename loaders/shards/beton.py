@@ -379,7 +379,7 @@ def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:
 def without(shard: ShardIndex, kept: np.ndarray, bad: Sequence[BadSample]) -> ShardIndex:
     """Copy of a shard's index with only the samples numbered `kept`, and `bad` quarantined too.
 
-    The copy has no labels besides the samples' targets.
+    The copy has no fields, and no labels besides the samples' targets.
     """
     return dataclasses.replace(
         shard,
@@ -387,4 +387,5 @@ def without(shard: ShardIndex, kept: np.ndarray, bad: Sequence[BadSample]) -> Sh
         names=shard.names[kept],
         bad=(*shard.bad, *bad),
         labels=None,
+        fields=None,
     )

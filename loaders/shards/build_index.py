@@ -20,7 +20,7 @@ from .decode import (
     image_size,
     require_sane_size,
 )
-from .index import SAMPLE_DTYPE, ShardIndex, readable, sample_id, split_name
+from .index import SAMPLE_DTYPE, ShardFields, ShardIndex, readable, sample_id, split_name
 from .labels import MAX_LABEL_BYTES, LabelSource, NoLabel, pack_labels, target_of
 from .names import image_files, is_image
 from .tar_members import MAX_IMAGE_BYTES, Members, kind_of_file, list_members
@@ -36,19 +36,24 @@ class _Found:
     targets: list[int]
     bad: list[BadSample]
     labels: list[str | NoLabel] | None = None
+    places: np.ndarray | None = None
+    """As `ShardFields.places`."""
 
 
-def index_shard(path: str, labels: LabelSource | None = None) -> ShardIndex:
+def index_shard(
+    path: str, labels: LabelSource | None = None, fields: tuple[str, ...] = ()
+) -> ShardIndex:
     """Index one tar shard or one folder of images. Damage is recorded in `ShardIndex.bad`.
 
     `labels`: where labels are read from, for `ShardIndex.labels`. Without it, `target` is the
-    number in the sample's `.cls` member, or the number of its folder, or -1.
+    number in the sample's `.cls` member, or the number of its folder, or -1. `fields`: suffixes of
+    the members for `ShardIndex.fields`, of a tar.
     """
     if os.path.isdir(path):
         return _index_folder(path, labels)
     if not os.path.isfile(path):
         return unusable(path, "not a regular file", labels)
-    return _index_tar(path, labels)
+    return _index_tar(path, labels, fields)
 
 
 def index_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
@@ -57,7 +62,7 @@ def index_image(path: str, name: str, data: bytes, target: int) -> ShardIndex:
     return _judge(path, found, np.frombuffer(data, np.uint8), None)
 
 
-def _index_tar(path: str, source: LabelSource | None) -> ShardIndex:
+def _index_tar(path: str, source: LabelSource | None, fields: tuple[str, ...]) -> ShardIndex:
     if os.path.getsize(path) == 0:
         return unusable(path, "empty file", source)
     data = np.memmap(path, np.uint8, mode="r")
@@ -66,11 +71,11 @@ def _index_tar(path: str, source: LabelSource | None) -> ShardIndex:
         start = data[: tar.BLOCK].tobytes()
         reason = "holds no members" if whole and not len(damage) else kind_of_file(start)
         return unusable(path, reason, source)
-    found = _find_images(path, list_members(data, table), len(data), data, source)
+    found = _find_images(path, list_members(data, table), len(data), data, source, fields)
     found.bad.extend(_damage(path, damage, whole, len(data), found))
     if not found.names and not found.bad:  # folders only
         return unusable(path, "holds no members", source)
-    return _judge(path, found, data, source)
+    return _judge(path, found, data, source, fields)
 
 
 def _damage(
@@ -103,20 +108,28 @@ def unusable(path: str, reason: str, source: LabelSource | None) -> ShardIndex:
 
 
 def _find_images(
-    path: str, members: Members, length: int, data: np.ndarray, source: LabelSource | None
+    path: str,
+    members: Members,
+    length: int,
+    data: np.ndarray,
+    source: LabelSource | None,
+    fields: tuple[str, ...],
 ) -> _Found:
-    """Group members into samples by key; take one image and the label of each.
+    """Group members into samples by key; take one image, the label and the fields of each.
 
     Of several images, the one without a second suffix is taken (`x.jpg` before `x.depth.png`), then
     the first. A later member replaces one of the same name, as when a tar is unpacked.
     """
     choice = ImageChoice()
     labels: dict[str, int] = {}  # members that hold labels
+    others: dict[str, dict[str, int]] = {field: {} for field in fields}
     keys: dict[str, None] = {}
     suffix_of_labels = "cls" if source is None else source.kind
     limit = (MAX_LABEL_BYTES if source is None else source.max_bytes) + 1
     for number, name in enumerate(members.names):
         key, suffix = split_name(name)
+        if suffix in others and number not in members.problems:
+            others[suffix][key] = number
         if is_image(suffix):
             choice.add(key, suffix, name, number, members.problems.get(number))
         elif key.endswith("/") or not key:  # a hidden file
@@ -153,7 +166,21 @@ def _find_images(
         labels=[source.read(key, functools.partial(member, key)) for key in images]
         if source
         else None,
+        places=_places(others, list(images), members, length) if fields else None,
     )
+
+
+def _places(
+    others: dict[str, dict[str, int]], keys: list[str], members: Members, length: int
+) -> np.ndarray:
+    """(keys, fields, 2) int64: as `ShardFields.places`; a member that is cut short is lacking."""
+    places = np.full((len(keys), len(others), 2), -1, np.int64)
+    for field, numbers in enumerate(others.values()):
+        for row, key in enumerate(keys):
+            number = numbers.get(key)
+            if number is not None and members.offsets[number] + members.sizes[number] <= length:
+                places[row, field] = members.offsets[number], members.sizes[number]
+    return places
 
 
 class ImageChoice:
@@ -243,7 +270,13 @@ def _read_file(path: str) -> np.ndarray:
 _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 
 
-def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | None) -> ShardIndex:
+def _judge(
+    path: str,
+    found: _Found,
+    data: np.ndarray,
+    source: LabelSource | None,
+    fields: tuple[str, ...] = (),
+) -> ShardIndex:
     """Scan the headers of the images found; have Pillow decide on each that the scan rejects."""
     n = len(found.names)
     offsets = np.array(found.offsets, np.int64)
@@ -287,7 +320,12 @@ def _judge(path: str, found: _Found, data: np.ndarray, source: LabelSource | Non
     labels = None
     if source is not None and found.labels is not None:
         labels = pack_labels(source, [found.labels[number] for number in good])
-    return ShardIndex(path=path, samples=samples, names=names, bad=tuple(bad), labels=labels)
+    located = None
+    if found.places is not None:
+        located = ShardFields(names=fields, places=found.places[np.array(good, np.int64)])
+    return ShardIndex(
+        path=path, samples=samples, names=names, bad=tuple(bad), labels=labels, fields=located
+    )
 
 
 def _second_opinion(data: bytes, verdict: int) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 import bisect
 import functools
 import hashlib
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -37,8 +38,10 @@ class Dataset:
         *,
         labels: LabelSource | None = None,
         classes: Sequence[str] | None = None,
+        fields: tuple[str, ...] = (),
     ) -> None:
-        """`labels`, `classes`: as for `open_dataset`; the shards are indexed with these labels."""
+        """`labels`, `classes`, `fields`: as for `open_dataset`; the shards are indexed with these
+        labels and fields."""
         self.shards = list(shards)
         self.opened_with: dict[str, Any] | None = None
         """Arguments with which `open_dataset` makes the same dataset in another process."""
@@ -46,6 +49,8 @@ class Dataset:
         """The option `labels` by which the dataset was opened."""
         self.classes: tuple[str, ...] | None = None
         """The class list: `target` is a position in it. None without labels."""
+        self.fields = fields
+        """Suffixes of the members that batches bring along."""
         self.shard_sizes = [len(shard.samples) for shard in self.shards]
         self._ends = np.cumsum(self.shard_sizes).tolist()
         self.bad = [entry for shard in self.shards for entry in shard.bad]
@@ -82,6 +87,26 @@ class Dataset:
         shard, number = self.locate(index)
         sample = self.samples[index]
         return self.reader.read(shard.file(number), int(sample["offset"]), int(sample["size"]))
+
+    def read_fields(self, index: int) -> list[bytes | None]:
+        """Read the members `fields` of sample `index`, from any thread; None for each it lacks."""
+        shard, number = self.locate(index)
+        if shard.fields is not None:
+            return [
+                None if offset < 0 else self.reader.read(shard.file(number), offset, size)
+                for offset, size in shard.fields.places[number].tolist()
+            ]
+        beside = os.path.join(shard.path, shard.exact_key(number))
+        return [_read_beside(f"{beside}.{field}") for field in self.fields]
+
+    def __repr__(self) -> str:
+        labels = f", {len(self.classes)} classes by {self.labels}" if self.classes else ""
+        fields = f", fields {', '.join(self.fields)}" if self.fields else ""
+        return f"{type(self).__name__}({len(self)} samples, {self._origin}{labels}{fields})"
+
+    @property
+    def _origin(self) -> str:
+        return f"{len(self.shards)} shards"
 
     def batches(
         self,
@@ -131,3 +156,12 @@ class Dataset:
     def fingerprint(self) -> str:
         """Hash of the samples and their order, 16 hex digits; equal where sample numbers agree."""
         return hashlib.blake2b(self.samples["sample_id"].tobytes(), digest_size=8).hexdigest()
+
+
+def _read_beside(path: str) -> bytes | None:
+    """The bytes of a file in a folder of images; None where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, IsADirectoryError):
+        return None

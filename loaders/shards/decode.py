@@ -44,7 +44,7 @@ def decode_pillow(data: bytes) -> np.ndarray:
     A JPEG's metadata is left out, so that damage there does not matter.
     """
     data = without_metadata(data)
-    _require_few_scans(data, 0)
+    require_few_scans(data, 0)
     with _open(data) as image:
         try:
             return np.asarray(image.convert("RGB"))
@@ -62,7 +62,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         return image.height, image.width
 
 
-def _require_few_scans(data: bytes, scan: int) -> None:
+def require_few_scans(data: bytes, scan: int) -> None:
     """Raise BadImage where a JPEG whose first scan is at `scan` has more than `MAX_SCANS`."""
     if count_scans(data, scan) > MAX_SCANS:
         raise BadImage("too many scans")
@@ -173,7 +173,7 @@ class Decoder:
         if (height, width) != (sample["height"], sample["width"]):
             raise BadImage("size differs from the header")
         require_sane_size(height, width)
-        _require_few_scans(data, scan)
+        require_few_scans(data, scan)
         return True
 
     def _room(self, size: int) -> np.ndarray | None:

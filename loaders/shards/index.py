@@ -66,6 +66,17 @@ class ShardLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShardFields:
+    """Where the fields of a tar's usable samples lie."""
+
+    names: tuple[str, ...]
+    """The option `fields`."""
+    places: np.ndarray
+    """(n, fields, 2) int64: offset and size of each member, bytes; -1 for a member that a sample
+    lacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """The index of one shard."""
 
@@ -77,19 +88,26 @@ class ShardIndex:
     bad: tuple[BadSample, ...]
     labels: ShardLabels | None = None
     """None where the dataset is opened without `labels`."""
+    fields: ShardFields | None = None
+    """None where the dataset is opened without `fields`, and of a folder."""
     remote: RemoteShard | None = None
     """The version of the shard that was indexed, where `path` is a URL or a command."""
 
     def key(self, number: int) -> str:
         """The key of usable sample `number`, for reports."""
-        return readable(split_name(self.names[number].decode("utf-8", "surrogateescape"))[0])
+        return readable(self.exact_key(number))
+
+    def exact_key(self, number: int) -> str:
+        """The key of usable sample `number`; bytes that are not UTF-8 are surrogates."""
+        return split_name(self.names[number].decode("utf-8", "surrogateescape"))[0]
 
     def file(self, number: int) -> str:
         """The path of the file that holds usable sample `number`."""
-        if self._is_folder:
+        if self.is_folder:
             return os.path.join(self.path, os.fsdecode(self.names[number]))
         return self.path
 
     @functools.cached_property
-    def _is_folder(self) -> bool:
+    def is_folder(self) -> bool:
+        """Whether the shard is a folder of images."""
         return os.path.isdir(self.path)

@@ -21,7 +21,7 @@ from ..system.cpus import usable_cpus
 from ..system.files import write_atomically
 from ..system.progress import Progress, no_progress
 from .build_index import index_shard, unusable
-from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels
+from .index import SAMPLE_DTYPE, ShardFields, ShardIndex, ShardLabels
 from .labels import LabelSource
 from .names import image_files, is_remote, redact_url
 
@@ -31,27 +31,31 @@ FORMAT_VERSION = 2
 LABELS_VERSION = 1
 """As `FORMAT_VERSION`, of indexes with labels: bump when labels are read differently."""
 
+FIELDS_VERSION = 1
+"""As `LABELS_VERSION`, of indexes with fields."""
+
 
 def index_shards(
     paths: Sequence[str],
     *,
     labels: LabelSource | None = None,
+    fields: tuple[str, ...] = (),
     folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
-    load: Callable[[str, Path, LabelSource | None], ShardIndex] | None = None,
+    load: Callable[[str, Path, LabelSource | None, tuple[str, ...]], ShardIndex] | None = None,
 ) -> list[ShardIndex]:
     """Return the indexes of all shards, in the order of `paths`, built in parallel where missing.
 
     `folder`: where index files are kept (default: the cache folder). `progress` is called after
-    each shard. `load(path, folder, labels)` returns one index (default: `load_or_index`).
+    each shard. `load(path, folder, labels, fields)` returns one index (default: `load_or_index`).
     """
     where = Path(folder) if folder is not None else cache_folder("index")
     load = load or load_or_index
     done: list[ShardIndex] = []
     samples = 0
     with ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="index") as pool:
-        for index in pool.map(lambda path: load(path, where, labels), paths):
+        for index in pool.map(lambda path: load(path, where, labels, fields), paths):
             done.append(index)
             samples += len(index.samples)
             progress(f"shards indexed, {samples} samples", len(done), len(paths))
@@ -59,35 +63,48 @@ def index_shards(
 
 
 def load_or_index(
-    path: str, folder: Path | None = None, labels: LabelSource | None = None
+    path: str,
+    folder: Path | None = None,
+    labels: LabelSource | None = None,
+    fields: tuple[str, ...] = (),
 ) -> ShardIndex:
     """Return the index of one local shard: from the cache folder, or built now and stored there.
 
     A shard that cannot be read has an index without samples, which is not stored.
     """
-    file = cache_file(path, folder or cache_folder("index"), labels)
+    if os.path.isdir(path):
+        fields = ()  # which lie beside the images
+    file = cache_file(path, folder or cache_folder("index"), labels, fields)
     try:
-        stamp = label_stamp(_stamp(path), labels)
+        stamp = full_stamp(_stamp(path), labels, fields)
         index = read_cached(file, stamp, path)
         if index is not None:
             return index
-        index = index_shard(path, labels)
+        index = index_shard(path, labels, fields)
     except OSError as error:
         return unusable(path, f"cannot be read: {error.strerror or error}", labels)
     write_cached(file, stamp, index)
     return index
 
 
-def cache_file(path: str, folder: Path, labels: LabelSource | None = None) -> Path:
-    """The index file of a shard in `folder`; each source of labels has files of its own."""
+def cache_file(
+    path: str, folder: Path, labels: LabelSource | None = None, fields: tuple[str, ...] = ()
+) -> Path:
+    """The index file of a shard in `folder`; each source of labels and each choice of fields has
+    files of its own."""
     name = path if is_remote(path) else os.path.abspath(path)
     name += f"\nlabels {labels}" if labels else ""
+    name += f"\nfields {' '.join(fields)}" if fields else ""
     return folder / (hashlib.sha256(os.fsencode(name)).hexdigest()[:32] + ".npz")
 
 
-def label_stamp(stamp: str, labels: LabelSource | None) -> str:
-    """The stamp of a shard's index with labels of this source."""
-    return f"{stamp} labels {LABELS_VERSION} {labels}" if labels else stamp
+def full_stamp(stamp: str, labels: LabelSource | None, fields: tuple[str, ...] = ()) -> str:
+    """The stamp of a shard's index with labels of this source and with these fields."""
+    if labels:
+        stamp += f" labels {LABELS_VERSION} {labels}"
+    if fields:
+        stamp += f" fields {FIELDS_VERSION} {' '.join(fields)}"
+    return stamp
 
 
 def _stamp(path: str) -> str:
@@ -129,7 +146,7 @@ def read_cached(file: Path, stamp: str, path: str) -> ShardIndex | None:
         return None
 
 
-_ARRAYS = ("stamp", "samples", "names", "bad", "remote", "labels", "codes")
+_ARRAYS = ("stamp", "samples", "names", "bad", "remote", "labels", "codes", "fields", "places")
 """Names of the arrays in an index file."""
 
 
@@ -150,6 +167,13 @@ def _unpack(stored: dict[str, np.ndarray], path: str) -> ShardIndex:
             codes=stored["codes"],
             reasons=tuple(facts["reasons"]),
         )
+    fields = None
+    if "fields" in stored:
+        names_of_fields = tuple(json.loads(str(stored["fields"])))
+        places = stored["places"]
+        if places.dtype != np.int64 or places.shape != (len(samples), len(names_of_fields), 2):
+            raise ValueError("its fields do not fit its samples")
+        fields = ShardFields(names=names_of_fields, places=places)
     return ShardIndex(
         path=path,
         samples=samples,
@@ -158,6 +182,7 @@ def _unpack(stored: dict[str, np.ndarray], path: str) -> ShardIndex:
             BadSample(**{**entry, "shard": path}) for entry in json.loads(str(stored["bad"]))
         ),
         labels=labels,
+        fields=fields,
         remote=remote,
     )
 
@@ -178,5 +203,8 @@ def write_cached(file: Path, stamp: str, index: ShardIndex) -> None:
         mine = index.labels
         texts = {"source": mine.source, "names": mine.names, "reasons": mine.reasons}
         arrays["labels"], arrays["codes"] = np.array(json.dumps(texts)), mine.codes
+    if index.fields is not None:
+        arrays["fields"] = np.array(json.dumps(index.fields.names))
+        arrays["places"] = index.fields.places
     with write_atomically(file) as out:
         np.savez(out, **arrays)  # type: ignore[arg-type]

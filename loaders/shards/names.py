@@ -24,7 +24,7 @@ _SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://"
 _URL = re.compile(_SCHEME.pattern + r"[^\s'\"<>|]+")
 _TAR = re.compile(r"\.(tar(\.(gz|bz2|xz|zst|lz4|Z))?|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _ANGLE_RANGE = re.compile(r"<(\d+)\.\.(\d+)>")
-_HIDDEN = "…"
+HIDDEN = "…"
 
 MAX_NAME = 1024
 """Longest name of an image that is used, bytes: file systems stop at 255 a part. An index keeps
@@ -74,8 +74,8 @@ def _redact_command(command: str) -> str:
             _TAR.search(word) and re.fullmatch(r"[\w.+/-]+", word)
         ):
             shown.append(word)
-        elif not shown or shown[-1] != _HIDDEN:
-            shown.append(_HIDDEN)
+        elif not shown or shown[-1] != HIDDEN:
+            shown.append(HIDDEN)
     return " ".join(shown)
 
 
@@ -90,7 +90,7 @@ def redact_output(command: str, output: str) -> str:
     output = redact_text(output)
     for word in re.split(r"[\s'\"=:@&?|;]+", command):
         if len(word) >= _SECRET_LENGTH and word not in shown:
-            output = output.replace(word, _HIDDEN)
+            output = output.replace(word, HIDDEN)
     return output
 
 

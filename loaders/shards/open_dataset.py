@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from ...kernels.errors import InvalidInput
+from ..fields import check_fields
 from ..remote.config import RemoteConfig
 from ..remote.dataset import RemoteDataset
 from ..remote.stream import StreamDataset
@@ -28,6 +29,7 @@ def open_dataset(
     *,
     labels: str | None = None,
     classes: Sequence[str] | None = None,
+    fields: Iterable[str] | None = None,
     index_folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress = no_progress,
@@ -47,17 +49,22 @@ def open_dataset(
     "1", … up to the largest label where all are numbers, else the labels sorted. `target` is a
     label's position in `dataset.classes`. A stream cannot know its list and needs `classes`.
 
+    `fields`: suffixes of other members, such as ("txt", "json"), whose values batches bring along;
+    see `decode_field`. In a folder they are the files beside the images. .beton files have none.
+
     Raises FileNotFoundError where a pattern matches nothing or a server lacks a shard, RemoteError
     where a server fails, EmptyDataset where no sample is usable, InvalidInput where .beton files
-    are mixed with other shards, streamed or remote, and where a sample has no label or one that is
-    not in the class list.
+    are mixed with other shards, streamed, remote or opened with fields, and where a sample has no
+    label or one that is not in the class list.
     """
+    chosen = check_fields(fields)
     shards = shards if isinstance(shards, str | os.PathLike) else list(shards)
-    dataset = _open(shards, labels, classes, index_folder, threads, progress, remote)
+    dataset = _open(shards, labels, classes, chosen, index_folder, threads, progress, remote)
     dataset.opened_with = {
         "shards": shards,
         "labels": labels,
         "classes": classes,
+        "fields": chosen,
         "index_folder": index_folder,
         "threads": threads,
         "remote": remote,
@@ -69,6 +76,7 @@ def _open(
     shards: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     labels: str | None,
     classes: Sequence[str] | None,
+    fields: tuple[str, ...],
     index_folder: str | os.PathLike[str] | None,
     threads: int | None,
     progress: Progress,
@@ -81,23 +89,34 @@ def _open(
     betons = [path for path in paths if is_beton(path)]
     if betons:
         _require_local_betons(betons, len(paths), remote)
+        if fields:
+            raise InvalidInput(
+                f"a .beton file has no fields, got {', '.join(fields)} for {betons[0]}: pass the "
+                "tar shards that it was made from, or leave fields out"
+            )
         return BetonDataset(betons, labels=source, classes=listed)
     if remote.mode == "stream":
-        return StreamDataset(paths, remote, labels=source, classes=listed)
+        return StreamDataset(paths, remote, labels=source, classes=listed, fields=fields)
     if any(map(is_remote, paths)):
         return RemoteDataset.index(
             paths,
             remote,
             labels=source,
             classes=listed,
+            fields=fields,
             index_folder=index_folder,
             threads=threads,
             progress=progress,
         )
     indexes = index_shards(
-        paths, labels=source, folder=index_folder, threads=threads, progress=progress
+        paths,
+        labels=source,
+        fields=fields,
+        folder=index_folder,
+        threads=threads,
+        progress=progress,
     )
-    return Dataset(indexes, labels=source, classes=listed)
+    return Dataset(indexes, labels=source, classes=listed, fields=fields)
 
 
 def _require_local_betons(betons: list[str], shards: int, remote: RemoteConfig) -> None:

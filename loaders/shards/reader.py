@@ -51,6 +51,10 @@ class ShardReader:
     def __init__(self) -> None:
         self._open = functools.lru_cache(maxsize=open_files())(self._open_file)
 
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[()]]:
+        """A copy opens files of its own."""
+        return ShardReader, ()
+
     @staticmethod
     def _open_file(path: str) -> io.FileIO:
         return io.FileIO(path, "rb")  # closes once the cache and the last reading thread drop it

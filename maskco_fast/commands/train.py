@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from maskco_fast.config_file import as_file, with_config_file
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.errors import SUCCESS, WRONG_OPTIONS, say
 from maskco_fast.evaluation.monitor import KnnMonitor
@@ -21,7 +22,7 @@ from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.pictures.loss import loss_picture
 from maskco_fast.pictures.views import draw_views
 from maskco_fast.progress import ProgressLines, duration
-from maskco_fast.training.config import TrainConfig, public
+from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import (
     DTYPES,
     choose_device,
@@ -38,6 +39,11 @@ from maskco_fast.training.trainer import Trainer
 
 VIEWS_DRAWN = 3
 """Images of views.png: the first of the first epoch."""
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """The arguments with those of the `--config` file."""
+    return with_config_file(arguments, TrainConfig())
 
 
 def defaults(arguments: Sequence[str]) -> TrainConfig:
@@ -159,7 +165,11 @@ def _dataset(config: TrainConfig) -> Dataset:
         say("no --shards: using the built-in demo set, which is drawn on first use")
         shards = [str(path) for path in demo_shards(progress=ProgressLines())]
     return open_dataset(
-        shards, threads=config.loader_threads, progress=ProgressLines(), remote=config.remote
+        shards,
+        labels=config.labels,
+        threads=config.loader_threads,
+        progress=ProgressLines(),
+        remote=config.remote,
     )
 
 
@@ -191,6 +201,7 @@ def _loader(
         seed=config.seed,
         rank=world.rank,
         world_size=world.size,
+        shuffle_block=config.shuffle_block,
         threads=config.loader_threads or loader_threads(device.type, world.local_size),
         decode=config.decode,
         remote=config.remote,
@@ -227,4 +238,4 @@ def _check_length(loader: Loader) -> None:
 
 def _write_config(config: TrainConfig) -> None:
     """Write config.json: every field, as of the newest start of this run."""
-    write_json(config.run_dir / "config.json", public(config))
+    write_json(config.run_dir / "config.json", as_file(config))

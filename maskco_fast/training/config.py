@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
+from maskco_fast.loaders.order import SHARDS_PER_BLOCK
 from maskco_fast.loaders.shards.names import redact
+from maskco_fast.loggers import LOGGERS
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
 from maskco_fast.networks.config import ModelConfig, group_length
 from maskco_fast.training.optimizer import OptimizerConfig
@@ -53,7 +55,10 @@ class RunConfig:
     """Steps between progress lines and TensorBoard entries, and on CUDA between reads of the
     losses. metrics.jsonl has a line for every step in any case."""
     tensorboard: bool = field(default=True, metadata=MAY_CHANGE)
-    """Also write TensorBoard event files."""
+    """Write TensorBoard event files; --no-tensorboard leaves tensorboard out of --loggers."""
+    loggers: str = field(default="jsonl,tensorboard", metadata=MAY_CHANGE)
+    """Where the steps are logged, names with commas between: jsonl (metrics.jsonl, written in any
+    case), tensorboard, wandb, trackio, mlflow. The last three are optional packages."""
     log_samples: bool = field(default=False, metadata=MAY_CHANGE)
     """Write samples.jsonl: one line per step with the ids (hashes of the keys) of its images, in
     the order of the epoch."""
@@ -87,12 +92,21 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise InvalidInput(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in self.logger_names:
+            if name not in LOGGERS:
+                raise InvalidInput(f"`loggers` must be of {', '.join(LOGGERS)}, got {name!r}.")
         if self.cuda_graphs and self.accumulate > 1:
             raise InvalidInput(
                 f"`accumulate` must be 1 with `cuda_graphs`, got {self.accumulate}: a graph's next "
                 "replay overwrites the outputs of the micro-batch before. Omit --cuda-graphs, or "
                 "lower --batch-size instead of using --accumulate."
             )
+
+    @property
+    def logger_names(self) -> list[str]:
+        """The names in `loggers`, each once."""
+        names = dict.fromkeys(name.strip() for name in self.loggers.split(","))
+        return [name for name in names if name and (name != "tensorboard" or self.tensorboard)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +117,9 @@ class TrainConfig(RunConfig, MethodFields):
     shards: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """Tar shards: paths, globs, `{0000..0331}` ranges, http(s)://, s3:// and pipe: names, or
     folders of images. None: the built-in demo set."""
+    config: pathlib.Path | None = field(default=None, metadata=MAY_CHANGE)
+    """JSON file with options, such as another run's config.json or a part of it. The options of the
+    command line win over the file's, and the file's over the recipe's."""
     recipe: str = field(default="paper", metadata=MAY_CHANGE)
     """Recipe that sets the defaults."""
     loader: LoaderName = field(default="auto", metadata=MAY_CHANGE)
@@ -113,6 +130,11 @@ class TrainConfig(RunConfig, MethodFields):
     loader_process: bool = field(default=False, metadata=MAY_CHANGE)
     """Make the batches in a process of their own, so that the step's Python and the loader's do not
     share an interpreter lock; the batches are the same."""
+    shuffle_block: int = SHARDS_PER_BLOCK
+    """Shards that are shuffled together, and so read at the same time."""
+    labels: str | None = None
+    """Where labels are read from: cls, json:FIELD or folder. For methods that use them; None needs
+    no labels."""
     decode: Literal["exact", "fast"] = "exact"
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
     libjpeg's fast IDCT; the others as with exact."""
@@ -137,6 +159,8 @@ class TrainConfig(RunConfig, MethodFields):
             raise InvalidInput(
                 f"`loader_threads` must be at least 1 or None, got {self.loader_threads}."
             )
+        if self.shuffle_block < 1:
+            raise InvalidInput(f"`shuffle_block` must be at least 1, got {self.shuffle_block}.")
         if find_method(self.method).method.spans_whole_batch and self.accumulate > 1:
             raise InvalidInput(
                 f"`accumulate` must be 1 for {self.method}, got {self.accumulate}: its loss or "

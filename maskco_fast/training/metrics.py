@@ -1,4 +1,4 @@
-"""Run logging: JSON lines for every step, TensorBoard, and a progress line."""
+"""Run logging: JSON lines for every step, the loggers by name, and a progress line."""
 
 import collections
 import contextlib
@@ -7,11 +7,13 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
 from maskco_fast.loaders.system.files import name_full_disk
+from maskco_fast.loggers import LOGGERS, Logger
 from maskco_fast.progress import LOG_SECONDS, TERMINAL_SECONDS, duration
 
 Line = dict[str, float | int]
@@ -166,19 +168,21 @@ class Metrics:
         step: int,
         steps: int,
         log_every: int,
-        tensorboard: bool,
+        loggers: Sequence[str],
         log_samples: bool,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
+        """`loggers`: names in `LOGGERS`; MissingPackage where one is not installed. `config`: the
+        run's settings by dotted name, for trackers."""
         self._file = StepsFile(run_dir / "metrics.jsonl", step=step)
         self._samples = StepsFile(run_dir / "samples.jsonl", step=step) if log_samples else None
         self._progress = TrainingProgress(steps=steps, window=log_every)
         self._log_every = log_every
-        self._board: Any = None
-        if tensorboard:
-            # Imported here because the import takes a second.
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._loggers: dict[str, Logger] = {}
+        for name in loggers:
+            make = LOGGERS[name]
+            if make is not None:
+                self._loggers[name] = make(run_dir, step=step, config=config or {})
 
     def record(self, line: Line, sample_ids: Sequence[int]) -> None:
         """Log a step: its metrics and the ids of its images."""
@@ -188,13 +192,26 @@ class Metrics:
                 {"step": line["step"], "epoch": line["epoch"], "sample_ids": sample_ids}
             )
         self._progress.add(line)
-        if self._board is not None:
-            step = int(line["step"])
-            due = line if step % self._log_every == 0 else line.keys() & set(MEASURED)
-            with name_full_disk(self._board.get_logdir()):
-                for name in due:
-                    if name != "step":
-                        self._board.add_scalar(name, line[name], step)
+        step = int(line["step"])
+        due = line if step % self._log_every == 0 else line.keys() & set(MEASURED)
+        values = {name: line[name] for name in due if name != "step"}
+        if values:
+            self._each_logger(lambda logger: logger.log(step, values))
+
+    def _each_logger(self, call: Callable[[Logger], None]) -> None:
+        """Call each logger; one that fails and may do so is left out from then on."""
+        for name, logger in list(self._loggers.items()):
+            try:
+                call(logger)
+            except Exception as error:  # a tracker's server is away; packages raise every kind
+                if not logger.may_fail:
+                    raise
+                del self._loggers[name]
+                warnings.warn(
+                    f"the run goes on without --loggers {name}, which failed: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def sync(self) -> None:
         """Force the JSON lines to the disk; see `StepsFile.sync`."""
@@ -217,5 +234,4 @@ class Metrics:
             self._file.close()
             if self._samples is not None:
                 self._samples.close()
-            if self._board is not None:
-                self._board.close()
+            self._each_logger(lambda logger: logger.close())

@@ -19,7 +19,7 @@ from maskco_fast.loaders.system.files import write_json
 from maskco_fast.methods.base import Method
 from maskco_fast.training import checkpoint
 from maskco_fast.training.checkpoint_writer import CheckpointWriter
-from maskco_fast.training.config import RunConfig, differences, public
+from maskco_fast.training.config import RunConfig, differences, flatten, public
 from maskco_fast.training.deferred_scalars import DeferredScalars, Line
 from maskco_fast.training.devices import autocast, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
@@ -190,7 +190,8 @@ class Trainer:
             step=self.step,
             steps=config.max_steps,
             log_every=config.log_every,
-            tensorboard=config.tensorboard,
+            loggers=config.logger_names,
+            config=flatten(public(config)),
             log_samples=config.log_samples,
         )
         writer = CheckpointWriter(self.checkpoint_folder, keep=config.keep_checkpoints)

@@ -24,7 +24,7 @@ def imported(text: str) -> set[str]:
     """The modules under benchmarks/ that a file imports."""
     found = set()
     for package, names in re.findall(
-        r"^from (benchmarks[\w.]*) import (\([^)]*\)|.*)$", text, re.MULTILINE
+        r"^ *from (benchmarks[\w.]*) import (\([^)]*\)|.*)$", text, re.MULTILINE
     ):
         found.add(package)
         for name in names.strip("()").split(","):

@@ -1,12 +1,15 @@
 """The commands that time decoding, kernels and cores, at small size."""
 
 import dataclasses
+import sys
+import types
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from benchmarks.speed import decode, kernels, scaling
+from benchmarks.speed import decode, decoders, kernels, scaling
+from tests.support.images import encode, picture
 
 MakeShards = Callable[..., list[str]]
 
@@ -25,6 +28,33 @@ def test_decode_prints_every_kind_of_image(
         "512 x 512, progressive",
     ]
     assert all(line.count("x ") >= 2 for line in lines)
+
+
+def test_decoders_are_measured_or_named_as_missing(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = dict(decoders.PEERS)
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
+    decoders.main(decoders.Options(shards=tuple(make_shards(1, 4)), images=3, rounds=1))
+    *rows, last = capsys.readouterr().out.splitlines()[2:]
+    measured, missing = [row[:14].strip() for row in rows], last.partition(": ")[2].split(", ")
+    assert sorted([*measured, *missing]) == sorted([decoders.OURS, *peers])
+    assert "OpenCV" in missing
+    levels = {name: int(row.split()[-1]) for name, row in zip(measured, rows)}
+    assert levels[decoders.OURS] == levels["simplejpeg"] == levels["Pillow"] == 0
+
+
+def test_the_public_benchmarks_adapter_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its base class in place of the benchmark's, which is no package of an index."""
+    module = types.ModuleType("imread_benchmark.decoders")
+    module.BaseDecoder = type("BaseDecoder", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "imread_benchmark", types.ModuleType("imread_benchmark"))
+    monkeypatch.setitem(sys.modules, "imread_benchmark.decoders", module)
+    from benchmarks.speed import maskco_fast_decoder
+
+    data = encode(picture(24, 32, 0))
+    decoded = maskco_fast_decoder.MaskCoFastDecoder().decode(data)
+    np.testing.assert_array_equal(decoded, decoders.decode_reference(data))
 
 
 def test_kernels_prints_every_stage(

@@ -23,7 +23,14 @@ from torchvision.transforms import v2
 
 from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import LOADERS, TooManyBadSamples, View, ViewConfig, make_loader
+from maskco_fast.loaders import (
+    LOADERS,
+    IteratorSuperseded,
+    TooManyBadSamples,
+    View,
+    ViewConfig,
+    make_loader,
+)
 from tests.support.batches import key_boxes, masked_box
 from tests.support.images import encode, picture, write_tar
 
@@ -190,11 +197,11 @@ def test_batches_are_the_same_for_any_number_of_threads(backend, make_shards):
 def test_batches_unpack_and_move(backend, make_shards):
     with make_loader(make_shards(1, 8), 4, views=VIEWS, backend=backend) as loader:
         batch = next(iter(loader))
-    query, key, masked_box, key_boxes, sample_id = batch
+    query, key, masked_box, key_boxes, target = batch
     assert query.shape == key.shape == (4, 3, 48, 48)
     assert masked_box.shape == (4, 4)
     assert key_boxes.shape == (4, 17, 4)
-    assert sample_id.dtype == torch.int64
+    assert target is batch.target
     assert len(batch) == 4
     moved = batch.to("cpu")
     assert same(batch, moved)
@@ -210,9 +217,9 @@ def test_plain_views(backend, make_shards):
     ):
         with make_loader(shards, 8, views=views, backend=backend) as loader:
             (batch,) = loader
-        *tensors, sample_id = batch
+        *tensors, target = batch
         assert [tuple(tensor.shape) for tensor in tensors] == [(8, 3, 64, 64)] * count
-        assert len(sample_id) == 8
+        assert target is batch.target
         assert batch.masked_box is None
 
 
@@ -359,10 +366,12 @@ def test_a_newer_iterator_ends_the_older_one(backend, make_shards):
         first = next(older)
         newer = iter(loader)
         second = next(newer)
-        with pytest.raises(StopIteration):
+        with pytest.raises(IteratorSuperseded, match="a newer iterator ended this iterator"):
             next(older)
         assert not same(first, second)
-        assert len(newer) == 2
+        assert len(older) == len(newer) == 4
+        assert len(list(newer)) == 3
+        assert loader.epoch == 2
 
 
 def test_keyboard_interrupt_leaves_nothing_behind(backend, make_shards, monkeypatch):

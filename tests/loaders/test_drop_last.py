@@ -89,9 +89,7 @@ def test_a_run_resumes_before_the_short_batch(backend, make_shards):
         state = loader.state_dict()
     with rank_loader(shards, backend) as loader:
         loader.load_state_dict(state)
-        iterator = iter(loader)
-        assert len(iterator) == 1
-        assert indices(iterator) == truth[2:]
+        assert indices(loader) == truth[2:]
         assert loader.epoch == 1
         assert loader.state_dict()["consumed"] == 0
     parts = []

@@ -121,6 +121,7 @@ def test_a_killed_process_is_named_and_another_starts(loader, epochs, monkeypatc
 
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", signalled)
+    loader.load_state_dict(loader.state_dict())
     rest = list(loader)
     assert all(same(one, other) for one, other in zip(first[done:], rest, strict=True))
     process_of(loader).send_signal(signal.SIGTERM)

@@ -1,8 +1,12 @@
 """Progress lines: at most one an interval, with the time left."""
 
+import io
+import sys
+
 import pytest
 
 from maskco_fast import progress
+from maskco_fast.errors import CLEAR_LINE, say
 from maskco_fast.progress import ProgressLines, duration
 
 
@@ -39,3 +43,39 @@ def test_duration():
     assert duration(59.6) == "1:00 min"
     assert duration(3599) == "59:59 min"
     assert duration(11110) == "3:05:10 h"
+
+
+def terminal(monkeypatch):
+    """A terminal of 60 columns as stderr and a clock set by hand: (stream, clock)."""
+    clock = [0.0]
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    return stream, clock
+
+
+def test_a_terminal_gets_a_bar_that_is_drawn_over_and_stays_full(monkeypatch):
+    stream, clock = terminal(monkeypatch)
+    report = ProgressLines()
+    for done in range(1, 4):
+        clock[0] += 0.4
+        report("images written, https://user:secret@host/a.tar", done, 3)
+    say("next")
+    *bars, last, after = stream.getvalue().split(CLEAR_LINE)[1:]
+    assert bars == ["█" * 16 + "░" * 8 + " 2/3 images written, https://host/a\r"]
+    assert last == "█" * 24 + " 3/3 images written, https://host/a\n"
+    assert after == "maskco-fast: next\n"
+
+
+def test_no_bar_for_short_work_or_on_a_dumb_terminal(monkeypatch):
+    stream, clock = terminal(monkeypatch)
+    ProgressLines()("images written", 4, 4)
+    assert stream.getvalue() == ""
+    monkeypatch.setenv("TERM", "dumb")
+    report = ProgressLines()
+    clock[0] += 1.0
+    report("images written", 1, 4)
+    assert stream.getvalue() == "maskco-fast: 1/4 images written\n"

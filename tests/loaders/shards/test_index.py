@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import MAX_PIXELS, BadImage, Decoder, decode_pillow
 from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, sample_id, split_name
 from maskco_fast.loaders.shards.index_cache import index_shards, load_or_index
-from maskco_fast.loaders.shards.labels import LabelSource
 from tests.support.images import encode, picture, write_tar
 
 
@@ -181,9 +181,9 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
     made = []
     real = index_shard
 
-    def index(name: str, labels: LabelSource | None) -> object:
+    def index(name: str, *options: Any) -> object:
         made.append(name)
-        return real(name, labels)
+        return real(name, *options)
 
     monkeypatch.setattr(index_cache, "index_shard", index)
     first = load_or_index(path, tmp_path / "index")

@@ -11,7 +11,17 @@ from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.registry import METHODS
 from maskco_fast.training.config import MAY_CHANGE, TrainConfig, differences
 
-FIXED = {"batch_size", "decode", "method", "model", "optimizer", "seed", *METHODS}
+FIXED = {
+    "batch_size",
+    "decode",
+    "labels",
+    "method",
+    "model",
+    "optimizer",
+    "seed",
+    "shuffle_block",
+    *METHODS,
+}
 """The fields that determine a run's numbers, apart from their rounding."""
 
 

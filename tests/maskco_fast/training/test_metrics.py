@@ -106,7 +106,7 @@ def test_tensorboard_gets_every_log_every_th_step(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with Metrics(
-        tmp_path, step=0, steps=6, log_every=2, tensorboard=True, log_samples=True
+        tmp_path, step=0, steps=6, log_every=2, loggers=["tensorboard"], log_samples=True
     ) as metrics_of_run:
         for step in range(1, 7):
             metrics_of_run.record(line(step, loss=float(step)), [10 * step, 10 * step + 1])
