@@ -98,7 +98,8 @@ PARTS: Mapping[str, Part] = {
     "step": Part(
         seconds=90,
         answers="the step by variants: ms, launches, busy share, kernels by name",
-        command="step --profile {out}/step-kernels.txt",
+        command="step --variants eager cuda-graphs torch-batch-norm one-group fp16 "
+        "--profile {out}/step-kernels.txt",
         small=f"{SMALL_STEP} --variants eager",
     ),
     "tests": Part(
@@ -128,8 +129,8 @@ PARTS: Mapping[str, Part] = {
     "train": Part(
         seconds=110,
         answers="the loader alone, and steps that it feeds: data wait, idle share",
-        command="step --shards {shards} --profile {out}/train-kernels.txt",
-        small=f"{SMALL_STEP} --train-steps 3 --loader-seconds 0.2",
+        command="step --variants cuda-graphs --shards {shards} --profile {out}/train-kernels.txt",
+        small=f"{SMALL_STEP} --variants eager --train-steps 3 --loader-seconds 0.2",
     ),
     "run": Part(
         seconds=80,
@@ -152,8 +153,8 @@ PARTS: Mapping[str, Part] = {
     ),
     "compiled": Part(
         seconds=120,
-        answers="the step with --compile and --cuda-graphs",
-        command="step --variants compile cuda-graphs --seconds-a-variant 50",
+        answers="the step with --compile",
+        command="step --variants compile --seconds-a-variant 50",
         small=f"{SMALL_STEP} --variants compile --group 8 --force-backend aot_eager",
     ),
 }

@@ -61,7 +61,7 @@ class Options:
     variants: tuple[Variant, ...] = ("eager", "torch-batch-norm", "one-group", "fp16")
     """torch-batch-norm: torch's operators, group by group, in place of the Triton kernels.
     one-group: a batch is one BatchNorm group, which shows what groups cost. no-benchmark: cuDNN
-    chooses its algorithms without timing them. All in bf16 but fp16, fp32 and tf32."""
+    chooses its algorithms without timing them. All in bf16 but fp16, fp32 and tf32. cuda-graphs: the whole step is one."""
     batch: int = 256
     """Images a step."""
     size: int = 224
@@ -79,7 +79,7 @@ class Options:
     device: str = "cuda"
     """cuda, or cpu for a dry run."""
     shards: str | None = None
-    """With these, the loader feeds `train_steps` steps instead of the variants."""
+    """With these, the loader feeds `train_steps` steps of the first variant alone."""
     train_steps: int = 60
     """Steps fed by the loader, after 5 others."""
     loader_seconds: float = 5.0
@@ -221,7 +221,7 @@ def fed(options: Options) -> dict[str, Any]:
     """The loader alone, then steps that it feeds: what the run's metrics say, and what happened."""
     assert options.shards is not None
     with tempfile.TemporaryDirectory() as folder:
-        probe = make_trainer(options, "eager", folder)
+        probe = make_trainer(options, options.variants[0], folder)
         with make_loader(
             options.shards,
             options.batch,
@@ -235,7 +235,7 @@ def fed(options: Options) -> dict[str, Any]:
             loader_process=options.loader_process,
         ) as loader:
             alone = loader_alone(loader, options.loader_seconds, options.device)
-            trainer = make_trainer(options, "eager", folder, loader)
+            trainer = make_trainer(options, options.variants[0], folder, loader)
             batches, stop = trainer._batches(), StopSignal(lambda: None)
 
             def step() -> None:

@@ -100,6 +100,9 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int
     ) -> torch.Tensor:
         """Run the CUDA kernels on groups of `length` images and update the running statistics."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
         return operators.batch_norm(
             input,
             residual,
