@@ -61,7 +61,8 @@ class Options:
     variants: tuple[Variant, ...] = ("eager", "torch-batch-norm", "one-group", "fp16")
     """torch-batch-norm: torch's operators, group by group, in place of the Triton kernels.
     one-group: a batch is one BatchNorm group, which shows what groups cost. no-benchmark: cuDNN
-    chooses its algorithms without timing them. All in bf16 but fp16, fp32 and tf32. cuda-graphs: the whole step is one."""
+    chooses its algorithms without timing them. cuda-graphs: the whole step is one. All in bf16 but
+    fp16, fp32 and tf32."""
     batch: int = 256
     """Images a step."""
     size: int = 224
