@@ -56,6 +56,7 @@ class GraphedStep:
         """Record the step on a copy of `batch`, without training on it."""
         self._batch = batch.clone()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
+        # The loader's threads may allocate meanwhile; only this one must not wait for the device.
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             self._scalars = self._step(self._batch)
         self._graph = graph

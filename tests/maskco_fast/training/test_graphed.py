@@ -31,7 +31,7 @@ class Graphs:
         """Streams of a CPU are one."""
 
     @contextlib.contextmanager
-    def record(self, graph: Any, stream: Any) -> Iterator[None]:
+    def record(self, graph: Any, **options: Any) -> Iterator[None]:
         self.recording = True
         yield
         self.recording = False
