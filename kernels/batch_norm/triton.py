@@ -187,7 +187,7 @@ def _usable(device: torch.device) -> bool:
     return usable(device)
 
 
-def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+def on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Make the tensor's device the current one, on which Triton launches."""
     if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
         return torch.cuda.device(tensor.device)
@@ -217,7 +217,7 @@ def _statistics(
     mean_GC = x.new_empty(groups, problem.channels, dtype=torch.float32)
     inverse_GC = torch.empty_like(mean_GC)
     join_groups, join_chunks = join_shape(groups, plan.chunks)
-    with _on(x):
+    with on(x):
         kernels.moments[(groups * plan.chunks * plan.tiles,)](
             x, partials, groups, problem.rows, problem.channels,
             plan.chunk, plan.chunks, plan.tiles,
@@ -266,7 +266,7 @@ def _normalise(
     problem = Problem.of(x, len(mean_GC))
     plan = problem.plan("normalise")
     out = torch.empty_like(x)
-    with _on(x):
+    with on(x):
         kernels.normalise[(problem.groups * plan.chunks * plan.tiles,)](
             x, x if residual is None else residual, weight_C, bias_C, mean_GC, inverse_GC, out,
             problem.rows, problem.channels, plan.chunk, plan.chunks, plan.tiles,
@@ -314,7 +314,7 @@ def _gradients(
     out = torch.empty_like(x)
     join_groups, join_chunks = join_shape(groups, plan.chunks)
     known = (weight_C, bias_C, mean_GC, inverse_GC)
-    with _on(x):
+    with on(x):
         kernels.gradient_sums[(groups * plan.chunks * plan.tiles,)](
             gradient, x, x if output is None else output, x if output is None else masked,
             *known, partials, groups, problem.rows, channels, plan.chunk, plan.chunks, plan.tiles,
@@ -387,7 +387,7 @@ def _fork_gradient(
     problem = Problem.of(gradient, 1)
     plan = problem.plan("fork_gradient")
     out = torch.empty_like(gradient)
-    with _on(gradient):
+    with on(gradient):
         kernels.fork_gradient[(plan.chunks * plan.tiles,)](
             gradient, residual_gradient, out, problem.rows, problem.channels,
             plan.chunk, plan.chunks, plan.tiles, *gradient.shape[2:],
