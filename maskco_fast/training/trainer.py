@@ -302,6 +302,7 @@ class Trainer:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.step = state["steps_done"]
+        self._train = self._make_step()  # a graph holds the former state's addresses
 
     def _arithmetic(self) -> dict[str, str | int]:
         """Settings that change the rounding of a step; sums over other threads, for example."""
