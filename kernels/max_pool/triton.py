@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..batch_norm.triton import fits, on
 
-PIXELS = 32
+PIXELS = 16
 """Pixels of a program."""
 CHANNELS = 64
 """Channels of a program, of 2 or 4 bytes: with 4 warps a thread has vectors of 16 bytes."""
