@@ -6,8 +6,8 @@
 Each part is a process with a time limit of its own. It writes its results after every one into
 PART.json, and its output into PART.log; session.json joins them after every part. A part begins
 only if enough of `--limit-s` is left. Nothing is installed: packages that the machine lacks may lie
-as wheels in `.gpu/whl` of the checkout, and are unpacked. Not yet run on a GPU; `--device cpu` runs
-all parts at small sizes without one.
+as wheels in `.gpu/whl` of the checkout, and are unpacked. `--device cpu` runs all parts at small
+sizes without a GPU.
 """
 
 import contextlib
@@ -96,7 +96,7 @@ PARTS: Mapping[str, Part] = {
         small=SMALL_CHECK,
     ),
     "step": Part(
-        seconds=90,
+        seconds=150,
         answers="the step by variants: ms, launches, busy share, kernels by name",
         command="step --variants eager cuda-graphs torch-batch-norm one-group fp16 "
         "--profile {out}/step-kernels.txt",

@@ -5,7 +5,7 @@
 
 Every variant is `Trainer`'s own step on one batch again and again. Times are between events on the
 stream; the busy share and the kernels come from the profiler. With shards the native loader feeds
-the step. Not yet run on a GPU; `--device cpu` runs all of it without one.
+the step. `--device cpu` runs all of it without a GPU.
 """
 
 import contextlib

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..batch_norm.triton import fits, on
+from ..batch_norm import triton as batch_norm
+from ..batch_norm.triton import on
 
 PIXELS = 16
 """Pixels of a program."""
@@ -18,7 +19,10 @@ CHANNELS = 64
 """Channels of a program, of 2 or 4 bytes: with 4 warps a thread has vectors of 16 bytes."""
 OPTIONS = {"num_warps": 4}
 
-__all__ = ["fits", "max_pool"]
+
+def fits(x: torch.Tensor) -> bool:
+    """Whether the kernels take the tensor: as BatchNorm's, and in no graph that torch compiles."""
+    return not batch_norm.visible() and batch_norm.fits(x, None)
 
 
 def max_pool(x: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ class Trunk(ResNet):
 
     def _pool(self, x: torch.Tensor) -> torch.Tensor:
         """`maxpool`, by the CUDA kernels where they can."""
-        if not torch.compiler.is_compiling() and max_pool.fits(x, None):
+        if max_pool.fits(x):
             return max_pool.max_pool(x)
         return self.maxpool(x)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.gpu import count
+from benchmarks.estimates import count
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
 
 SMALL = count.Options(trunk="resnet18", batch=4, group=2, size=32, nodes=False)
@@ -35,7 +35,7 @@ def test_a_step_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_step_does_not_grow_with_its_groups() -> None:
     """As many calls of each operator in 4 groups of two images as in 2.
 
-    `python -m benchmarks.gpu.graph` traces the same operators: 1265 nodes with either.
+    `python -m benchmarks.estimates.graph` traces the same operators: 1265 nodes with either.
     """
     steps = [
         count.count_step(dataclasses.replace(SMALL, batch=2 * groups), "triton")

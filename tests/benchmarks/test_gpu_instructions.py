@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu import instructions
+from benchmarks.estimates import instructions
 from maskco_fast.kernels.augment import triton_colour, triton_kernels
 from maskco_fast.loaders import ViewConfig
 

@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu.compile import Variant, compile_variant
-from benchmarks.gpu.instructions import model
+from benchmarks.estimates.compile import Variant, compile_variant
+from benchmarks.estimates.instructions import model
 from maskco_fast.loaders import ViewConfig
 
 REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (200, 200, 200)}

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu.compile import BatchNormVariant, Compiled, compile_batch_norm
-from benchmarks.gpu.warp_accesses import warp_accesses
+from benchmarks.estimates.compile import BatchNormVariant, Compiled, compile_batch_norm
+from benchmarks.estimates.warp_accesses import warp_accesses
 from maskco_fast.kernels.batch_norm import triton as operators
 
 TENSORS = {"x", "residual", "out", "gradient", "output", "masked"}

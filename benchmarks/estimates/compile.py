@@ -1,7 +1,7 @@
 """Compiles the device kernels for NVIDIA architectures without a GPU; prints registers, spills and
 memory accesses: their width in a thread, and their spread over the cache lines in a warp.
 
-    python -m benchmarks.gpu.compile
+    python -m benchmarks.estimates.compile
 
 The table covers sm_80 (A100), sm_90 (H100) and sm_100 (B200). Triton ships the compiler, the
 assembler and the tool that reads the machine code. tests/kernels/augment/test_triton_compile.py
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import tyro
 
-from benchmarks.gpu.warp_accesses import Access, warp_accesses
+from benchmarks.estimates.warp_accesses import Access, warp_accesses
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.batch_norm import triton as batch_norm_triton
 from maskco_fast.kernels.formats import FORMATS

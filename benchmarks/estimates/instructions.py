@@ -1,6 +1,6 @@
 """Model of the augmentation kernels' time, from their bytes and their machine code.
 
-    python -m benchmarks.gpu.instructions --before fce6e04
+    python -m benchmarks.estimates.instructions --before fce6e04
 
 Without a GPU. The bytes of a kernel take their share of the memory's rate, its instructions their
 share of the multiprocessors' rate to issue them; the model is the longer of the two, in multiples
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from benchmarks.gpu.compile import KERNELS, Variant, compile_variant, nvidia_tool
+from benchmarks.estimates.compile import KERNELS, Variant, compile_variant, nvidia_tool
 from maskco_fast.loaders import ViewConfig
 
 MEMORY = 3.35e12
