@@ -67,9 +67,8 @@ class Loader(ABC):
         its views are finished there; not called on a CPU. A trainer's meter records an event."""
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
         dataset.report_to(self.quarantine)
-        size = config.views.size
         self._pool = BufferPool(
-            (len(config.views.views), config.batch_size, size, size, 3),
+            (config.batch_size * config.views.layout.elements,),
             config.pixel_dtype,
             page_locked=config.device.startswith("cuda"),
         )
@@ -136,11 +135,11 @@ class Loader(ABC):
 
     def __repr__(self) -> str:
         config = self.config
-        size, dtype = config.views.size, str(config.dtype).removeprefix("torch.")
+        dtype = str(config.dtype).removeprefix("torch.")
         ranks = "" if config.rank is None else f", rank {config.rank} of {config.world_size}"
         return (
             f"{type(self).__name__}({len(self.dataset)} samples in batches of {config.batch_size}"
-            f"{ranks}: {len(config.views.views)} views of {size}x{size} {dtype} on "
+            f"{ranks}: {config.views.layout} {dtype} on "
             f"{config.device}; seed {config.seed}, epoch {self._epoch})"
         )
 
@@ -374,7 +373,7 @@ class Loader(ABC):
         samples = self.dataset.samples[indices]
         named = rendered.request.rows.view(views.plan_dtype)[:, 0]
         return Batch(
-            views=tuple(view.permute(0, 3, 1, 2) for view in rendered.pixels),
+            views=tuple(view.permute(0, 3, 1, 2) for view in rendered.views),
             sample_id=torch.from_numpy(samples["sample_id"].copy()),
             target=torch.from_numpy(samples["target"].copy()),
             index=torch.from_numpy(indices.copy()),
