@@ -279,7 +279,7 @@ def train(codebase: Codebase, run: Run, timeout: float) -> list[list[int]]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(run.checkout), os.environ.get("PYTHONPATH", "")]),
-        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # as when these codebases were written
+        "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1",  # mmengine needs it to resume
     }
     result = subprocess.run(
         [sys.executable, "-c", CHILD, str(record), run.device, script, *arguments],

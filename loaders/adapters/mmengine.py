@@ -20,7 +20,7 @@ KEY = "maskco_fast"
 
 
 @HOOKS.register_module()
-class KeepPosition(Hook):  # type: ignore[misc]
+class KeepPosition(Hook):
     """Save the loader's position in every checkpoint, and resume there.
 
     `LoaderTrainLoop` registers it.
@@ -37,7 +37,7 @@ class KeepPosition(Hook):  # type: ignore[misc]
 
 
 @LOOPS.register_module()
-class LoaderTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
+class LoaderTrainLoop(EpochBasedTrainLoop):
     """mmengine's epoch-based loop; `train_dataloader` holds the arguments of `make_loader`.
 
     The model's data preprocessor stays as it is: where it normalises, the loader delivers uint8
