@@ -45,6 +45,8 @@ class IteratorSuperseded(MaskCoError, RuntimeError):
 class Loader(ABC):
     """An iterable over `Batch` with an exact `len()` and an exact, portable position.
 
+    With the option `form` it delivers another form of each batch.
+
     - `iter()` starts nothing; epoch, rank and position are read at the first `next()`.
     - A pass is a whole epoch, or its rest after `load_state_dict`.
     - The epoch advances with its last batch, and where the last pass was left early.
@@ -434,8 +436,8 @@ class _EpochIterator:
     def __iter__(self) -> "_EpochIterator":
         return self
 
-    def __next__(self) -> Batch:
-        """The next batch, or what the option `form` makes of it."""
+    def __next__(self) -> Any:
+        """The next `Batch`, or what the option `form` makes of it."""
         if self._superseded is not None:
             raise IteratorSuperseded(
                 f"{self._superseded} ended this iterator in mid-epoch, since a loader has one "

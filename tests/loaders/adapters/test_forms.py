@@ -52,6 +52,10 @@ def test_vissl():
     assert batch["label"][0].tolist() == [5, -1, 7] * 2
     assert batch["data_idx"][0].tolist() == [30, 10, 20] * 2
     assert batch["data_valid"][0].tolist() == [1] * 6
+    crops = dataclasses.replace(BATCH, views=(*BATCH.views, torch.rand(3, 3, 4, 4)))
+    batch = FORMS["vissl"](crops)
+    assert batch["data"] == [list(crops.views)]  # as `multicrop_collator`
+    assert len(batch["label"][0]) == 9
     batch = FORMS["vissl_moco"](BATCH)
     assert batch["data"][0] is BATCH.query
     assert batch["data_momentum"][0] is BATCH.key

@@ -6,8 +6,9 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 
-from maskco_fast.loaders import ViewConfig
+from maskco_fast.loaders import ViewConfig, make_loader
 from maskco_fast.loaders.factory import VIEWS
 from tests.support.recorder import Recorder
 
@@ -16,6 +17,7 @@ for package in ("mmpretrain", "mmcv"):
         package, reason="pip install 'maskco-fast[peers]' brings mmpretrain and mmcv-lite"
     )
 
+VIEW = ViewConfig.moco_v2(32)
 CONFIG = """
 default_scope = "mmpretrain"
 data_preprocessor = dict(
@@ -51,13 +53,13 @@ train_cfg = dict(type="LoaderTrainLoop", max_epochs=2)
 
 
 @pytest.fixture
-def train(shards, tmp_path, monkeypatch) -> Any:
-    """A function that trains two epochs of 4 steps, or the rest of them."""
+def make_runner(shards, tmp_path, monkeypatch) -> Any:
+    """A function of a folder that makes mmengine's runner, with its training loop."""
     # mmengine 0.10 reads its own checkpoints with torch's former default.
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     # mmpretrain 1.2 cannot import its multimodal models beside transformers 5.
     monkeypatch.setattr("mmpretrain.utils.dependency.WITH_MULTIMODAL", False)
-    monkeypatch.setitem(VIEWS, "small", lambda: ViewConfig.moco_v2(32))
+    monkeypatch.setitem(VIEWS, "small", lambda: VIEW)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importlib.import_module("mmpretrain.models")
@@ -66,15 +68,28 @@ def train(shards, tmp_path, monkeypatch) -> Any:
     path = tmp_path / "config.py"
     path.write_text(CONFIG.replace("SHARDS", repr(shards)))
 
-    def train(folder: pathlib.Path, checkpoint: pathlib.Path | None = None) -> list[list[int]]:
+    def make(
+        folder: pathlib.Path, checkpoint: pathlib.Path | None = None, **options: Any
+    ) -> tuple[Any, Any]:
         config = Config.fromfile(path)
+        config.train_dataloader.update(options)
         config.work_dir = str(folder)
         config.experiment_name = f"{folder.name} {checkpoint and checkpoint.name}"
         config.resume, config.load_from = checkpoint is not None, checkpoint and str(checkpoint)
         runner = Runner.from_cfg(config)
-        loop = runner.build_train_loop(runner._train_loop)
-        form = loop.dataloader._form = Recorder(loop.dataloader._form)
-        runner._train_loop = loop
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        return runner, runner.train_loop.dataloader
+
+    return make
+
+
+@pytest.fixture
+def train(make_runner) -> Any:
+    """A function of a folder that trains two epochs of 4 steps, or the rest of them."""
+
+    def train(*place: pathlib.Path) -> list[list[int]]:
+        runner, loader = make_runner(*place)
+        form = loader._form = Recorder(loader._form)
         runner.train()
         assert runner.iter == 8
         return form.seen
@@ -90,3 +105,17 @@ def test_every_checkpoint_resumes_at_its_sample(train, tmp_path):
         rest = train(tmp_path / "rest", tmp_path / "whole" / f"iter_{step}.pth")
         assert rest == seen[step:], step
     assert train(tmp_path / "rest", tmp_path / "whole" / "end_1.pth") == seen[4:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_data_preprocessor_makes_our_normalised_views(make_runner, shards, tmp_path):
+    runner, loader = make_runner(tmp_path)
+    processed = runner.model.data_preprocessor(next(iter(loader)), training=True)
+    loader.close()
+    with make_loader(shards, 4, views=VIEW, threads=1) as normalised:
+        batch = next(iter(normalised))
+    half_a_level = 0.51 / 57.12
+    for view, expected in zip(processed["inputs"], batch.views):
+        torch.testing.assert_close(view, expected, rtol=0, atol=half_a_level, check_stride=False)
+    with pytest.raises(ValueError, match=r"`dtype` must be torch\.uint8, got torch\.float32"):
+        make_runner(tmp_path, dtype=torch.float32)
