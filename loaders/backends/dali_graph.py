@@ -187,7 +187,8 @@ class DeviceGraph(Graph):
     decodes whole images. The crop precedes the resize, so that the filter reads nothing outside it,
     as in torchvision. Within the crop it reads around the window, DALI's region of interest. DALI
     may resize rows before columns: where edges overshoot, bicubic rectangles are then up to a few
-    levels off. With `device_id` None the graph consists of CPU operators; tests compare its values without a GPU.
+    levels off. With `device_id` None the graph consists of CPU operators; tests compare its values
+    without a GPU.
     """
 
     def __init__(
