@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev install-ffcv train test lint typecheck format gpu-check clean
+.PHONY: help install install-dev install-ffcv train test test-peers lint typecheck format gpu-check clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,6 +20,11 @@ train: install ## set up, then train MaskCo on the built-in demo set into runs/d
 
 test: install-dev lint ## set up, check format, lint and types, run the tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# Where a package cannot be had, its tests are skipped with the reason.
+test-peers: $(VENV)/.installed-peers ## train inside accelerate, transformers and mmpretrain, which it installs
+	$(BIN)/python -m pytest -rs tests/loaders/adapters/test_accelerate.py tests/loaders/adapters/test_mmpretrain.py \
+		tests/loaders/adapters/test_transformers.py
 
 install: $(VENV)/.installed ## make the virtual environment and install the package
 
@@ -77,6 +82,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/pip
 	$(BIN)/python -m pip install 'setuptools>=77' -e '.[dev,dali,bench,remote]'
 	@$(MAKE) --no-print-directory install-ffcv
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-dev
+	@if $(BIN)/python -m pip install -e '.[peers]'; then touch $@; \
+	else echo "the peers are left out: $(BIN)/python -m pip install -e '.[peers]'" >&2; fi
 
 # PYTHON=… chooses another interpreter than the first one found that is 3.10 or newer and can make environments.
 $(BIN)/pip:

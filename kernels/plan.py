@@ -66,6 +66,8 @@ _LIGHTING = column(VIEW_PARAMETERS, "lighting")
 _INTERPOLATION = column(VIEW_PARAMETERS, "interpolation")
 _SHORT_SIDE = column(VIEW_PARAMETERS, "short_side")
 _POSITION = column(VIEW_PARAMETERS, "position")
+_HEIGHT = column(VIEW_PARAMETERS, "size")
+_WIDTH = _HEIGHT + 1
 _BICUBIC_CODE = INTERPOLATIONS.index("bicubic")
 _CENTRE_CODE = POSITIONS.index("centre")
 
@@ -208,33 +210,34 @@ def _put_span(length, resized, first, size, bicubic, view, axis):
 
 
 @inline_jit()
-def _put_square(stream, height, width, parameters, size, view):
-    """Place a view of `size` pixels in the image resized to `short_side`, as torchvision's Resize
-    and then its CenterCrop or RandomCrop do."""
+def _put_part(stream, height, width, parameters, view):
+    """Place a view in the image resized to `short_side`, as torchvision's Resize and then its
+    CenterCrop or RandomCrop do."""
     short = int(parameters[_SHORT_SIDE])
     tall, wide = short, short
     if height > width:
         tall = int(short * height / width)
     else:
         wide = int(short * width / height)
+    rows, across = int(parameters[_HEIGHT]), int(parameters[_WIDTH])
     if parameters[_POSITION] == _CENTRE_CODE:
         # Halves are rounded to even, as Python's `round` does.
-        top, left = round((tall - size) / 2.0), round((wide - size) / 2.0)
+        top, left = round((tall - rows) / 2.0), round((wide - across) / 2.0)
     else:
-        top = _integer_below(stream, tall - size + 1)
-        left = _integer_below(stream, wide - size + 1)
+        top = _integer_below(stream, tall - rows + 1)
+        left = _integer_below(stream, wide - across + 1)
     bicubic = parameters[_INTERPOLATION] == _BICUBIC_CODE
-    _put_span(height, tall, top, size, bicubic, view, 0)
-    _put_span(width, wide, left, size, bicubic, view, 1)
+    _put_span(height, tall, top, rows, bicubic, view, 0)
+    _put_span(width, wide, left, across, bicubic, view, 1)
 
 
 @inline_jit()
-def _put_crop(stream, height, width, parameters, size, view):
+def _put_crop(stream, height, width, parameters, view):
     """Draw a view's crop and window into its columns. `parameters`: the view's row of
-    `view_parameters`; `size`: the view's side."""
+    `view_parameters`."""
     view[BICUBIC] = parameters[_INTERPOLATION] == _BICUBIC_CODE
     if parameters[_SHORT_SIDE] > 0:
-        _put_square(stream, height, width, parameters, int(size), view)
+        _put_part(stream, height, width, parameters, view)
         return
     y, x, h, w = _draw_crop(
         stream,
@@ -441,7 +444,7 @@ def plan_rows(
         for draw in range(1, PAIR_TRIES + 1):
             for v in range(min(views, 2)):
                 view = row[v * VIEW_FLOATS :]
-                _put_crop(stream, height, width, view_parameters[v], size, view)
+                _put_crop(stream, height, width, view_parameters[v], view)
             tail[DRAWS] = draw
             if min_overlap == 0.0:
                 break
@@ -455,7 +458,7 @@ def plan_rows(
         # Crops of further views, independent of the first two and of each other.
         for v in range(2, views):
             view = row[v * VIEW_FLOATS :]
-            _put_crop(stream, height, width, view_parameters[v], size, view)
+            _put_crop(stream, height, width, view_parameters[v], view)
 
         for v in range(views):
             _seed_stream(stream, seed, epoch, sample_ids[n], _COLOUR_STREAM + np.uint64(v))

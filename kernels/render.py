@@ -1,8 +1,9 @@
 """Rendering of a decoded image, by its plan row, into the views of a batch; without the GIL.
 
 `Renderer` is the Python interface. `render_views`, `resize_views` and `augment_views` are its
-kernels, for calls from compiled code. Shapes: V views, N samples, H, W the image's sides, S the
-view's side, P the pitch of a planar row (S rounded up to a multiple of 32).
+kernels, for calls from compiled code. Shapes: V views, N samples, H, W the image's sides, S, S' the
+view's height and width, P the pitch of a planar row (the longer of these rounded up to a multiple
+of 32). A batch's memory is flat, laid out as `layout.ViewLayout` says.
 """
 
 import functools
@@ -19,17 +20,18 @@ from .compiler.vector_shuffle import load_interleaved, store_interleaved
 from .errors import InvalidInput
 from .formats import FORMAT_NAMES
 from .plan import BICUBIC, CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
-from .resize import NARROW_TAPS, STRIP, TILE, resize_view
+from .resize import NARROW_TAPS, STRIP, TILE, resize_view, row_pitch
 from .resize_bicubic import BAND_STRIPS, CUBIC_TAPS, resize_bicubic
-from .views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
+from .views import ViewConfig
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
 
 class Scratch(NamedTuple):
-    """One thread's scratch memory, sized by S and, for `columns`, by the images' width W.
+    """One thread's scratch memory, sized by P, here that of the largest view, and, for `columns`,
+    by the images' width W.
 
-    Rows and columns are those of the view, S of each, unless said otherwise.
+    Rows and columns are those of the view, S and S' of them, unless said otherwise.
     """
 
     spans: np.ndarray
@@ -49,11 +51,9 @@ class Scratch(NamedTuple):
     """((1 + BAND_STRIPS) · STRIP · 3 · P,) uint8: for a bicubic resize, source rows that are
     resized horizontally, planar by row; the first strip is a margin."""
     block: np.ndarray
-    """(3 · P · STRIP,) uint8: the resized strip by channel and column; 0 from column S."""
+    """(3 · P · STRIP,) uint8: the resized strip by channel and column."""
     levels: np.ndarray
-    """(P · 3 · P,) uint8: the view by row, channel and column; 0 from column S."""
-    pitch: int
-    """P: S rounded up to a multiple of 32."""
+    """(P · 3 · P,) uint8: the view by row, channel and column; 0 from column S'."""
     row: np.ndarray
     """(3 · P,) float32: the row being augmented, in whole levels."""
     ring: np.ndarray
@@ -80,11 +80,11 @@ def _aligned(count, dtype):
 
 
 @jit(allocates=True)
-def make_scratch(size, width, bicubic):
-    """Allocate scratch memory for views of side `size` and images of up to `width` pixels; without
-    `bicubic`, for bilinear views only. Callable from compiled code.
+def make_scratch(side, width, bicubic):
+    """Allocate scratch memory for views of up to `side` pixels a side and images of up to `width`
+    pixels; without `bicubic`, for bilinear views only. Callable from compiled code.
     """
-    pitch = (size + 31) // 32 * 32
+    pitch = row_pitch((side, side))
     taps, strips = (CUBIC_TAPS, 1 + BAND_STRIPS) if bicubic else (0, 0)
     return Scratch(
         _aligned(4 * pitch, np.int32),
@@ -96,7 +96,6 @@ def make_scratch(size, width, bicubic):
         _aligned(strips * STRIP * 3 * pitch, np.uint8),
         _aligned(3 * pitch * STRIP, np.uint8),
         _aligned(pitch * 3 * pitch, np.uint8),
-        pitch,
         _aligned(3 * pitch, np.float32),
         _aligned((2 * MAX_RADIUS + 1) * 3 * pitch, np.uint16),
         _aligned(3 * (pitch + 2 * HALO), np.uint16),
@@ -108,8 +107,18 @@ def make_scratch(size, width, bicubic):
 
 
 @inline_jit()
+def _clear_margin(levels, size):
+    """Zero the columns of planar levels from S' to P - 1. `size`: S and S'."""
+    pitch, (height, width) = row_pitch(size), size
+    if width < pitch:
+        for line in range(3 * height):
+            levels[line * pitch + width : (line + 1) * pitch] = 0
+
+
+@inline_jit()
 def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
-    """Resize view `v` of a plan row into `scratch.levels`; arguments as for `render_views`."""
+    """Resize view `v` of a plan row into `scratch.levels`; `size`: S and S'. The other arguments as
+    for `render_views`."""
     view = row[v * VIEW_FLOATS :]
     y, x = int(view[CROP]) - origin_y, int(view[CROP + 1]) - origin_x
     axes = (
@@ -123,6 +132,7 @@ def _resize_planned(image, origin_y, origin_x, row, v, size, scratch):
         resize_bicubic(image, y, x, height, width, axes, flip, size, scratch)
     else:
         resize_view(image, y, x, height, width, axes, flip, size, scratch)
+    _clear_margin(scratch.levels, size)
 
 
 @inline_jit()
@@ -135,52 +145,59 @@ def _masked_pixels(row, views, v, size, mask):
     return (
         x1,
         y1,
-        max(min(int(np.ceil(box[2])), size), x1),
-        max(min(int(np.ceil(box[3])), size), y1),
+        max(min(int(np.ceil(box[2])), size[1]), x1),
+        max(min(int(np.ceil(box[3])), size[0]), y1),
     )
+
+
+@inline_jit()
+def _place(places, v, position):
+    """(first element, (S, S')) of view `v` of sample `position`."""
+    height, width = places[v, 1], places[v, 2]
+    return places[v, 0] + position * height * width * 3, (height, width)
 
 
 @jit()
 def render_views(
-    image, origin_y, origin_x, row, views, mask, form, normalisation, scratch, out, position
+    image, origin_y, origin_x, row, places, mask, form, normalisation, scratch, out, position
 ):
-    """Resize and augment all views of one image into `out[:, position]`.
+    """Resize and augment all views of one image into their places of sample `position` in `out`.
 
     `image` (h, w, 3) uint8, C-contiguous: the region of the image that starts at (origin_y,
-    origin_x) and contains all crops. `row` (columns,) float32: the sample's plan row of `views`
-    views. `mask`: zero the masked box in view 0. `form`: the code of an output format.
-    `normalisation` (2, 3) float32: scale and offset of each channel, from levels. `out`
-    (V, N, S, S, 3), C-contiguous: float32, uint16 (bits of float16 or bfloat16) or uint8 (levels,
-    neither normalised nor masked). Checks nothing.
+    origin_x) and contains all crops. `row` (columns,) float32: the sample's plan row. `places`
+    (V, 3) int64: of `ViewLayout.places`. `mask`: zero the masked box in view 0. `form`: the code of
+    an output format. `normalisation` (V, 2, 3) float32: each view's scale and offset of each
+    channel, from levels. `out`, a batch's memory: float32, uint16 (bits of float16 or bfloat16) or
+    uint8 (levels, neither normalised nor masked). Checks nothing.
     """
-    size, flat = out.shape[2], out.reshape(-1)
+    views = len(places)
     for v in range(views):
-        start = (v * out.shape[1] + position) * size * size * 3
+        start, size = _place(places, v, position)
         _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
         masked = _masked_pixels(row, views, v, size, mask)
         augment_view(
-            row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, flat, start
+            row[v * VIEW_FLOATS :], size, form, normalisation[v], masked, scratch, out, start
         )
 
 
 @jit()
-def resize_views(image, origin_y, origin_x, row, views, scratch, out, position):
-    """Crop, resize and flip all views of one image into `out[:, position]`, `out` (V, N, S, S, 3)
-    uint8. The other arguments as for `render_views`.
+def resize_views(image, origin_y, origin_x, row, places, scratch, out, position):
+    """Crop, resize and flip all views of one image into their places in `out`, uint8. The arguments
+    as for `render_views`.
     """
-    size, flat = out.shape[2], out.reshape(-1)
-    levels, pitch = scratch.levels, scratch.pitch
-    for v in range(views):
-        start = (v * out.shape[1] + position) * size * size * 3
+    levels = scratch.levels
+    for v in range(len(places)):
+        start, size = _place(places, v, position)
+        pitch, (height, width) = row_pitch(size), size
         _resize_planned(image, origin_y, origin_x, row, v, size, scratch)
-        for y in range(size):
-            _interleave_row(levels, 3 * y * pitch, pitch, size, flat, start + 3 * y * size)
+        for y in range(height):
+            _interleave_row(levels, 3 * y * pitch, pitch, width, out, start + 3 * y * width)
 
 
 @inline_jit()
 def _interleave_row(levels, at, pitch, size, out, start):
-    """Interleave a planar row: `levels` from `at`, channels `pitch` apart, to (S, 3) in the flat
-    `out` from `start`. All uint8."""
+    """Interleave a planar row of `size` pixels: `levels` from `at`, channels `pitch` apart, to
+    (S', 3) in the flat `out` from `start`. All uint8."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green = load(levels, at + x, 32), load(levels, at + pitch + x, 32)
@@ -192,7 +209,7 @@ def _interleave_row(levels, at, pitch, size, out, start):
 
 @inline_jit()
 def _deinterleave_row(source, start, size, levels, at, pitch):
-    """Inverse of `_interleave_row`: (S, 3) in the flat `source` from `start` to planar `levels`."""
+    """Inverse of `_interleave_row`: (S', 3) in the flat `source` from `start` to planar levels."""
     whole = size // 32 * 32
     for x in range(0, whole, 32):
         red, green, blue = load_interleaved(source, start + 3 * x, 32)
@@ -205,21 +222,32 @@ def _deinterleave_row(source, start, size, levels, at, pitch):
 
 
 @jit()
-def augment_views(resized, row, views, mask, form, normalisation, scratch, out, position):
-    """Augment `resized[:, position]`, the output of `resize_views`, into `out[:, position]`.
+def augment_views(resized, row, places, mask, form, normalisation, scratch, out, position):
+    """Augment the views of sample `position` from `resized` to `out`.
 
-    `resized` (V, N, S, S, 3) uint8, C-contiguous. The other arguments as for `render_views`.
+    `resized`, uint8: the output of `resize_views`, laid out as `out` is. The other arguments as for
+    `render_views`.
     """
-    size, source, flat = out.shape[2], resized.reshape(-1), out.reshape(-1)
-    levels, pitch = scratch.levels, scratch.pitch
+    views, levels = len(places), scratch.levels
     for v in range(views):
-        start = (v * out.shape[1] + position) * size * size * 3
-        for y in range(size):
-            _deinterleave_row(source, start + 3 * y * size, size, levels, 3 * y * pitch, pitch)
+        start, size = _place(places, v, position)
+        pitch, (height, width) = row_pitch(size), size
+        for y in range(height):
+            _deinterleave_row(resized, start + 3 * y * width, width, levels, 3 * y * pitch, pitch)
+        _clear_margin(levels, size)
         masked = _masked_pixels(row, views, v, size, mask)
         augment_view(
-            row[v * VIEW_FLOATS :], size, form, normalisation, masked, scratch, flat, start
+            row[v * VIEW_FLOATS :], size, form, normalisation[v], masked, scratch, out, start
         )
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """(2, 3) float32: scale and offset of each channel, from levels 0..255 to normalised values.
+
+    `mean` and `std`: of levels scaled to 0..1.
+    """
+    deviation = np.asarray(std, np.float64)
+    return np.array([1 / (255 * deviation), -np.asarray(mean, np.float64) / deviation], np.float32)
 
 
 class Renderer:
@@ -233,28 +261,24 @@ class Renderer:
         self,
         config: ViewConfig,
         dtype: str = "float32",
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        """`dtype`: a name in `FORMAT_NAMES`. `mean` and `std`: of each channel, for levels scaled
-        to 0..1; `std` positive. Raises InvalidInput otherwise."""
+        """`dtype`: a name in `FORMAT_NAMES`; InvalidInput otherwise."""
         if dtype not in FORMAT_NAMES:
             raise InvalidInput(f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {dtype!r}.")
         self.dtype = dtype
         self.config = config
         self._form = FORMAT_NAMES[dtype].code
-        self._views = len(config.views)
+        self._layout = config.layout
+        self._places = self._layout.places(1)
+        self._samples = 1
         self._mask = config.mask and FORMAT_NAMES[dtype].normalised
-        std64 = np.asarray(std, np.float64)
-        if std64.min() <= 0:
-            raise InvalidInput(f"`std` must be positive, got {tuple(std)}.")
-        self._normalisation = np.array(
-            [1 / (255 * std64), -np.asarray(mean, np.float64) / std64], np.float32
+        self._normalisation = np.stack(
+            [normalisation(view.mean, view.std) for view in config.views]
         )
         self._columns = plan_columns(config.plan_dtype)
         self._width = 512
         self._bicubic = config.bicubic
-        self._scratch = make_scratch(config.size, self._width, self._bicubic)
+        self._scratch = make_scratch(self._layout.side, self._width, self._bicubic)
 
     @functools.cached_property
     def buffer_dtype(self) -> np.dtype:
@@ -270,12 +294,13 @@ class Renderer:
         out: np.ndarray,
         position: int,
     ) -> None:
-        """Resize and augment one image's views into `out[:, position]`.
+        """Resize and augment one image's views into their places of sample `position` in `out`.
 
         `image` (h, w, 3) uint8, C-contiguous: a region of the decoded image that starts at
         (origin_y, origin_x) and contains all crops. `row` (columns,) float32: its plan row. `out`
-        (V, N, S, S, 3) `buffer_dtype`, C-contiguous. Raises InvalidInput, before writing, where a
-        shape, dtype or crop does not fit.
+        `buffer_dtype`, C-contiguous: a batch's flat memory (`ViewConfig.layout`), or an array
+        (V, N, S, S', 3) where the views are of one size. Raises InvalidInput, before writing, where
+        a shape, dtype or crop does not fit.
         """
         self._check(image, origin_y, origin_x, row, out, position, self.buffer_dtype)
         render_views(
@@ -283,12 +308,12 @@ class Renderer:
             origin_y,
             origin_x,
             row,
-            self._views,
+            self._places,
             self._mask,
             self._form,
             self._normalisation,
             self._scratch,
-            out,
+            out.reshape(-1),
             position,
         )
 
@@ -301,26 +326,29 @@ class Renderer:
         out: np.ndarray,
         position: int,
     ) -> None:
-        """Crop, resize and flip only: `render` up to the seam, `out` (V, N, S, S, 3) uint8."""
+        """Crop, resize and flip only: `render` up to the seam, `out` uint8."""
         self._check(image, origin_y, origin_x, row, out, position, _UINT8)
-        resize_views(image, origin_y, origin_x, row, self._views, self._scratch, out, position)
+        places, flat = self._places, out.reshape(-1)
+        resize_views(image, origin_y, origin_x, row, places, self._scratch, flat, position)
 
     def augment(self, resized: np.ndarray, row: np.ndarray, out: np.ndarray, position: int) -> None:
-        """Augment only: `render` from the seam, `resized[:, position]` to `out[:, position]`.
-
-        `resized` (V, N, S, S, 3) uint8, C-contiguous, as `resize` writes it.
-        """
+        """Augment only: `render` from the seam, from `resized`, as `resize` writes it, to `out`, of
+        as many samples."""
         self._check_out(resized, row, position, _UINT8)
         self._check_out(out, row, position, self.buffer_dtype)
+        if resized.size != out.size:
+            raise InvalidInput(
+                f"`resized` must have the {out.size} elements of `out`, got {resized.size}."
+            )
         augment_views(
-            resized,
+            resized.reshape(-1),
             row,
-            self._views,
+            self._places,
             self._mask,
             self._form,
             self._normalisation,
             self._scratch,
-            out,
+            out.reshape(-1),
             position,
         )
 
@@ -347,8 +375,9 @@ class Renderer:
             )
         self._check_out(out, row, position, dtype)
         height, width = image.shape[:2]
-        columns = row[: self._views * VIEW_FLOATS].tolist()
-        for v in range(self._views):
+        views = len(self._places)
+        columns = row[: views * VIEW_FLOATS].tolist()
+        for v in range(views):
             y, x, h, w = columns[v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4]
             inside_y = origin_y <= y and y + h <= origin_y + height
             if not (inside_y and origin_x <= x and x + w <= origin_x + width and h >= 1 and w >= 1):
@@ -362,26 +391,35 @@ class Renderer:
         """Grow the scratch memory to images of this width."""
         if width > self._width:
             self._width = 1 << (width - 1).bit_length()
-            self._scratch = make_scratch(self.config.size, self._width, self._bicubic)
+            self._scratch = make_scratch(self._layout.side, self._width, self._bicubic)
 
     def _check_out(self, out: Any, row: Any, position: int, dtype: Any) -> None:
-        """Check a buffer, its dtype, the position in it, and the plan row."""
-        size = self.config.size
+        """Check a buffer, its dtype, the position in it, and the plan row; find the places."""
         if out.dtype != dtype or not out.flags.c_contiguous:
             raise InvalidInput(
                 f"the buffer must be C-contiguous {dtype}, "
                 f"got {out.dtype} with strides {out.strides}."
             )
-        if out.ndim != 5 or out.shape[0] != self._views or out.shape[2:] != (size, size, 3):
+        stacked, elements = self._layout.stacked, self._layout.elements
+        samples, rest = divmod(out.size, elements)
+        if stacked is not None and out.ndim > 1:
+            views, height, width = stacked
+            if out.shape != (views, samples, height, width, 3):
+                raise InvalidInput(
+                    f"the buffer must have shape ({views}, N, {height}, {width}, 3), "
+                    f"got {out.shape}."
+                )
+        elif out.ndim != 1 or rest:
             raise InvalidInput(
-                f"the buffer must have shape ({self._views}, N, {size}, {size}, 3), "
-                f"got {out.shape}."
+                f"the buffer must be flat, with {elements} elements a sample, got {out.shape}."
             )
-        if not 0 <= position < out.shape[1]:
+        if not 0 <= position < samples:
             raise InvalidInput(
-                f"`position` must be in 0..{out.shape[1] - 1}, the samples of the buffer, "
+                f"`position` must be in 0..{samples - 1}, the samples of the buffer, "
                 f"got {position}."
             )
+        if samples != self._samples:
+            self._samples, self._places = samples, self._layout.places(samples)
         if row.dtype != _FLOAT32 or row.shape != (self._columns,):
             raise InvalidInput(
                 f"the plan row must be float32 ({self._columns},), got {row.dtype} {row.shape}."

@@ -84,7 +84,7 @@ def render_jpegs(
     sides,
     plans,
     numbers,
-    views,
+    places,
     mask,
     form,
     normalisation,
@@ -94,7 +94,8 @@ def render_jpegs(
     out,
     done,
 ):
-    """Decode and render n JPEGs into `out[:, numbers]`; set `done` (n,) bool where that succeeded.
+    """Decode and render n JPEGs as samples `numbers` of `out`; set `done` (n,) bool where that
+    succeeded.
 
     `files` (n, 2) int64: address and length of each. `sides` (n, 2) int64: height and width.
     `plans` (n, columns) float32: plan rows. `numbers` (n,) int64: positions in `out`.
@@ -103,27 +104,25 @@ def render_jpegs(
     """
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
+            files[i], sides[i, 0], sides[i, 1], plans[i], len(places), jpeg_scratch, pixels
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
             render_views(
-                image, y, x, plans[i], views, mask, form, normalisation, scratch, out, numbers[i]
+                image, y, x, plans[i], places, mask, form, normalisation, scratch, out, numbers[i]
             )
 
 
 @jit()
-def resize_jpegs(files, sides, plans, numbers, views, jpeg_scratch, pixels, scratch, out, done):
-    """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` (V, N, S, S, 3)
-    uint8.
-    """
+def resize_jpegs(files, sides, plans, numbers, places, jpeg_scratch, pixels, scratch, out, done):
+    """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` uint8."""
     for i in range(len(files)):
         done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], views, jpeg_scratch, pixels
+            files[i], sides[i, 0], sides[i, 1], plans[i], len(places), jpeg_scratch, pixels
         )
         if done[i]:
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
-            resize_views(image, y, x, plans[i], views, scratch, out, numbers[i])
+            resize_views(image, y, x, plans[i], places, scratch, out, numbers[i])
 
 
 class JpegRenderer(Renderer):
@@ -140,12 +139,12 @@ class JpegRenderer(Renderer):
         numbers: np.ndarray,
         out: np.ndarray,
     ) -> np.ndarray:
-        """Decode and render `files` into `out[:, numbers]`; (n,) bool, True where that succeeded.
+        """Decode and render `files` as samples `numbers` of `out`; (n,) bool, True where that
+        succeeded.
 
         The places of skipped files stay untouched. Any bytes are safe. `sides` (n, 2) int64:
         heights and widths. `plans` (n, columns) float32. `numbers` (n,) int64. `out`
-        (V, N, S, S, 3) `buffer_dtype`, C-contiguous. Raises InvalidInput where a shape does not
-        fit.
+        `buffer_dtype`: as for `render`. Raises InvalidInput where a shape does not fit.
         """
         where, done = self._prepare(files, sides, plans, numbers, out, self.buffer_dtype)
         render_jpegs(
@@ -153,14 +152,14 @@ class JpegRenderer(Renderer):
             sides,
             plans,
             numbers,
-            self._views,
+            self._places,
             self._mask,
             self._form,
             self._normalisation,
             self._jpeg_scratch,
             self._pixels,
             self._scratch,
-            out,
+            out.reshape(-1),
             done,
         )
         return done
@@ -180,11 +179,11 @@ class JpegRenderer(Renderer):
             sides,
             plans,
             numbers,
-            self._views,
+            self._places,
             self._jpeg_scratch,
             self._pixels,
             self._scratch,
-            out,
+            out.reshape(-1),
             done,
         )
         return done
@@ -199,7 +198,7 @@ class JpegRenderer(Renderer):
         """
         where = self._locate([file], np.array([[height, width]]))
         decoded, y, x, rows, columns = decode_crops(
-            where[0], height, width, row, self._views, self._jpeg_scratch, self._pixels
+            where[0], height, width, row, len(self._places), self._jpeg_scratch, self._pixels
         )
         if not decoded:
             return None

@@ -7,8 +7,9 @@ What the view shows, the window, is the crop or a part of it, and not always who
 horizontally, in 16-bit fixed point with 8 fractional bits, and rounds once. Pillow rounds to whole
 levels in between, so the two differ by at most one level (see `NARROW_TAPS`).
 
-Shapes: H, W the image's sides; S the view's side; P the pitch of a planar row, S rounded up to a
-multiple of 32; T = `NARROW_TAPS`. Scratch arrays are flat; `render.Scratch` describes them.
+Shapes: H, W the image's sides; S, S' the view's height and width; P the pitch of a planar row, the
+longer of these rounded up to a multiple of 32; T = `NARROW_TAPS`. Scratch arrays are flat;
+`render.Scratch` describes them.
 """
 
 from collections.abc import Sequence
@@ -51,17 +52,18 @@ _HALF_LEVEL = 128  # in units of 1/256 level
 def resize_reference(
     image: np.ndarray,
     crop: Sequence[float],
-    size: int,
+    size: int | tuple[int, int],
     flip: bool,
     *,
     window: Sequence[float] | None = None,
     bicubic: bool = False,
 ) -> np.ndarray:
-    """Crop, resize and flip by Pillow: `image` (H, W, 3) uint8 to a view (S, S, 3) uint8.
+    """Crop, resize and flip by Pillow: `image` (H, W, 3) uint8 to a view (S, S', 3) uint8.
 
-    `crop`: (y, x, height, width), whole pixels of the image. `window`: likewise, not whole; None
-    for the crop.
+    `crop`: (y, x, height, width), whole pixels of the image. `size`: the view's side, or its height
+    and width. `window`: likewise as `crop`, not whole; None for the crop.
     """
+    rows, across = (size, size) if isinstance(size, int) else size
     y, x, height, width = (int(side) for side in crop)
     top, left, tall, wide = (float(side) for side in (crop if window is None else window))
     patch = Image.fromarray(np.ascontiguousarray(image[y : y + height, x : x + width]))
@@ -72,12 +74,18 @@ def resize_reference(
     if bicubic:
         # Columns first, as up to Pillow 12: Pillow 13 takes rows first in some shapes, which
         # clamps other values.
-        columns = patch.resize((size, height), Image.Resampling.BICUBIC, (x1, 0, x2, height))
-        patch = columns.resize((size, size), Image.Resampling.BICUBIC, (0, y1, size, y2))
+        columns = patch.resize((across, height), Image.Resampling.BICUBIC, (x1, 0, x2, height))
+        patch = columns.resize((across, rows), Image.Resampling.BICUBIC, (0, y1, across, y2))
     else:
-        patch = patch.resize((size, size), Image.Resampling.BILINEAR, (x1, y1, x2, y2))
+        patch = patch.resize((across, rows), Image.Resampling.BILINEAR, (x1, y1, x2, y2))
     view = np.asarray(patch)
     return view[:, ::-1].copy() if flip else view.copy()
+
+
+@inline_jit(forceinline=True)
+def row_pitch(size):
+    """P of a view of `size` (height, width)."""
+    return (max(size[0], size[1]) + 31) // 32 * 32
 
 
 @inline_jit()
@@ -85,14 +93,17 @@ def resize_view(image, y, x, height, width, axes, flip, size, scratch):
     """Crop, resize and flip one view into `scratch.levels` (P · 3 · P,) uint8, planar by row.
 
     `image` (H, W, 3) uint8, C-contiguous. `y`, `x`, `height`, `width`: the crop, inside the image.
-    `axes` (first y, side y, first x, side x): the window, pixels of the crop, float64.
+    `axes` (first y, side y, first x, side x): the window, pixels of the crop, float64. `size`: the
+    view's height and width. Columns of the levels from S' on are left undefined.
     """
     top, tall, left, wide = axes
-    levels, pitch, narrow = scratch.levels, scratch.pitch, scratch.narrow
+    rows, across = size
+    levels, pitch, narrow = scratch.levels, row_pitch(size), scratch.narrow
     flat, stride = image.reshape(-1), 3 * image.shape[1]
     begin, values = y * stride + 3 * x, 3 * width
     # 1. Crops that fixed point cannot take: scaled down too far, or both narrow and too tall.
-    if max(tall, wide) > _MAX_SCALE * size or (values < TILE and height * TILE > len(narrow)):
+    too_far = tall > _MAX_SCALE * rows or wide > _MAX_SCALE * across
+    if too_far or (values < TILE and height * TILE > len(narrow)):
         line = scratch.columns.view(np.float32)
         _resize_wide(image, y, x, height, width, axes, flip, size, line, levels, pitch)
         return
@@ -105,10 +116,10 @@ def resize_view(image, y, x, height, width, axes, flip, size, scratch):
     spans, weights = scratch.spans, scratch.weights
     tile, columns, block = scratch.tile, scratch.columns, scratch.block
     # 3. Source pixels and weights of all output rows (axis 0) and columns (axis 1).
-    _fill_taps(height, top, tall, size, False, spans, weights, 0, pitch)
-    _fill_taps(width, left, wide, size, flip, spans, weights, 1, pitch)
+    _fill_taps(height, top, tall, rows, False, spans, weights, 0, pitch)
+    _fill_taps(width, left, wide, across, flip, spans, weights, 1, pitch)
     # 4. Strip by strip: resize into columns of `STRIP` values, then transpose them to rows.
-    for top in range(0, size, STRIP):
+    for top in range(0, rows, STRIP):
         _resize_strip(
             flat,
             begin,
@@ -202,18 +213,18 @@ def _resize_strip(
     flat, begin, stride, values, top, flip, size, spans, weights, pitch, tile, columns, block
 ):
     """Resize `STRIP` output rows from `top` into `block`: (3, P, STRIP) uint8, flat, each column's
-    rows adjacent.
+    rows adjacent. `size`: the view's height and width.
 
     `flat`: the image's bytes; `begin`: the crop's first; `stride`: bytes from row to row; `values`:
     bytes of a crop's row. `tile` (STRIP · TILE,) and `columns` (3 W · STRIP,) uint16: scratch.
     Tiles are resized vertically just ahead of the columns that need them, so that a tile and its
     transpose are still in the L1 cache when they are read.
     """
-    rows = min(STRIP, size - top)
+    rows, across = min(STRIP, size[0] - top), size[1]
     above, below = spans[top], spans[top + rows - 1] + spans[pitch + top + rows - 1]
     ready = 0  # bytes of the crop's rows that are in `columns`
-    for i in range(size):
-        column = size - 1 - i if flip else i
+    for i in range(across):
+        column = across - 1 - i if flip else i
         count, first = spans[3 * pitch + column], 3 * spans[2 * pitch + column]
         # Vertical: more tiles, until this column's source pixels are ready.
         while ready < first + 3 * count:
@@ -291,9 +302,10 @@ def _resize_wide(image, y, x, height, width, axes, flip, size, line, levels, pit
     `line` (at least 3 W,) float32: scratch, one output row resized vertically.
     """
     top, tall, left, wide = axes
-    scale_y, scale_x = tall / size, wide / size
+    rows, across = size
+    scale_y, scale_x = tall / rows, wide / across
     support_y, support_x = max(scale_y, 1.0), max(scale_x, 1.0)
-    for row in range(size):
+    for row in range(rows):
         # Vertical: the weighted sum of the source rows.
         centre = (row + 0.5) * scale_y + top
         line[: 3 * width] = np.float32(0.0)
@@ -307,7 +319,7 @@ def _resize_wide(image, y, x, height, width, axes, flip, size, line, levels, pit
                 for channel in range(3):
                     line[3 * j + channel] += np.float32(image[y + k, x + j, channel]) * weight
         # Horizontal: the weighted sum of pixels, normalised over both axes at once.
-        for i in range(size):
+        for i in range(across):
             centre = (i + 0.5) * scale_x + left
             total = red = green = blue = 0.0
             for k in range(
@@ -318,7 +330,7 @@ def _resize_wide(image, y, x, height, width, axes, flip, size, line, levels, pit
                 red += line[3 * k] * weight
                 green += line[3 * k + 1] * weight
                 blue += line[3 * k + 2] * weight
-            at = 3 * row * pitch + (size - 1 - i if flip else i)
+            at = 3 * row * pitch + (across - 1 - i if flip else i)
             inverse = 1.0 / (total * row_weight)
             levels[at] = int(red * inverse + 0.5)
             levels[at + pitch] = int(green * inverse + 0.5)

@@ -22,7 +22,7 @@ from .compiler.vector import (
     store,
 )
 from .compiler.vector_shuffle import transpose
-from .resize import source_pixels
+from .resize import row_pitch, source_pixels
 
 CUBIC_TAPS = 128
 """Most source pixels of an output pixel in vectors: a downscaling by 31."""
@@ -43,24 +43,25 @@ def resize_bicubic(image, y, x, height, width, axes, flip, size, scratch):
     the first output row needs it.
     """
     top, tall, left, wide = axes
-    if max(tall, wide) > _MAX_SCALE * size:
+    rows, across = size
+    if tall > _MAX_SCALE * rows or wide > _MAX_SCALE * across:
         _resize_wide(image, y, x, height, width, axes, flip, size, scratch)
         return
     # 1. Source pixels and weights of all output rows (axis 0) and columns (axis 1).
-    pitch, spans, weights = scratch.pitch, scratch.spans, scratch.cubic_weights
+    pitch, spans, weights = row_pitch(size), scratch.spans, scratch.cubic_weights
     heights = scratch.columns.view(np.float64)
-    _fill_taps(height, top, tall, size, False, spans, weights, heights, 0, pitch)
-    _fill_taps(width, left, wide, size, flip, spans, weights, heights, 1, pitch)
+    _fill_taps(height, top, tall, rows, False, spans, weights, heights, 0, pitch)
+    _fill_taps(width, left, wide, across, flip, spans, weights, heights, 1, pitch)
     # 2. Output row by output row.
     flat, stride = image.reshape(-1), 3 * image.shape[1]
     begin = y * stride + 3 * x
     strips = 0  # strips that have been made
-    for row in range(size):
+    for row in range(rows):
         first, count = spans[row], spans[pitch + row]
         while strips * STRIP < first + count:
-            _resize_strip(flat, begin, stride, height, 3 * width, strips, size, scratch)
+            _resize_strip(flat, begin, stride, height, 3 * width, strips, across, pitch, scratch)
             strips += 1
-        _resize_down(row, first, count, size, scratch)
+        _resize_down(row, first, count, pitch, scratch)
 
 
 @inline_jit()
@@ -118,16 +119,16 @@ def _load_levels(array, at):
 
 
 @inline_jit()
-def _resize_strip(flat, begin, stride, height, values, strip, size, scratch):
+def _resize_strip(flat, begin, stride, height, values, strip, across, pitch, scratch):
     """Resize the rows of one strip of the crop horizontally, into their places in `scratch.band`.
 
     `flat`: the image's bytes; `begin`: the crop's first; `stride`: bytes from row to row; `height`
-    and `values`: rows of the crop, and bytes of such a row.
+    and `values`: rows of the crop, and bytes of such a row; `across`: the view's width.
 
     The last strip begins early, so that it is whole: rows that the strip before it holds are made
     again. The band has room for them in front of its first strip.
     """
-    pitch, band, block = scratch.pitch, scratch.band, scratch.block
+    band, block = scratch.band, scratch.block
     spans, weights = scratch.spans, scratch.cubic_weights
     columns = scratch.columns.view(np.uint8)
     # 1. Transpose, so that a column's rows are adjacent.
@@ -141,7 +142,7 @@ def _resize_strip(flat, begin, stride, height, values, strip, size, scratch):
             at = min(i, values - 32)
             transpose(flat, begin + start * stride + at, stride, columns, at * STRIP, STRIP)
     # 2. One output column after the other, its rows in the lanes.
-    for column in range(size):
+    for column in range(across):
         at, count = 3 * spans[2 * pitch + column] * STRIP, spans[3 * pitch + column]
         red = green = blue = broadcast(np.int32(1 << (_BITS - 1)), 32)
         for k in range(count):
@@ -161,14 +162,9 @@ def _resize_strip(flat, begin, stride, height, values, strip, size, scratch):
 
 
 @inline_jit()
-def _resize_down(row, first, count, size, scratch):
+def _resize_down(row, first, count, pitch, scratch):
     """Resize one output row vertically, from `count` rows of the band into the levels."""
-    pitch, band, levels, weights = (
-        scratch.pitch,
-        scratch.band,
-        scratch.levels,
-        scratch.cubic_weights,
-    )
+    band, levels, weights = scratch.band, scratch.levels, scratch.cubic_weights
     to = 3 * row * pitch
     for x in range(0, pitch, 32):
         red = green = blue = broadcast(np.int32(1 << (_BITS - 1)), 32)
@@ -210,14 +206,15 @@ def _resize_wide(image, y, x, height, width, axes, flip, size, scratch):
     own filter horizontally.
     """
     top, tall, left, wide = axes
-    scale_y, scale_x = tall / size, wide / size
+    rows, across = size
+    scale_y, scale_x = tall / rows, wide / across
     inverse_y, inverse_x = 1.0 / max(scale_y, 1.0), 1.0 / max(scale_x, 1.0)
-    levels, pitch = scratch.levels, scratch.pitch
+    levels, pitch = scratch.levels, row_pitch(size)
     # `columns` holds the output row's sums and then the weights of all columns.
     sums = scratch.columns.view(np.float32)
-    weights = sums[3 * size :]
+    weights = sums[3 * across :]
     place = 0
-    for i in range(size):
+    for i in range(across):
         centre, begin, end = _scalar_span(i, left, scale_x, width)
         whole = 0.0
         for k in range(begin, end):
@@ -225,15 +222,15 @@ def _resize_wide(image, y, x, height, width, axes, flip, size, scratch):
         for k in range(begin, end):
             weights[place] = _scalar_cubic(k, centre, inverse_x) / whole
             place += 1
-    for row in range(size):
+    for row in range(rows):
         centre_y, begin_y, end_y = _scalar_span(row, top, scale_y, height)
-        sums[: 3 * size] = np.float32(0)
+        sums[: 3 * across] = np.float32(0)
         whole = 0.0
         for j in range(begin_y, end_y):
             weight = _scalar_cubic(j, centre_y, inverse_y)
             whole += weight
             place = 0
-            for i in range(size):
+            for i in range(across):
                 _, begin, end = _scalar_span(i, left, scale_x, width)
                 red = green = blue = 0.0
                 for k in range(begin, end):
@@ -244,8 +241,8 @@ def _resize_wide(image, y, x, height, width, axes, flip, size, scratch):
                 sums[3 * i] += weight * _scalar_level(red)
                 sums[3 * i + 1] += weight * _scalar_level(green)
                 sums[3 * i + 2] += weight * _scalar_level(blue)
-        for i in range(size):
-            at = 3 * row * pitch + (size - 1 - i if flip else i)
+        for i in range(across):
+            at = 3 * row * pitch + (across - 1 - i if flip else i)
             for channel in range(3):
                 levels[at + channel * pitch] = _scalar_level(sums[3 * i + channel] / whole)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import InvalidInput
+from .layout import Size, Statistics, ViewLayout
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Codes of the four colour-jitter operations in a plan's `order`; indices into its `factors`."""
@@ -25,6 +26,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Mean of each channel, for levels scaled to 0..1 (torchvision; docs/method.md)."""
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Standard deviation of each channel, for levels scaled to 0..1 (torchvision; docs/method.md)."""
+SIDES = (8, 1024)
+"""Shortest and longest side of a view, pixels."""
 LIGHTING_EIGENVALUES = (0.2175, 0.0188, 0.0045)
 """Standard deviations of ImageNet's RGB values, scaled to 0..1, along their principal components.
 
@@ -67,10 +70,17 @@ class View:
     interpolation: str = BILINEAR
     """Filter of the resize, one of `INTERPOLATIONS`."""
     short_side: int | None = None
-    """Resize the image's short side to so many pixels, then crop a `ViewConfig.size` square; `area`
-    and `ratio` are then unused. None for a random resized crop."""
+    """Resize the image's short side to so many pixels, then crop the view; `area` and `ratio` are
+    then unused. None for a random resized crop."""
     position: str = RANDOM
-    """Position of the square, one of `POSITIONS`; only with `short_side`."""
+    """Position of that crop, one of `POSITIONS`; only with `short_side`."""
+    size: int | Size | None = None
+    """Side of the view, or its height and width, pixels from 8 to 1024; None for
+    `ViewConfig.size`."""
+    mean: Statistics = IMAGENET_MEAN
+    """Subtracted from each channel of levels scaled to 0..1, where the dtype is normalised."""
+    std: Statistics = IMAGENET_STD
+    """What the difference is then divided by, for each channel."""
 
     def __post_init__(self) -> None:
         for name in ("jitter", "gray", "blur", "solarize", "flip"):
@@ -98,6 +108,19 @@ class View:
                 f"`View.interpolation` must be {' or '.join(INTERPOLATIONS)}, "
                 f"got {self.interpolation!r}."
             )
+        for side in (self.size,) if isinstance(self.size, int) else self.size or ():
+            if not SIDES[0] <= side <= SIDES[1]:
+                raise InvalidInput(
+                    f"`View.size` must have sides in [{SIDES[0]}, {SIDES[1]}] pixels, "
+                    f"got {self.size}."
+                )
+        if not isinstance(self.size, int) and self.size is not None and len(self.size) != 2:
+            raise InvalidInput(f"`View.size` must be a height and a width, got {self.size}.")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise InvalidInput(
+                "`View.mean` and `View.std` must have three numbers, those of `std` positive, "
+                f"got {self.mean} and {self.std}."
+            )
         if self.position not in POSITIONS:
             raise InvalidInput(
                 f"`View.position` must be {' or '.join(POSITIONS)}, got {self.position!r}."
@@ -108,12 +131,23 @@ class View:
                 "place of a random resized crop is always random."
             )
 
-    def parameters(self) -> tuple[float | tuple[float, ...], ...]:
-        """The fields as numbers, in their order: names as indices, no `short_side` as 0."""
-        codes = {
+    def height_and_width(self, default: int) -> Size:
+        """The view's sides, pixels; `default` is `ViewConfig.size`."""
+        if self.size is None:
+            return default, default
+        if isinstance(self.size, int):
+            return self.size, self.size
+        height, width = self.size
+        return height, width
+
+    def parameters(self, default: int) -> tuple[float | tuple[float, ...], ...]:
+        """The fields as numbers, in their order: names as indices, no `short_side` as 0, `size` as
+        height and width. `default`: `ViewConfig.size`."""
+        codes: dict[str, float | tuple[float, ...]] = {
             "interpolation": INTERPOLATIONS.index(self.interpolation),
             "short_side": self.short_side or 0,
             "position": POSITIONS.index(self.position),
+            "size": self.height_and_width(default),
         }
         names = [field.name for field in dataclasses.fields(self)]
         return tuple(codes.get(name, getattr(self, name)) for name in names)
@@ -122,7 +156,7 @@ class View:
 VIEW_PARAMETERS = np.dtype(
     [
         (field.name, np.float64, np.shape(value))
-        for field, value in zip(dataclasses.fields(View), View().parameters())
+        for field, value in zip(dataclasses.fields(View), View().parameters(SIDES[0]))
     ]
 )
 """One view's settings as the plan kernel reads them: the fields of `View`, in their order."""
@@ -168,7 +202,7 @@ class ViewConfig:
     views: tuple[View, ...] = (View(), View())
     """Settings of each view, at least one."""
     size: int = 224
-    """Side of every view, pixels, in [8, 1024]."""
+    """Side of the views, pixels from 8 to 1024; a `View` may have a size of its own."""
     min_overlap: float = 0.0
     """Least side of the intersection of crops 0 and 1, on both axes, in pixels of the key view; 0
     draws the crops independently."""
@@ -191,19 +225,29 @@ class ViewConfig:
     def __post_init__(self) -> None:
         if not self.views:
             raise InvalidInput("`ViewConfig.views` must hold at least one `View`, got none.")
-        if not 8 <= self.size <= 1024:
-            raise InvalidInput(f"`ViewConfig.size` must be in [8, 1024] pixels, got {self.size}.")
+        if not SIDES[0] <= self.size <= SIDES[1]:
+            raise InvalidInput(
+                f"`ViewConfig.size` must be in [{SIDES[0]}, {SIDES[1]}] pixels, got {self.size}."
+            )
         if (self.boxes or self.min_overlap) and len(self.views) < 2:
             raise InvalidInput(
                 "`ViewConfig.boxes` and `ViewConfig.min_overlap` relate a query to a key and need "
                 f"at least two views, got {len(self.views)}. Add a view, or set both to 0."
             )
-        short_sides = [view.short_side for view in self.views if view.short_side is not None]
-        if min(short_sides, default=self.size) < self.size:
-            raise InvalidInput(
-                f"`View.short_side` must be at least `ViewConfig.size` = {self.size} pixels, "
-                f"got {min(short_sides)}."
-            )
+        for view in self.views:
+            longest = max(view.height_and_width(self.size))
+            if view.short_side is not None and view.short_side < longest:
+                raise InvalidInput(
+                    f"`View.short_side` must be at least the view's longer side, {longest} pixels "
+                    f"(`View.size`, else `ViewConfig.size`), got {view.short_side}."
+                )
+        related = 2 if self.boxes or self.min_overlap else 1 if self.patch_grid else 0
+        for v, view in enumerate(self.views[:related]):
+            if view.height_and_width(self.size) != (self.size, self.size):
+                raise InvalidInput(
+                    f"`View.size` of view {v} must be `ViewConfig.size` = {self.size}, in which "
+                    f"boxes, overlap and patches are measured, got {view.size}."
+                )
         if self.patch_grid < 0 or (self.patch_grid == 0) != (self.patch_size == 0):
             raise InvalidInput(
                 "`ViewConfig.patch_grid` and `ViewConfig.patch_size` must both be at least 1, or "
@@ -277,6 +321,49 @@ class ViewConfig:
         return cls(views=(view, second), size=size)
 
     @classmethod
+    def dino(
+        cls, size: int = 224, local_size: int = 96, local_views: int = 8, *, split: float = 0.4
+    ) -> "ViewConfig":
+        """DINO: two global views, then local ones, all bicubic (facebookresearch/dino,
+        main_dino.py: `DataAugmentationDINO` and its options' defaults).
+
+        `split`: area that separates global crops, up to 1, from local ones, from 0.05 on; 0.14 for
+        its ResNet-50. iBOT's views are the same, ten local ones split at 0.25 (bytedance/ibot,
+        README).
+        """
+        first, second = cls.byol(size).views
+        wide = dataclasses.replace(first, area=(split, 1.0))
+        local = dataclasses.replace(
+            first, area=(0.05, split), blur_probability=0.5, size=local_size
+        )
+        other = dataclasses.replace(second, area=(split, 1.0))
+        return cls(views=(wide, other, *(local,) * local_views), size=size)
+
+    @classmethod
+    def dinov2(cls, size: int = 224, local_size: int = 98, local_views: int = 8) -> "ViewConfig":
+        """DINOv2: DINO's views with areas split at 0.32 (facebookresearch/dinov2,
+        data/augmentations.py and configs/ssl_default_config.yaml; local side 98 for patches of 14,
+        configs/train/vitg14.yaml).
+
+        The blur has the probabilities with which the released weights were trained: 0 and 0.9 for
+        the global views, where the code reads 1 and 0.1 (data/transforms.py passes 1 - p to
+        RandomApply; pull request 411).
+        """
+        wide, other, *local = cls.dino(size, local_size, local_views, split=0.32).views
+        wide = dataclasses.replace(wide, blur_probability=0.0)
+        other = dataclasses.replace(other, blur_probability=0.9)
+        return cls(views=(wide, other, *local), size=size)
+
+    @classmethod
+    def swav(cls, size: int = 224, local_size: int = 96, local_views: int = 6) -> "ViewConfig":
+        """SwAV: two global views, then local ones, all bilinear (facebookresearch/swav,
+        src/multicropdataset.py and scripts/swav_800ep_pretrain.sh, with its deviation of 0.228 for
+        red)."""
+        wide = View(area=(0.14, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), std=(0.228, 0.224, 0.225))
+        local = dataclasses.replace(wide, area=(0.05, 0.14), size=local_size)
+        return cls(views=(wide, wide, *(local,) * local_views), size=size)
+
+    @classmethod
     def npid(cls, size: int = 224) -> "ViewConfig":
         """NPID: a single view (docs/method.md)."""
         view = View(jitter=(0.4, 0.4, 0.4, 0.4), jitter_probability=1.0, blur_probability=0.0)
@@ -323,7 +410,7 @@ class ViewConfig:
 
     def view_parameters(self) -> np.ndarray:
         """(V, columns) float64: each view's settings, laid out as `VIEW_PARAMETERS`."""
-        views = [view.parameters() for view in self.views]
+        views = [view.parameters(self.size) for view in self.views]
         return np.array(views, VIEW_PARAMETERS).view(np.float64).reshape(len(views), -1)
 
     def box_parameters(self) -> np.ndarray:
@@ -340,6 +427,13 @@ class ViewConfig:
     def bicubic(self) -> bool:
         """Whether any view is resized bicubically."""
         return any(view.interpolation == BICUBIC for view in self.views)
+
+    @functools.cached_property
+    def layout(self) -> ViewLayout:
+        """Sizes of the views, and where they lie in a batch's memory."""
+        return ViewLayout(
+            [(view.height_and_width(self.size), view.mean, view.std) for view in self.views]
+        )
 
     @functools.cached_property
     def plan_dtype(self) -> np.dtype:

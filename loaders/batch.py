@@ -21,9 +21,9 @@ class Batch:
     """
 
     views: tuple[torch.Tensor, ...]
-    """V tensors (N, 3, size, size), channels-last. float32, float16, bfloat16: normalised by
-    ImageNet's mean and standard deviation; zero inside the query's masked box. uint8: augmented
-    levels 0..255, neither normalised nor masked."""
+    """V tensors (N, 3, height, width), channels-last. float32, float16, bfloat16: normalised by the
+    views' mean and standard deviation, ImageNet's unless set; zero inside the query's masked box.
+    uint8: augmented levels 0..255, neither normalised nor masked."""
     sample_id: torch.Tensor
     """(N,) int64: hash of the sample's key, which seeds its plan."""
     target: torch.Tensor

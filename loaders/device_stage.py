@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..kernels.augment.triton import augmenter
+from ..kernels.augment.batch import BatchAugmenter
 from ..kernels.plan import KEY_BOXES, MASKED_BOX, VIEW_FLOATS
 from .batch import Batch
 from .config import LoaderConfig
@@ -111,7 +111,8 @@ class _Slot:
     def __init__(
         self, source: tuple[torch.Tensor, ...], device: torch.device, streams: Streams
     ) -> None:
-        """Allocate on `device` what `source` holds: pixels, plan rows and (3, N) int64 numbers."""
+        """Allocate on `device` what `source` holds: the views' flat memory, plan rows and (3, N)
+        int64 numbers."""
         self.source: tuple[torch.Tensor, ...] = ()
         self.pixels, self.plan, self.numbers = (
             torch.empty_like(tensor, device=device) for tensor in source
@@ -147,9 +148,7 @@ class DeviceStage:
         self._before_work = before_work
         self._slots: list[_Slot] = []
         self._augmented: Any = None
-        self._augment = augmenter(
-            config.views.size, device, max_blur_sigma=config.views.max_blur_sigma
-        )
+        self._augment = BatchAugmenter(config.views, device)
 
     def batches(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
         """Finish the rendered batches, one batch behind the copies. Closing closes `rendered`."""
@@ -174,15 +173,13 @@ class DeviceStage:
         streams, request = self._streams, rendered.request
         samples = self._dataset.samples[request.indices]
         numbers = np.stack([samples["sample_id"], samples["target"], request.indices])  # (3, N)
-        pixels = (
-            rendered.pixels
-            if isinstance(rendered.pixels, torch.Tensor)
-            else torch.stack(rendered.pixels)
-        )
+        pixels = rendered.memory
+        if pixels is None:
+            pixels = self._config.views.layout.pack(rendered.views)
         if pixels.device.type != "cpu":
             # A backend that renders on the device does so on the current stream.
             streams.side_waits(streams.done())
-        host = (pixels.contiguous(), torch.from_numpy(request.rows), torch.from_numpy(numbers))
+        host = (pixels, torch.from_numpy(request.rows), torch.from_numpy(numbers))
         source = tuple(self._page_locked(tensor) for tensor in host)
         if len(self._slots) < SLOTS:
             slot = _Slot(source, self._device, streams)
@@ -240,7 +237,7 @@ class DeviceStage:
         )
         sample_id, target, index = slot.numbers.clone()
         batch = Batch(
-            views=tuple(pixels),
+            views=pixels,
             sample_id=sample_id,
             target=target,
             index=index,

@@ -45,6 +45,8 @@ class IteratorSuperseded(MaskCoError, RuntimeError):
 class Loader(ABC):
     """An iterable over `Batch` with an exact `len()` and an exact, portable position.
 
+    With the option `form` it delivers another form of each batch.
+
     - `iter()` starts nothing; epoch, rank and position are read at the first `next()`.
     - A pass is a whole epoch, or its rest after `load_state_dict`.
     - The epoch advances with its last batch, and where the last pass was left early.
@@ -67,9 +69,8 @@ class Loader(ABC):
         its views are finished there; not called on a CPU. A trainer's meter records an event."""
         self.quarantine = Quarantine(dataset.bad, max_share=max_bad_share)
         dataset.report_to(self.quarantine)
-        size = config.views.size
         self._pool = BufferPool(
-            (len(config.views.views), config.batch_size, size, size, 3),
+            (config.batch_size * config.views.layout.elements,),
             config.pixel_dtype,
             page_locked=config.device.startswith("cuda"),
         )
@@ -136,11 +137,11 @@ class Loader(ABC):
 
     def __repr__(self) -> str:
         config = self.config
-        size, dtype = config.views.size, str(config.dtype).removeprefix("torch.")
+        dtype = str(config.dtype).removeprefix("torch.")
         ranks = "" if config.rank is None else f", rank {config.rank} of {config.world_size}"
         return (
             f"{type(self).__name__}({len(self.dataset)} samples in batches of {config.batch_size}"
-            f"{ranks}: {len(config.views.views)} views of {size}x{size} {dtype} on "
+            f"{ranks}: {config.views.layout} {dtype} on "
             f"{config.device}; seed {config.seed}, epoch {self._epoch})"
         )
 
@@ -374,7 +375,7 @@ class Loader(ABC):
         samples = self.dataset.samples[indices]
         named = rendered.request.rows.view(views.plan_dtype)[:, 0]
         return Batch(
-            views=tuple(view.permute(0, 3, 1, 2) for view in rendered.pixels),
+            views=tuple(view.permute(0, 3, 1, 2) for view in rendered.views),
             sample_id=torch.from_numpy(samples["sample_id"].copy()),
             target=torch.from_numpy(samples["target"].copy()),
             index=torch.from_numpy(indices.copy()),
@@ -435,8 +436,8 @@ class _EpochIterator:
     def __iter__(self) -> "_EpochIterator":
         return self
 
-    def __next__(self) -> Batch:
-        """The next batch, or what the option `form` makes of it."""
+    def __next__(self) -> Any:
+        """The next `Batch`, or what the option `form` makes of it."""
         if self._superseded is not None:
             raise IteratorSuperseded(
                 f"{self._superseded} ended this iterator in mid-epoch, since a loader has one "

@@ -127,21 +127,19 @@ class _SharedMemory(mmap.mmap):
 
 
 class SharedSlots:
-    """Arrays of one shape, each beginning at a page, in memory that two processes map."""
+    """Memory of batches, each beginning at a page, that two processes map."""
 
     def __init__(self, config: LoaderConfig, file: int | None = None) -> None:
         """`file`: descriptor of the memory; None makes it."""
-        size = config.views.size
-        shape = (len(config.views.views), config.batch_size, size, size, 3)
         dtype = np.dtype(FORMATS[config.pixel_dtype].storage)
-        length = int(np.prod(shape)) * dtype.itemsize
+        length = config.batch_size * config.views.layout.elements * dtype.itemsize
         each = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
         self.count = config.prefetch + HELD + 1
         self.file = shared_memory("maskco-fast-loader") if file is None else file
         os.ftruncate(self.file, each * self.count)
         self._memory = _SharedMemory(self.file, each * self.count)
         flat = np.frombuffer(self._memory, np.uint8).reshape(self.count, each)
-        self.arrays = [pages[:length].view(dtype).reshape(shape) for pages in flat]
+        self.arrays = [pages[:length].view(dtype) for pages in flat]
         self.addresses = {array.ctypes.data: n for n, array in enumerate(self.arrays)}
 
     def page_lock(self, device: torch.device) -> None:
@@ -200,7 +198,8 @@ class ProcessLoader(Loader):
                     raise made.error from ChildTraceback(made.trace)
                 if made.request is None or made.slot is None:
                     return
-                yield Rendered(made.request, self._pixels(child, made.slot, made.request))
+                layout = self.config.views.layout
+                yield Rendered.on(self._memory(child, made.slot), made.request, layout)
         finally:
             child.send(None)  # ends the run; batches that it has sent are returned as they come
 
@@ -219,16 +218,15 @@ class ProcessLoader(Loader):
             if made.slot is not None:
                 child.send(made.slot)
 
-    def _pixels(self, child: "_Child", slot: int, request: Request) -> torch.Tensor:
-        """The slot's batch as a tensor, copied only where the caller holds too many slots."""
-        count = len(request.indices)
+    def _memory(self, child: "_Child", slot: int) -> torch.Tensor:
+        """The slot's memory as a tensor, copied only where the caller holds too many slots."""
         array = child.slots.arrays[slot]
         if child.held <= HELD:
-            return self._pool.tensor(array)[:, :count]
+            return self._pool.tensor(array)
         copy = self._pool.take()
-        copy[:, :count] = array[:, :count]
+        copy[:] = array
         child.send(slot)
-        return self._pool.tensor(copy)[:, :count]
+        return self._pool.tensor(copy)
 
     def interrupt(self) -> None:
         """Stop waiting for the child, which may wait for a server; see `Loader.interrupt`."""
@@ -481,15 +479,15 @@ class _Server:
 
     def _slot(self, rendered: Rendered) -> int:
         """The slot in which the batch lies; other memory is copied into one."""
-        pixels = rendered.pixels
-        if isinstance(pixels, torch.Tensor):
-            slot = self._pool.slots.addresses.get(pixels.data_ptr())
-            if slot is not None:
-                return slot
+        layout = self._opening.config.views.layout
+        # The first view in memory begins where the memory does.
+        slot = self._pool.slots.addresses.get(rendered.views[0].data_ptr())
+        if slot is not None:
+            return slot
         array = self._pool.take()
-        target = self._pool.tensor(array)[:, : len(rendered.request.indices)]
-        for view, place in zip(pixels, target):
-            place.copy_(view)
+        targets = layout.views(self._pool.tensor(array), len(rendered.request.indices))
+        for view, target in zip(rendered.views, targets):
+            target.copy_(view)
         return self._pool.slots.addresses[array.ctypes.data]
 
     def _send(self, made: _Made) -> None:

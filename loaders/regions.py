@@ -3,8 +3,11 @@
 N samples, V views; plan rows are (N, columns) float32.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from ..kernels.layout import Size
 from ..kernels.plan import CROP, VIEW_FLOATS, WINDOW
 
 MAX_SHRINK = 8
@@ -26,9 +29,13 @@ def crop_regions(rows: np.ndarray, views: int) -> np.ndarray:
     return np.concatenate([begin, end - begin], 1).astype(np.int64)
 
 
-def shrink_factors(rows: np.ndarray, views: int, size: int) -> np.ndarray:
-    """(N,) int64 in {1, 2, 4, 8}: the largest factor that leaves a window `size` pixels a side."""
-    ratio = _boxes(rows, views, WINDOW)[..., 2:].min((0, 2)) // size
+def shrink_factors(rows: np.ndarray, sizes: Sequence[Size]) -> np.ndarray:
+    """(N,) int64 in {1, 2, 4, 8}: the largest factor that leaves each window its view's pixels.
+
+    `sizes`: height and width of each view.
+    """
+    sides = _boxes(rows, len(sizes), WINDOW)[..., 2:]
+    ratio = (sides // np.array(sizes)[:, None]).min((0, 2))
     powers = 2 ** np.floor(np.log2(np.maximum(ratio, 1)))
     return np.clip(powers, 1, MAX_SHRINK).astype(np.int64)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..kernels.layout import ViewLayout
 from .config import LoaderConfig
 from .regions import crop_regions, shrink_factors
 from .shards.dataset import Dataset
@@ -44,7 +45,7 @@ class Request:
         """Derive regions and shrink factors from the plan rows."""
         views = len(config.views.views)
         if config.decode == "fast":
-            shrinks = shrink_factors(rows, views, config.views.size)
+            shrinks = shrink_factors(rows, config.views.layout.sizes)
         else:
             shrinks = np.ones(len(rows), np.int64)
         left_out = np.zeros(len(rows), bool)
@@ -80,22 +81,26 @@ class Rendered:
     """A rendered batch."""
 
     request: Request
-    pixels: torch.Tensor | tuple[torch.Tensor, ...]
-    """(V, N, size, size, 3), or V tensors (N, size, size, 3), of `LoaderConfig.pixel_dtype`:
-    finished views, or uint8 views at the seam."""
+    views: tuple[torch.Tensor, ...]
+    """V tensors (N, height, width, 3) of `LoaderConfig.pixel_dtype`: finished views, or uint8 views
+    at the seam."""
+    memory: torch.Tensor | None = None
+    """The flat memory in which the views lie (`ViewConfig.layout`), where it is of N samples."""
+
+    @classmethod
+    def on(cls, memory: torch.Tensor, request: Request, layout: ViewLayout) -> "Rendered":
+        """The first samples of a batch's memory, as many as `request` has."""
+        count = len(request.indices)
+        whole = memory if len(memory) == count * layout.elements else None
+        return cls(request, layout.views(memory, count), whole)
 
     def without_left_out(self) -> "Rendered":
         """The batch without the samples that are left out; itself where there are none."""
         if not self.request.left_out.any():
             return self
         kept = np.flatnonzero(~self.request.left_out)
-        chosen = torch.from_numpy(kept).to(self.pixels[0].device)
-        pixels = (
-            self.pixels[:, chosen]
-            if isinstance(self.pixels, torch.Tensor)
-            else tuple(view[chosen] for view in self.pixels)
-        )
-        return Rendered(self.request.select(kept), pixels)
+        chosen = torch.from_numpy(kept).to(self.views[0].device)
+        return Rendered(self.request.select(kept), tuple(view[chosen] for view in self.views))
 
 
 def extras(dataset: Dataset, config: LoaderConfig, request: Request) -> dict[str, Any]:

@@ -29,7 +29,7 @@ views = loaders.ViewConfig(views=(loaders.View(),), size=32)
 config = loaders.LoaderConfig(batch_size=2, views=views, device="meta", threads=1)
 with native.NativeLoader(dataset.open_dataset(images, index_folder=index), config) as loader:
     rendered = next(loader._run(loader._requests(rank=0, world_size=1, batches=1)))
-    print(rendered.pixels.flatten().tolist())
+    print(rendered.memory.tolist())
 """
 
 

@@ -118,7 +118,7 @@ def measure(name: str, dataset: Dataset, options: Options) -> Line:
     samples = dataset.samples[:count]
     data = [dataset.read(index) for index in range(count)]
     rows = plan(VIEWS, 0, 0, samples["sample_id"], samples["height"], samples["width"])
-    shrinks = shrink_factors(rows, 2, VIEWS.size).tolist()
+    shrinks = shrink_factors(rows, VIEWS.layout.sizes).tolist()
     decoders = Decoders()
     seams = {way: np.empty((2, count, VIEWS.size, VIEWS.size, 3), np.uint8) for way in WAYS}
     decoding: dict[str, list[float]] = {way: [] for way in WAYS}

@@ -7,10 +7,10 @@ A view is processed row by row. Each row is read once from the planar levels and
 written straight to the batch. A blur keeps a ring of as many rows as its window spans. Only
 contrast needs a pass over the whole view beforehand.
 
-Shapes: S is the view's side, P, the pitch of a planar row, is S rounded up to a multiple of 32, R
-the blur's radius. All arrays are flat:
+Shapes: S and S' are the view's height and width, P, the pitch of a planar row, the longer of these
+rounded up to a multiple of 32, R the blur's radius. All arrays are flat:
 
-- `levels` (S · 3 · P,) uint8: the view, planar by row
+- `levels` (S · 3 · P,) uint8: the view, planar by row; 0 from column S'
 - `row` (3 · P,) float32: the current row, in whole levels
 - `ring` ((2 R + 1) · 3 · P,) uint16: rows around the current one, in 1/128 level
 - `line` (3 · (P + 2 HALO),) uint16: the current row blurred vertically, in 1/128 level
@@ -29,6 +29,7 @@ from ..compiler.vector import broadcast, convert, fence, load, multiply_high, re
 from ..compiler.vector_shuffle import store_interleaved, stream_interleaved
 from ..formats import FLOAT16, UINT8
 from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, LIGHTING, ORDER, SOLARIZE
+from ..resize import row_pitch
 from ..views import CONTRAST
 from .numba_colour import LANES, gray, jitter, jitter_until_contrast, light, load_levels, solarize
 
@@ -57,10 +58,10 @@ def _blur_weights(sigma, radius, weights):
 
 
 @inline_jit(forceinline=True)
-def _ring_row(y, size, radius, pitch):
+def _ring_row(y, height, radius, pitch):
     """Offset in `ring` of row `y`, reflected into the view without repeating the border."""
     y = abs(y)
-    y = 2 * (size - 1) - y if y >= size else y
+    y = 2 * (height - 1) - y if y >= height else y
     return y % (2 * radius + 1) * 3 * pitch
 
 
@@ -68,17 +69,19 @@ def _ring_row(y, size, radius, pitch):
 def _blur_down(ring, y, size, pitch, radius, weights, slots, line):
     """Blur row `y` vertically, from `ring` to `line`, and reflect its ends.
 
-    `slots` (2 · (R + 1),) int64 receives the offsets in `ring` of the rows y - k and y + k.
+    `size`: the view's height and width. `slots` (2 · (R + 1),) int64 receives the offsets in `ring`
+    of the rows y - k and y + k.
     """
+    height, width = size
     # 1. Where the rows of the window are.
     for k in range(radius + 1):
-        slots[2 * k] = _ring_row(y - k, size, radius, pitch)
-        slots[2 * k + 1] = _ring_row(y + k, size, radius, pitch)
+        slots[2 * k] = _ring_row(y - k, height, radius, pitch)
+        slots[2 * k + 1] = _ring_row(y + k, height, radius, pitch)
     # 2. Weighted sums, 32 pixels at a time. Rows at the same distance share a tap. Each product is
     # floored, which loses half a unit on average; `half_lost` restores it.
     half_lost = broadcast(np.uint16((radius + 1) // 2), 32)
     gap = pitch + 2 * HALO
-    for x in range(0, size, 32):
+    for x in range(0, width, 32):
         at = slots[0] + x
         weight = load(weights, 0, 32)
         red = multiply_high(load(ring, at, 32), weight) + half_lost
@@ -103,16 +106,16 @@ def _blur_down(ring, y, size, pitch, radius, weights, slots, line):
         start = channel * gap + HALO
         for k in range(1, radius + 1):
             line[start - k] = line[start + k]
-            line[start + size - 1 + k] = line[start + size - 1 - k]
+            line[start + width - 1 + k] = line[start + width - 1 - k]
 
 
 @inline_jit(forceinline=True)
-def _blur_across(line, size, pitch, radius, weights, row):
+def _blur_across(line, width, pitch, radius, weights, row):
     """Blur `line` horizontally into `row`, rounded to whole levels."""
     # What the floored products lose on average, as above, and half a level (64) for rounding.
     rounding = broadcast(np.uint16((radius + 1) // 2 + 64), 32)
     gap = pitch + 2 * HALO
-    for x in range(0, size, 32):
+    for x in range(0, width, 32):
         at = HALO + x
         weight = load(weights, 0, 32)
         red = multiply_high(load(line, at, 32), weight) + rounding
@@ -186,10 +189,10 @@ def _normalise(row, at, normalisation, channel):
 
 
 @inline_jit(forceinline=True)
-def _write_row(row, size, pitch, form, normalisation, tail, out, start, streams):
-    """Encode `row` and write its S pixels to `out` (flat) from `start` on; bypass the caches if
+def _write_row(row, width, pitch, form, normalisation, tail, out, start, streams):
+    """Encode `row` and write its S' pixels to `out` (flat) from `start` on; bypass the caches if
     `streams`."""
-    whole = size // LANES * LANES
+    whole = width // LANES * LANES
     for x in range(0, whole, LANES):
         red = _encode(row, x, normalisation, 0, form, out)
         green = _encode(row, pitch + x, normalisation, 1, form, out)
@@ -199,26 +202,28 @@ def _write_row(row, size, pitch, form, normalisation, tail, out, start, streams)
         else:
             store_interleaved(out, start + 3 * x, red, green, blue)
     # The last pixels of a row go through `tail`: memory behind the row may be another thread's.
-    if whole < size:
+    if whole < width:
         red = _encode(row, whole, normalisation, 0, form, out)
         green = _encode(row, pitch + whole, normalisation, 1, form, out)
         blue = _encode(row, 2 * pitch + whole, normalisation, 2, form, out)
         store_interleaved(tail, 0, red, green, blue)
-        for i in range(3 * (size - whole)):
+        for i in range(3 * (width - whole)):
             out[start + 3 * whole + i] = tail[i]
 
 
 @inline_jit()
 def augment_view(view, size, form, normalisation, masked, scratch, out, start):
-    """Augment `scratch.levels` into `out` (flat) from `start` on: (S, S, 3). Overwrites the levels.
+    """Augment `scratch.levels` into the flat `out` from `start` on: (S, S', 3). Overwrites the
+    levels.
 
-    `view`: the view's columns of the plan row, float32. `size`: S. `form`: a code of `formats`.
-    `normalisation` (2, 3) float32: scale and offset from levels, by channel. `masked` (x1, y1, x2,
-    y2): whole pixels to zero after normalisation. `scratch`: a `render.Scratch`.
+    `view`: the view's columns of the plan row, float32. `size`: S and S'. `form`: a code of
+    `formats`. `normalisation` (2, 3) float32: scale and offset from levels, by channel. `masked`
+    (x1, y1, x2, y2): whole pixels to zero after normalisation. `scratch`: a `render.Scratch`.
     """
+    height, width = size
     levels = scratch.levels
     row = scratch.row
-    pitch = scratch.pitch
+    pitch = row_pitch(size)
     tail = scratch.tail.view(out.dtype)
     lit = view[LIGHTING : LIGHTING + 3]
     ring = scratch.ring
@@ -250,18 +255,18 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         mean = jitter_until_contrast(levels, order, factors, contrast_at, size, pitch)
     radius = 0
     if sigma > 0.0:
-        radius = min(math.ceil(3.0 * sigma), size - 1)
+        radius = min(math.ceil(3.0 * sigma), min(height, width) - 1)
         _blur_weights(sigma, radius, weights)
     # Streaming stores bypass the caches. A batch is larger than these: ordinary stores would read
     # its memory first and evict the image. Streaming needs whole, aligned cache lines.
-    streams = size % LANES == 0 and (out.ctypes.data + start * out.itemsize) % 64 == 0
+    streams = width % LANES == 0 and (out.ctypes.data + start * out.itemsize) % 64 == 0
 
     # Row `step` is coloured, then row `y` = `step` - radius, which needs `radius` rows below it, is
     # blurred and written.
-    for step in range(size + radius):
+    for step in range(height + radius):
         # 3. Contrast and the operations after it, then gray, into the ring or the current row.
-        if step < size:
-            to = _ring_row(step, size, radius, pitch)
+        if step < height:
+            to = _ring_row(step, height, radius, pitch)
             for x in range(0, pitch, LANES):
                 at = 3 * step * pitch + x
                 red, green = load_levels(levels, at), load_levels(levels, at + pitch)
@@ -287,7 +292,7 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         # 4. Blur.
         if radius > 0:
             _blur_down(ring, y, size, pitch, radius, weights, slots, line)
-            _blur_across(line, size, pitch, radius, weights, row)
+            _blur_across(line, width, pitch, radius, weights, row)
         # 5. Solarise, light, normalise, write, mask. A masked row is written again, so it is not
         # streamed.
         if solarized:
@@ -298,11 +303,11 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
                 offset = np.float32(255) * lit[channel]
                 for x in range(channel * pitch, (channel + 1) * pitch, LANES):
                     store(row, x, light(load(row, x, LANES), offset))
-        begin = start + 3 * y * size
+        begin = start + 3 * y * width
         masked_row = y1 <= y < y2
         _write_row(
             row,
-            size,
+            width,
             pitch,
             form,
             scratch.normalisation,

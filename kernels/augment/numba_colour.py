@@ -7,8 +7,8 @@ computed differently, where that cannot change a level.
 
 `red`, `green` and `blue` are vectors of `LANES` float32 that hold whole levels. They stay in
 registers from the first operation to the last. A view's `levels` (S · 3 · P,) uint8 are planar by
-row: P values of red, of green, of blue. S is the view's side; P, the pitch, is S rounded up to a
-multiple of 32.
+row: P values of red, of green, of blue. S and S' are the view's height and width; P, the pitch, is
+the longer of these rounded up to a multiple of 32.
 """
 
 import numpy as np
@@ -260,11 +260,11 @@ def jitter_until_contrast(levels, order, factors, contrast_at, size, pitch):
     """Apply the operations before contrast, number `contrast_at` of `order`, to the whole view, in
     place; returns the mean gray level that contrast then needs, float32.
 
-    Columns S to P - 1 are 0 and stay 0, since every operation except contrast keeps black, so that
-    they add nothing to the mean.
+    `size`: S and S'. Columns S' to P - 1 are 0 and stay 0, since every operation except contrast
+    keeps black, so that they add nothing to the mean.
     """
     sum_all = 0
-    for y in range(size):
+    for y in range(size[0]):
         luma = broadcast(_I0, LANES)
         for at in range(3 * y * pitch, (3 * y + 1) * pitch, LANES):
             red, green = load_levels(levels, at), load_levels(levels, at + pitch)
@@ -276,4 +276,4 @@ def jitter_until_contrast(levels, order, factors, contrast_at, size, pitch):
                 _store_levels(levels, at + 2 * pitch, blue)
             luma = luma + convert(gray(red, green, blue), np.int32)
         sum_all += total(luma)
-    return _F(sum_all) / _F(size * size)
+    return _F(sum_all) / _F(size[0] * size[1])

@@ -6,11 +6,12 @@ The plain twin of the Triton kernels and their fallback: it runs on every device
 levels equal torchvision's bit for bit, except for the blur: it is separable here, and at most 1
 level off in fewer than one value in a thousand.
 
-Shape suffixes: N views, C = 3 channels, S side in pixels, T taps of the blur, 1 broadcast.
-`rows_N` is (N, VIEW_FLOATS) float32: each view's columns of the plan row.
+Shape suffixes: N views, C = 3 channels, S S height and width in pixels, T taps of the blur, 1
+broadcast. `rows_N` is (N, VIEW_FLOATS) float32: each view's columns of the plan row.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional
@@ -28,7 +29,15 @@ from ..plan import (
     SOLARIZE,
     VIEW_FLOATS,
 )
-from ..views import BRIGHTNESS, CONTRAST, HUE, IMAGENET_MEAN, IMAGENET_STD, SOLARIZE_THRESHOLD
+from ..views import (
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    SIDES,
+    SOLARIZE_THRESHOLD,
+)
 
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Weights of red, green and blue in a gray level (torchvision's `rgb_to_grayscale`)."""
@@ -44,20 +53,22 @@ def augment(
     flip: bool = False,
     dtype: torch.dtype = torch.float16,
     max_blur_sigma: float = MAX_BLUR_SIGMA,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Augment cropped and resized views: (N, 3, S, S) or (V, N, 3, S, S), each channels-last in
-    memory.
+    memory. Height and width may differ.
 
-    - `views` (N, S, S, 3) or (V, N, S, S, 3) uint8, of any strides; S in [32, 1024].
+    - `views` (N, S, S, 3) or (V, N, S, S, 3) uint8, of any strides; S in `views.SIDES`.
     - `parameters` (N, columns) or (V, N, columns) float32, `plan.VIEW_FLOATS` columns: the plan's
       columns of these views, on the same device.
     - `masked_box` (N, 4) float32 xyxy in pixels of the flipped view: the pixels floor(x1) to
       ceil(x2) - 1, floor(y1) to ceil(y2) - 1 of the first view are zero after normalisation.
     - `flip`: mirror the views whose plan row says so. By default they are taken to be flipped
       already, as the resize kernels do.
-    - `dtype`: float16, bfloat16 or float32 are normalised by ImageNet's mean and deviation; uint8
-      are the augmented levels, neither normalised nor masked.
+    - `dtype`: float16, bfloat16 or float32 are normalised by `mean` and `std`; uint8 are the
+      augmented levels, neither normalised nor masked.
     - `max_blur_sigma`: the widest sigma among `parameters`, in pixels; a wider one is cut to as
       many taps. The default fits every `View`; the configuration's own maximum is faster.
     - `out` receives the result; it has the layout of `empty_output`.
@@ -67,8 +78,7 @@ def augment(
     check(views, parameters, masked_box, dtype)
     if out is not None:
         check_output(out, views, dtype)
-    size = views.shape[-2]
-    levels_NCSS = views.reshape(-1, size, size, 3).permute(0, 3, 1, 2).to(torch.float32)
+    levels_NCSS = views.reshape(-1, *views.shape[-3:]).permute(0, 3, 1, 2).to(torch.float32)
     rows_N = parameters.reshape(-1, VIEW_FLOATS)
     if flip:
         levels_NCSS = torch.where(_flag(rows_N, FLIP), levels_NCSS.flip(-1), levels_NCSS)
@@ -81,7 +91,7 @@ def augment(
     levels_NCSS = torch.where(inverted, 255 - levels_NCSS, levels_NCSS)
     lighting_NC11 = rows_N[:, LIGHTING : LIGHTING + 3, None, None]
     if FORMATS[dtype].normalised:
-        finished = _normalize(levels_NCSS, lighting_NC11, masked_box)
+        finished = _normalize(levels_NCSS, lighting_NC11, masked_box, mean, std)
     else:
         finished = (levels_NCSS + 255 * lighting_NC11 + 0.5).clamp(0, 255).floor()
     if out is None:
@@ -113,19 +123,24 @@ def check(
     parameters: torch.Tensor,
     masked_box: torch.Tensor | None,
     dtype: torch.dtype,
+    *,
+    square: bool = False,
+    shortest: int = SIDES[0],
 ) -> None:
     """Raise ValueError where the arguments of `augment` do not fit together. Reads shapes, never a
-    value, so that no device is waited for."""
+    value, so that no device is waited for. `square`, `shortest`: what sides are taken."""
     if views.dtype != torch.uint8 or views.ndim not in (4, 5) or views.shape[-1] != 3:
         raise InvalidInput(
             "`views` must be uint8 (N, S, S, 3) or (V, N, S, S, 3), "
             f"got {views.dtype} {tuple(views.shape)}."
         )
-    size = views.shape[-2]
-    if views.shape[-3] != size or not 32 <= size <= 1024:
+    height, width = views.shape[-3:-1]
+    if (square and height != width) or not shortest <= min(height, width) <= max(
+        height, width
+    ) <= SIDES[1]:
         raise InvalidInput(
-            "`views` must be squares with a side in [32, 1024] pixels, "
-            f"got {views.shape[-3]} by {size}."
+            f"`views` must {'be squares' if square else 'have sides'} of {shortest} to {SIDES[1]} "
+            f"pixels, got {height} by {width}."
         )
     if parameters.dtype != torch.float32 or parameters.shape != (*views.shape[:-3], VIEW_FLOATS):
         raise InvalidInput(
@@ -237,16 +252,18 @@ def blur(levels_NCSS: torch.Tensor, sigma_N: torch.Tensor, max_sigma: float) -> 
     `sigma_N` (N,) in pixels, 0 for no blur; `max_sigma` bounds the taps. `levels_NCSS` are whole
     float32 levels.
     """
-    radius = math.ceil(3 * max_sigma)
-    size = levels_NCSS.shape[-1]
+    height, width = levels_NCSS.shape[-2:]
+    radius = min(math.ceil(3 * max_sigma), min(height, width) - 1)
     weights_NT = gaussian_taps(sigma_N, radius)
     padded = torch.nn.functional.pad(levels_NCSS, (radius, radius, radius, radius), mode="reflect")
-    vertical = torch.zeros_like(padded[:, :, :size])
+    vertical = torch.zeros_like(padded[:, :, :height])
     for tap in range(2 * radius + 1):
-        vertical = torch.addcmul(vertical, padded[:, :, tap : tap + size], _column(weights_NT, tap))
+        rows = padded[:, :, tap : tap + height]
+        vertical = torch.addcmul(vertical, rows, _column(weights_NT, tap))
     blurred = torch.zeros_like(levels_NCSS)
     for tap in range(2 * radius + 1):
-        blurred = torch.addcmul(blurred, vertical[..., tap : tap + size], _column(weights_NT, tap))
+        columns = vertical[..., tap : tap + width]
+        blurred = torch.addcmul(blurred, columns, _column(weights_NT, tap))
     return torch.where(sigma_N[:, None, None, None] > 0, blurred.round(), levels_NCSS)
 
 
@@ -262,18 +279,23 @@ def gaussian_taps(sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
 
 
 def _normalize(
-    levels_NCSS: torch.Tensor, lighting_NC11: torch.Tensor, masked_box: torch.Tensor | None
+    levels_NCSS: torch.Tensor,
+    lighting_NC11: torch.Tensor,
+    masked_box: torch.Tensor | None,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> torch.Tensor:
     """Light and normalise levels to float32 (N, C, S, S); zero the first views' masked boxes."""
     # Channel by channel: a tensor of the three means would be copied from the host in every call.
     lit_NCSS = levels_NCSS / 255 + lighting_NC11
-    channels = [(lit_NCSS[:, c] - IMAGENET_MEAN[c]) / IMAGENET_STD[c] for c in range(3)]
+    channels = [(lit_NCSS[:, c] - mean[c]) / std[c] for c in range(3)]
     normalized = torch.stack(channels, 1)
     if masked_box is None:
         return normalized
-    position = torch.arange(levels_NCSS.shape[-1], device=levels_NCSS.device)
+    height, width = levels_NCSS.shape[-2:]
+    position = torch.arange(max(height, width), device=levels_NCSS.device)
     low, high = masked_box[:, :2].floor(), masked_box[:, 2:].ceil()
     inside = (position >= low[..., None]) & (position < high[..., None])  # (N, xy, S)
-    inside = (inside[:, 1, :, None] & inside[:, 0, None, :])[:, None]  # (N, 1, S, S)
+    inside = (inside[:, 1, :height, None] & inside[:, 0, None, :width])[:, None]  # (N, 1, S, S)
     masked = torch.where(inside, 0.0, normalized[: len(masked_box)])
     return torch.cat((masked, normalized[len(masked_box) :]))

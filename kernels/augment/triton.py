@@ -43,6 +43,8 @@ PIXELS = 16
 """Pixels of such a group."""
 TILE, HALO = 32, 16
 """Side of a blur tile and the border around it, in pixels; as in `triton_kernels`."""
+SHORTEST = 32
+"""Shortest side of a view, pixels."""
 BLUR_TILES = 2
 """Tiles a program in pass 3: more share the weights' cost, fewer fill the multiprocessors."""
 
@@ -192,7 +194,7 @@ def augment(
     Memory is accessed by 16 bytes where S is a multiple of 16 and the views are dense, byte by byte
     otherwise. Raises ValueError where shapes, dtypes or devices do not fit together.
     """
-    augment_torch.check(views, parameters, masked_box, dtype)
+    augment_torch.check(views, parameters, masked_box, dtype, square=True, shortest=SHORTEST)
     size = views.shape[-2]
     if workspace.size != size or workspace.sums.device != views.device:
         raise InvalidInput(

@@ -5,7 +5,10 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from ..factory import make_loader
 from ..loader import Loader
+
+__all__ = ["KeepPosition", "LoaderTrainer", "make_loader"]
 
 
 class KeepPosition(TrainerCallback, ExportableState):

@@ -10,7 +10,10 @@ import sys
 from typing import Any
 
 from ...kernels.errors import MissingPackage
+from ..factory import make_loader
 from ..loader import Loader
+
+__all__ = ["KeepPosition", "LoaderModule", "make_loader"]
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 KEY = "maskco_fast"

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ...kernels.errors import InvalidInput
 from ..factory import make_loader
 from .forms import mm
 
@@ -19,7 +20,7 @@ KEY = "maskco_fast"
 
 
 @HOOKS.register_module()
-class KeepPosition(Hook):  # type: ignore[misc]
+class KeepPosition(Hook):
     """Save the loader's position in every checkpoint, and resume there.
 
     `LoaderTrainLoop` registers it.
@@ -36,7 +37,7 @@ class KeepPosition(Hook):  # type: ignore[misc]
 
 
 @LOOPS.register_module()
-class LoaderTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
+class LoaderTrainLoop(EpochBasedTrainLoop):
     """mmengine's epoch-based loop; `train_dataloader` holds the arguments of `make_loader`.
 
     The model's data preprocessor stays as it is: where it normalises, the loader delivers uint8
@@ -45,7 +46,7 @@ class LoaderTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
 
     def __init__(self, runner: Any, dataloader: Any, max_epochs: int, **options: Any) -> None:
         if isinstance(dataloader, dict):
-            dataloader = make_loader(**{**_suited_to(runner), **dataloader})
+            dataloader = make_loader(**{**_suited_to(runner, dataloader), **dataloader})
         super().__init__(runner, dataloader, max_epochs, **options)
         runner.register_hook(KeepPosition())
 
@@ -66,13 +67,18 @@ class LoaderTrainLoop(EpochBasedTrainLoop):  # type: ignore[misc]
         self._epoch += 1
 
 
-def _suited_to(runner: Any) -> dict[str, Any]:
+def _suited_to(runner: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Options of `make_loader` that suit the model's data preprocessor."""
     model = getattr(runner.model, "module", runner.model)
     preprocessor = model.data_preprocessor
-    swaps = getattr(preprocessor, "_channel_conversion", False) or preprocessor.to_rgb
-    normalises = preprocessor._enable_normalize
+    normalises = getattr(preprocessor, "_enable_normalize", False)
+    swaps = getattr(preprocessor, "_channel_conversion", getattr(preprocessor, "to_rgb", False))
+    if normalises and given.get("dtype", torch.uint8) != torch.uint8:
+        raise InvalidInput(
+            f"`dtype` must be torch.uint8, got {given['dtype']}: the data preprocessor normalises, "
+            "and other views are normalised already; leave dtype out, or give it no mean and std"
+        )
     return {
-        "form": functools.partial(mm, bgr=bool(swaps)),
+        "form": functools.partial(mm, bgr=swaps),
         "dtype": torch.uint8 if normalises else torch.float32,
     }

@@ -36,7 +36,7 @@ class _TrainingData:
 
 
 @register_task("maskco_fast_task")
-class LoaderTask(SelfSupervisionTask):  # type: ignore[misc]
+class LoaderTask(SelfSupervisionTask):
     """VISSL's task with a loader of the shards `DATA.TRAIN.DATA_PATHS` for training.
 
     `DATA.TRAIN.LOADER` holds more arguments of `make_loader`, such as `views` and `form`. Batch

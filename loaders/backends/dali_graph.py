@@ -1,6 +1,6 @@
 """DALI graphs: decode the region that all crops need, then make the views on the CPU or the device.
 
-N samples per batch, V views of S × S pixels. DALI is imported when a graph is made, never with this
+N samples per batch, V views. DALI is imported when a graph is made, never with this
 module.
 """
 
@@ -15,6 +15,7 @@ import torch
 from ...kernels.errors import MaskCoError
 from ...kernels.formats import FORMATS
 from ...kernels.plan import CROP, FLIP, VIEW_FLOATS, WINDOW
+from ...kernels.render import normalisation
 from ...kernels.views import BICUBIC
 from ..config import LoaderConfig
 from ..request import Request
@@ -115,7 +116,8 @@ class Graph(ABC):
         """Number of inputs that `arrays` returns."""
 
     def views(self, samples: Samples, outputs: Any) -> tuple[torch.Tensor, ...]:
-        """V tensors (N, S, S, 3) of `LoaderConfig.pixel_dtype` in DALI's memory, without a copy."""
+        """V tensors (N, height, width, 3) of `LoaderConfig.pixel_dtype` in DALI's memory, without a
+        copy."""
         tensors = [torch.from_dlpack(outputs[v].as_tensor()) for v in range(self.views_count)]
         dtype = self.config.pixel_dtype
         return tuple(tensor if tensor.dtype == dtype else tensor.view(dtype) for tensor in tensors)
@@ -128,9 +130,17 @@ class HostGraph(Graph):
     colour operators are slower than ours and differ from torchvision's.
     """
 
+    def __init__(self, config: LoaderConfig) -> None:
+        super().__init__(config)
+        views = config.views
+        self._normalisations = [normalisation(view.mean, view.std) for view in views.views]
+        # Of these only the shapes are read.
+        shapes = {size: np.empty(size, np.uint8) for size in views.layout.sizes}
+        self._shapes = [shapes[size] for size in views.layout.sizes]
+
     @property
     def inputs_count(self) -> int:
-        return 3 + 2 * self.views_count
+        return 3 + 3 * self.views_count
 
     def arrays(self, samples: Samples) -> tuple[Any, ...]:
         rows = samples.request.rows  # (N, columns)
@@ -142,15 +152,20 @@ class HostGraph(Graph):
                 [samples.regions[:, :2], np.full((len(rows), 1), masked, np.int64)], 1
             )
             view = rows[:, v * VIEW_FLOATS : (v + 1) * VIEW_FLOATS]
-            fed += [origins, np.concatenate([view, tail], 1)]
+            affine = np.broadcast_to(self._normalisations[v].reshape(1, -1), (len(rows), 6))
+            shapes = [self._shapes[v]] * len(rows)
+            fed += [shapes, origins, np.concatenate([view, tail, affine], 1)]
         return tuple(fed)
 
     def define(self, inputs: list[Any]) -> list[Any]:
         form = SEAM if self.config.seam else FORMATS[self.config.dtype].name
-        render = render_operator(self.config.views.size, form)
+        render = render_operator(form)
         images = _decode(*inputs[:3])
-        # Inputs: encoded image, start, shape; then origins and plan columns of each view.
-        made = [render(images, *inputs[3 + 2 * v : 5 + 2 * v]) for v in range(self.views_count)]
+        # Inputs: encoded image, start, shape; then shape, origins and plan columns of each view.
+        made = []
+        for v in range(self.views_count):
+            shapes, origins, rows = inputs[3 + 3 * v : 6 + 3 * v]
+            made.append(render(shapes, images, origins, rows))
         return [view for view, _ in made] + [status for _, status in made]
 
     def views(self, samples: Samples, outputs: Any) -> tuple[torch.Tensor, ...]:
@@ -170,8 +185,10 @@ class DeviceGraph(Graph):
 
     The CPU decodes the region and the device does the rest; with `decode_on_device` the device
     decodes whole images. The crop precedes the resize, so that the filter reads nothing outside it,
-    as in torchvision. Within the crop it reads around the window, DALI's region of interest. With
-    `device_id` None the graph consists of CPU operators; tests compare its values without a GPU.
+    as in torchvision. Within the crop it reads around the window, DALI's region of interest. DALI
+    may resize rows before columns: where edges overshoot, bicubic rectangles are then up to a few
+    levels off. With `device_id` None the graph consists of CPU operators; tests compare its values
+    without a GPU.
     """
 
     def __init__(
@@ -214,7 +231,7 @@ class DeviceGraph(Graph):
         else:
             images = _decode(*inputs[:3])
             images = images if self.device_id is None else images.gpu()
-        size, views = self.config.views.size, []
+        views, sizes = [], self.config.views.layout.sizes
         crops = inputs[-5 * self.views_count :]
         for v, settings in enumerate(self.config.views.views):
             start, shape, corner, end, flip = crops[5 * v : 5 * v + 5]
@@ -222,7 +239,7 @@ class DeviceGraph(Graph):
             view = fn.slice(images, start=start, shape=shape, axes=[0, 1])
             view = fn.resize(
                 view,
-                size=[size, size],
+                size=list(sizes[v]),
                 roi_start=corner,
                 roi_end=end,
                 interp_type=types.INTERP_CUBIC if bicubic else types.INTERP_LINEAR,

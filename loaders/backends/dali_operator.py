@@ -1,6 +1,7 @@
 """Our Numba kernels as an operator of a DALI graph, on the CPU.
 
-S is the side of a view, pixels. DALI is imported when an operator is made, never with this module.
+H, W are the height and width of a view, pixels. DALI is imported when an operator is made, never
+with this module.
 """
 
 import functools
@@ -17,7 +18,6 @@ from ...kernels.errors import MissingPackage
 from ...kernels.formats import FORMAT_NAMES
 from ...kernels.plan import BICUBIC, CROP
 from ...kernels.render import make_scratch, render_views, resize_views
-from ...kernels.views import IMAGENET_MEAN, IMAGENET_STD
 
 SEAM = "seam"
 """Format of `render_operator` besides `FORMAT_NAMES`: uint8 views, only resized and flipped."""
@@ -49,26 +49,28 @@ def import_dali() -> Any:
 
 
 @functools.cache
-def render_operator(size: int, form: str) -> Any:
+def render_operator(form: str) -> Any:
     """Make the DALI operator that renders one view. Takes seconds, once per process.
 
-    Call it as `view, status = render_operator(size, form)(images, origins, rows)`, per sample:
-    `images` (h, w, 3) uint8, the decoded region; `origins` (3,) int64, y and x of the region's
-    corner and whether to mask; `rows` (columns,) float32, the view's columns of the plan and those
-    after the views. `view` is (S, S, 3) of `form`, one of `FORMAT_NAMES` or `SEAM`; `status` (1,)
-    int32, an index into `STATUSES`.
+    Call it as `view, status = render_operator(form)(shapes, images, origins, rows)`, per sample:
+    `shapes` (H, W) uint8, of which only the shape is read; `images` (h, w, 3) uint8, the decoded
+    region; `origins` (3,) int64, y and x of the region's corner and whether to mask; `rows`
+    (columns,) float32, the view's columns of the plan, those after the views, and the
+    `normalisation` of its channels, scales first. `view` is (H, W, 3) of `form`, one of
+    `FORMAT_NAMES` or `SEAM`; `status` (1,) int32, an index into `STATUSES`.
     """
     import_dali()
     from nvidia.dali import types
     from nvidia.dali.plugin.numba import NumbaFunction
 
     return NumbaFunction(
-        _run_function(size, form),
-        setup_fn=_setup_function(size),
+        _run_function(form),
+        setup_fn=_setup,
         out_types=[types.to_dali_type(_storage(form).name), types.INT32],
         outs_ndim=[3, 1],
-        in_types=[types.UINT8, types.INT64, types.FLOAT],
-        ins_ndim=[3, 1, 1],
+        # DALI shows `_setup` as many inputs as there are outputs, hence the shapes come first.
+        in_types=[types.UINT8, types.UINT8, types.INT64, types.FLOAT],
+        ins_ndim=[2, 3, 1, 1],
         device="cpu",
     )
 
@@ -78,24 +80,21 @@ def _storage(form: str) -> np.dtype:
     return np.dtype(np.uint8 if form == SEAM else FORMAT_NAMES[form].storage)
 
 
-def _setup_function(size: int) -> Callable[..., None]:
-    """The function by which DALI learns the outputs' shapes; they do not depend on the inputs."""
-
-    def setup(outputs, _):
-        for n in range(len(outputs[0])):
-            outputs[0][n][0], outputs[0][n][1], outputs[0][n][2] = size, size, 3
-            outputs[1][n][0] = 1
-
-    return setup
+def _setup(outputs, inputs):
+    """The function by which DALI learns the outputs' shapes, from the inputs' alone."""
+    for n in range(len(outputs[0])):
+        outputs[0][n][0], outputs[0][n][1] = inputs[0][n][0], inputs[0][n][1]
+        outputs[0][n][2] = 3
+        outputs[1][n][0] = 1
 
 
-def _run_function(size: int, form: str) -> Callable[..., None]:
+def _run_function(form: str) -> Callable[..., None]:
     """The function that renders one sample's view, to be compiled by DALI."""
-    draw = _draw_function(size, form)
+    draw = _draw_function(form)
     integer, boolean = numba_types.int64, numba_types.boolean
     allocate = machine_code(make_scratch, integer, integer, boolean)
 
-    def run(view, status, image, origin, row):
+    def run(view, status, shape, image, origin, row):
         status[0] = _DIED  # stays if the kernel ends without returning
         # The kernels check no bounds.
         y, x = int(row[CROP]) - origin[0], int(row[CROP + 1]) - origin[1]
@@ -104,38 +103,38 @@ def _run_function(size: int, form: str) -> Callable[..., None]:
         if not (inside and height >= 1 and width >= 1):
             status[0] = _OUTSIDE
             return
-        scratch = allocate((size, max(SCRATCH_COLUMNS, image.shape[1]), row[BICUBIC] != 0))[1]
-        out = view.reshape(1, 1, size, size, 3)
-        failed = draw(image, origin[0], origin[1], row, origin[2] != 0, scratch, out)[0]
+        places = np.zeros((1, 3), np.int64)
+        places[0, 1], places[0, 2] = view.shape[0], view.shape[1]
+        side, columns = max(view.shape[0], view.shape[1]), max(SCRATCH_COLUMNS, image.shape[1])
+        scratch = allocate((side, columns, row[BICUBIC] != 0))[1]
+        mask, flat = origin[2] != 0, view.reshape(-1)
+        failed = draw(image, origin[0], origin[1], row, places, mask, scratch, flat)[0]
         status[0] = _RAISED if failed else _FINISHED
 
     return run
 
 
-def _draw_function(size: int, form: str) -> Callable[..., Any]:
-    """`draw(image, y, x, row, mask, scratch, out)`: the kernel that makes a view of `form`.
+def _draw_function(form: str) -> Callable[..., Any]:
+    """`draw(image, y, x, row, places, mask, scratch, out)`: the kernel that makes a view of `form`.
 
     Returns (whether the kernel raised, its result).
     """
     integer = numba_types.int64
     image_type = numba_types.Array(numba_types.uint8, 3, "C")
     row_type = numba_types.Array(numba_types.float32, 1, "C")
-    pixels_type = numba_types.Array(numba.from_dtype(_storage(form)), 5, "C")
-    scratch_type = numba.typeof(make_scratch(size, SCRATCH_COLUMNS, False))
-    region_types = (image_type, integer, integer, row_type, integer)
+    places_type = numba_types.Array(numba_types.int64, 2, "C")
+    pixels_type = numba_types.Array(numba.from_dtype(_storage(form)), 1, "C")
+    scratch_type = numba.typeof(make_scratch(32, SCRATCH_COLUMNS, False))
+    region_types = (image_type, integer, integer, row_type, places_type)
     if form == SEAM:
         resize = machine_code(resize_views, *region_types, scratch_type, pixels_type, integer)
         return numba.njit(
-            lambda image, y, x, row, mask, scratch, out: resize(
-                (image, y, x, row, 1, scratch, out, 0)
+            lambda image, y, x, row, places, mask, scratch, out: resize(
+                (image, y, x, row, places, scratch, out, 0)
             )
         )
     code = FORMAT_NAMES[form].code
-    mean = np.asarray(IMAGENET_MEAN, np.float64)
-    std = np.asarray(IMAGENET_STD, np.float64)
-    scale = tuple(float(value) for value in np.float32(1 / (255 * std)))
-    offset = tuple(float(value) for value in np.float32(-mean / std))
-    normalisation_type = numba_types.Array(numba_types.float32, 2, "C")
+    normalisation_type = numba_types.Array(numba_types.float32, 3, "C")
     render = machine_code(
         render_views,
         *region_types,
@@ -148,12 +147,9 @@ def _draw_function(size: int, form: str) -> Callable[..., Any]:
     )
 
     @numba.njit
-    def draw(image, y, x, row, mask, scratch, out):
-        normalisation = np.empty((2, 3), np.float32)
-        for channel in range(3):
-            normalisation[0, channel] = scale[channel]
-            normalisation[1, channel] = offset[channel]
-        return render((image, y, x, row, 1, mask, code, normalisation, scratch, out, 0))
+    def draw(image, y, x, row, places, mask, scratch, out):
+        normalisation = row[len(row) - 6 :].copy().reshape(1, 2, 3)
+        return render((image, y, x, row, places, mask, code, normalisation, scratch, out, 0))
 
     return draw
 

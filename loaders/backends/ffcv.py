@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ...kernels.errors import MissingPackage
+from ...kernels.layout import ViewLayout
 from ..buffers import BufferPool
 from ..config import LoaderConfig
 from ..loader import Loader
@@ -74,8 +75,8 @@ REPLACED = 1
 """Status of a sample whose image was replaced; other samples have 0."""
 
 Work = tuple[Request, np.ndarray]
-"""FFCV's storage state, which the epoch thread passes to the decoder: a request, and the pixels
-(V, N, size, size, 3) to render into."""
+"""FFCV's storage state, which the epoch thread passes to the decoder: a request, and the memory of
+the batch to render into."""
 
 Execute = Callable[[Work, np.ndarray], None]
 """Renders a batch and writes the samples' statuses, (N, 1) uint8."""
@@ -162,9 +163,16 @@ class _Pipeline(PipelineLoader):
 class _Epoch(EpochIterator):
     """FFCV's epoch thread, over requests. Unlike FFCV's, it passes errors on and can be closed."""
 
-    def __init__(self, pipeline: _Pipeline, requests: Iterator[Request], pool: BufferPool) -> None:
+    def __init__(
+        self,
+        pipeline: _Pipeline,
+        requests: Iterator[Request],
+        pool: BufferPool,
+        layout: ViewLayout,
+    ) -> None:
         self._requests = requests
         self._pool = pool
+        self._layout = layout
         super().__init__(pipeline, [])  # FFCV's constructor starts the thread
 
     def run(self) -> None:
@@ -174,14 +182,14 @@ class _Epoch(EpochIterator):
         end: BaseException | None = None
         try:
             for number, request in enumerate(self._requests):
-                pixels = self._pool.take()
-                self.storage_state = (request, pixels)
+                memory = self._pool.take()
+                self.storage_state = (request, memory)
                 self.run_pipeline(number, request.indices, next(slots), None)
                 self.storage_state = None  # type: ignore[assignment]
-                views = self._pool.tensor(pixels)[:, : len(request.indices)]
-                if not self._put(Rendered(request, views)):
+                rendered = Rendered.on(self._pool.tensor(memory), request, self._layout)
+                if not self._put(rendered):
                     return
-                del pixels, views
+                del memory, rendered
         except BaseException as raised:  # `__next__` raises it in the consumer's thread
             end = raised
         self._put(end)
@@ -238,7 +246,7 @@ class FfcvLoader(Loader):
             pipeline = _Pipeline(
                 self._reader, config.batch_size, config.prefetch, PlanDecoder(team.execute)
             )
-            epoch = _Epoch(pipeline, requests, self._pool)
+            epoch = _Epoch(pipeline, requests, self._pool, config.views.layout)
             yield from epoch
         finally:
             self.dataset.cancel_reads()  # before `close` waits for threads that read
@@ -284,11 +292,11 @@ class _Team:
     def _share(
         self, render: SampleRenderer, begins: Iterator[int], work: Work, status: np.ndarray
     ) -> None:
-        request, pixels = work
+        request, memory = work
         for begin in begins:
             if self.closing:
                 return
             part = slice(begin, begin + SAMPLES_PER_CALL)
             original = request.indices[part].copy()
-            render(request, range(*part.indices(len(request.indices))), pixels)
+            render(request, range(*part.indices(len(request.indices))), memory)
             status[part, 0] = np.where(request.indices[part] != original, REPLACED, 0)

@@ -36,15 +36,15 @@ class NativeLoader(Loader):
 
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:
         work.wait()
-        return Rendered(work.request, pool.tensor(work.pixels)[:, : len(work.request.indices)])
+        return Rendered.on(pool.tensor(work.memory), work.request, self.config.views.layout)
 
 
 class _Work:
     """A batch that the threads are rendering."""
 
-    def __init__(self, request: Request, pixels: np.ndarray) -> None:
+    def __init__(self, request: Request, memory: np.ndarray) -> None:
         self.request = request
-        self.pixels = pixels
+        self.memory = memory
         self.error: BaseException | None = None
         self._left = len(request.indices)
         """Samples that are not yet rendered."""
@@ -80,9 +80,9 @@ class _Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: Request, pixels: np.ndarray) -> _Work:
-        """Queue all samples of a request, to be rendered into `pixels` (V, N, size, size, 3)."""
-        work = _Work(request, pixels)
+    def submit(self, request: Request, memory: np.ndarray) -> _Work:
+        """Queue all samples of a request, to be rendered into a batch's flat `memory`."""
+        work = _Work(request, memory)
         count = len(request.indices)
         for begin in range(0, count, SAMPLES_PER_CALL):
             self._queue.put((work, range(begin, min(begin + SAMPLES_PER_CALL, count))))
@@ -96,7 +96,7 @@ class _Workers:
             if not self._closing:
                 try:
                     render = render or self._make_renderer()
-                    render(work.request, numbers, work.pixels)
+                    render(work.request, numbers, work.memory)
                 except BaseException as raised:  # `wait` raises it in the consumer's thread
                     error = raised
             work.samples_done(len(numbers), error)

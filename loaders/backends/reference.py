@@ -25,25 +25,26 @@ class ReferenceLoader(Loader):
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
-        size, views = config.views.size, len(config.views.views)
+        layout = config.views.layout
         for request in requests:
             count = len(request.indices)
-            pixels = torch.empty((views, count, size, size, 3), dtype=config.pixel_dtype)
+            memory = torch.empty(count * layout.elements, dtype=config.pixel_dtype)
+            views = layout.views(memory)
             for n in range(count):
                 image = self._fetch(request, n, _decode).image
                 plan = request.rows[n].view(config.views.plan_dtype)[0]
-                for v in range(views):
-                    pixels[v, n] = self._render(image, plan, v)
-            yield Rendered(request, pixels)
+                for v in range(len(views)):
+                    views[v][n] = self._render(image, plan, v)
+            yield Rendered(request, views, memory)
 
     def _render(self, image: np.ndarray, plan: np.void, v: int) -> torch.Tensor:
-        """View `v` of one image, (size, size, 3)."""
+        """View `v` of one image, (height, width, 3)."""
         config = self.config
-        view = plan["views"][v]
+        view, settings = plan["views"][v], config.views.views[v]
         levels = resize_reference(
             image,
             view["crop"],
-            config.views.size,
+            config.views.layout.sizes[v],
             bool(view["flip"]),
             window=view["window"],
             bicubic=bool(view["bicubic"]),
@@ -54,9 +55,10 @@ class ReferenceLoader(Loader):
         if not FORMATS[config.dtype].normalised:
             return torch.from_numpy(light_reference(levels, view["lighting"]))
         masked_box = plan["masked_box"] if config.views.mask and v == 0 else None
-        return torch.as_tensor(finish_reference(levels, masked_box, view["lighting"])).to(
-            config.dtype
+        finished = finish_reference(
+            levels, masked_box, view["lighting"], settings.mean, settings.std
         )
+        return torch.as_tensor(finished).to(config.dtype)
 
 
 def _decode(data: bytes, sample: np.void, *_: object) -> Decoded:

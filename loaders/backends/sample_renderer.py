@@ -35,11 +35,8 @@ class SampleRenderer:
         else:
             self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
 
-    def __call__(self, request: Request, numbers: Sequence[int], pixels: np.ndarray) -> None:
-        """Render samples `numbers` of a request into `pixels[:, numbers]`, replacing bad ones.
-
-        `pixels` is (V, N, size, size, 3).
-        """
+    def __call__(self, request: Request, numbers: Sequence[int], memory: np.ndarray) -> None:
+        """Render samples `numbers` of a request into the batch's memory, replacing bad ones."""
         others: list[int] = []
         jpegs: list[int] = []
         files: list[bytes] = []
@@ -60,15 +57,15 @@ class SampleRenderer:
             chosen = np.array(jpegs)
             samples = dataset.samples[request.indices[chosen]]
             sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
-            done = self._render_jpegs(files, sides, request.rows[chosen], chosen, pixels)
+            done = self._render_jpegs(files, sides, request.rows[chosen], chosen, memory)
             quarantine.count_decoded(int(done.sum()))
             others.extend(chosen[~done].tolist())  # not plain, or damaged: a library decides
         for n in others:
-            self._render_one(request, n, pixels)
+            self._render_one(request, n, memory)
 
-    def _render_one(self, request: Request, n: int, pixels: np.ndarray) -> None:
+    def _render_one(self, request: Request, n: int, memory: np.ndarray) -> None:
         image, shrink = self._loader._fetch(request, n, self._decode)
         row = request.rows[n]
         if shrink > 1:
             row = scale_crops(row, self._views, shrink, image.shape[0], image.shape[1])
-        self._render(image, 0, 0, row, pixels, n)
+        self._render(image, 0, 0, row, memory, n)

@@ -16,7 +16,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if path.name != "__init__.py")
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 COMMANDS = [
-    module for module, path in zip(MODULES, FILES) if "__main__" in path.read_text(encoding="utf-8")
+    module
+    for module, path in zip(MODULES, FILES)
+    if "__name__ ==" in path.read_text(encoding="utf-8")
 ]
 
 

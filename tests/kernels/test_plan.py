@@ -407,6 +407,9 @@ def test_patches_lie_anywhere_in_their_cells():
         {"mask": True},
         {"views": (View(),), "min_overlap": 128.0},
         {"boxes": 17, "min_overlap": 128.0, "box_side": (64.0, 128.0)},
+        {"boxes": 17, "min_overlap": 128.0, "views": (View(), View(size=96))},
+        {"patch_grid": 3, "patch_size": 9, "views": (View(size=(224, 96)),)},
+        {"views": (View(size=(96, 224), short_side=200),)},
     ],
 )
 def test_impossible_configurations_are_refused(wrong):
@@ -426,6 +429,46 @@ def test_bad_arguments_are_refused():
         {"interpolation": "nearest"},
         {"position": "left", "short_side": 256},
         {"position": "centre"},
+        {"size": 7},
+        {"size": (96, 1025)},
+        {"size": (96, 96, 3)},
+        {"mean": (0.5, 0.5)},
+        {"std": (0.2, 0.0, 0.2)},
     ):
-        with pytest.raises(ValueError, match=r"`View\.(lighting|interpolation|position)` "):
+        with pytest.raises(
+            ValueError, match=r"`View\.(lighting|interpolation|position|size|mean)` "
+        ):
             View(**wrong)
+
+
+def test_views_of_multi_crop():
+    """Sizes, areas and chances of the published settings, as drawn."""
+    for config, small, areas, blurs in (
+        (ViewConfig.dino(), 96, ((0.4, 1), (0.05, 0.4)), (1, 0.1, 0.5)),
+        (ViewConfig.dinov2(), 98, ((0.32, 1), (0.05, 0.32)), (0, 0.9, 0.5)),
+        (ViewConfig.swav(local_views=8), 96, ((0.14, 1), (0.05, 0.14)), (0.5, 0.5, 0.5)),
+    ):
+        assert config.layout.sizes == [(224, 224)] * 2 + [(small, small)] * 8
+        views = draw(config, 2000, 400, 500)["views"]
+        area = views["crop"][..., 2:].prod(-1) / (400 * 500)
+        for v in range(10):
+            low, high = areas[v > 1]
+            assert low - 0.005 <= area[:, v].min() <= low + 0.02
+            assert high - 0.02 - 0.1 * (v < 2) <= area[:, v].max() <= high + 0.005
+            blurred = (views["blur_sigma"][:, v] > 0).mean()
+            assert abs(blurred - blurs[min(v, 2)]) < 0.05
+        assert len(np.unique(views["crop"].reshape(len(views), 10, 4)[0], axis=0)) == 10
+    std = ViewConfig.swav().views[5].std
+    assert std == (0.228, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("position", ["centre", "random"])
+def test_rectangles_lie_in_the_resized_image(position):
+    view = View(size=(40, 90), short_side=100, position=position)
+    named = draw(ViewConfig(views=(view,)), 200, 300, 400)["views"][:, 0]
+    window = named["window"].astype(float)
+    assert np.allclose(window[:, 2:], (40 * 3, 90 * 400 / 133))
+    assert (window[:, :2] >= 0).all()
+    assert (window[:, :2] + window[:, 2:] <= (300.001, 400.001)).all()
+    places = len(np.unique(window[:, 0]))
+    assert places == 1 if position == "centre" else places > 40

@@ -6,6 +6,7 @@ average, with a bias below 0.05; finished values within one rounding of their dt
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from maskco_fast.kernels.augment.reference import (
     light_reference,
 )
 from maskco_fast.kernels.formats import FORMAT_NAMES
-from maskco_fast.kernels.plan import plan
+from maskco_fast.kernels.plan import VIEW_FLOATS, plan
 from maskco_fast.kernels.render import Renderer
 from maskco_fast.kernels.resize import resize_reference
 from maskco_fast.kernels.views import View, ViewConfig
@@ -115,11 +116,12 @@ def test_a_decoded_region_renders_as_the_whole_image():
 
 
 def check_levels(levels, fields, *, size, note=""):
-    """Compare `augment` of one uint8 view with torchvision's operators."""
-    config = free(size)
+    """Compare `augment` of one uint8 view, of side `size` or a height and width, with
+    torchvision's operators."""
+    config = ViewConfig(views=(View(size=size),))
     renderer = Renderer(config, "uint8")
     row = one_plan(config, 300, 300, **fields)
-    out = np.empty((1, 1, size, size, 3), np.uint8)
+    out = np.empty((1, 1, *levels.shape), np.uint8)
     renderer.augment(np.ascontiguousarray(levels[None, None]), row, out, 0)
     truth = augment_reference(levels, row.view(config.plan_dtype)[0]["views"][0])
     difference = out[0, 0].astype(int) - truth.astype(int)
@@ -168,6 +170,51 @@ def test_small_views_blur_within_their_borders(size):
         {"blur_sigma": 2.0, "jitter": 1, "factors": (1.2, 0.8, 1.1, 0.05)},
         size=size,
     )
+
+
+@pytest.mark.parametrize("size", [(40, 97), (97, 40), (9, 64)])
+@pytest.mark.parametrize("sigma", [0, 2.0])
+def test_rectangles_are_torchvisions(size, sigma):
+    fields = {"jitter": 1, "order": (2, 1, 3, 0), "factors": (1.2, 0.8, 1.1, 0.05)}
+    levels = image_of("gradient", *size)
+    check_levels(levels, {**fields, "blur_sigma": sigma, "solarize": not sigma}, size=size)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_views_of_unequal_sizes_are_those_rendered_alone(dtype):
+    """Bit for bit, in memory where nothing else is written; scratch memory is shared."""
+    own: dict[str, Any] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    sizes = [None, 33, (40, 97), 96, (97, 40), 33]
+    filters = ["bilinear", "bicubic"] * 3
+    views = [
+        View(size=size, interpolation=kind, lighting=0.1 * (n == 3), **own if n == 5 else {})
+        for n, (size, kind) in enumerate(zip(sizes, filters))
+    ]
+    config = ViewConfig(views=tuple(views), size=64)
+    renderer, layout = Renderer(config, dtype), config.layout
+    assert str(layout).startswith("1 views of 64x64 and 2 of 33x33")
+    rows = plan(config, 1, 0, np.arange(3), np.full(3, 150), np.full(3, 210))
+    out = np.full(3 * layout.elements, 77, renderer.buffer_dtype)
+    seam = np.empty(3 * layout.elements, np.uint8)
+    twice = out.copy()
+    for n in (2, 0):
+        image = image_of("noise", 150, 210, seed=n)
+        renderer.render(image, 0, 0, rows[n], out, n)
+        renderer.resize(image, 0, 0, rows[n], seam, n)
+        renderer.augment(seam, rows[n], twice, n)
+        tail = rows[n, len(views) * VIEW_FLOATS :]
+        for v, view in enumerate(layout.views(out)):
+            assert view.shape == (3, *layout.sizes[v], 3)
+            alone = Renderer(ViewConfig(views=(views[v],), size=64), dtype)
+            truth = np.empty((1, 1, *layout.sizes[v], 3), alone.buffer_dtype)
+            row = np.concatenate([rows[n, v * VIEW_FLOATS : (v + 1) * VIEW_FLOATS], tail])
+            alone.render(image, 0, 0, row, truth, 0)
+            assert (view[n] == truth[0, 0]).all(), v
+            assert (view[1] == 77).all()
+    assert (out == twice).all()
+    for wrong in (out[:-1], out[None], np.empty((6, 1, 64, 64, 3), out.dtype)):
+        with pytest.raises(ValueError, match=f"flat, with {layout.elements} elements"):
+            renderer.render(image, 0, 0, rows[0], wrong, 0)
 
 
 @pytest.mark.parametrize("dtype", sorted(FORMAT_NAMES))

@@ -10,7 +10,7 @@ import torch
 
 from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.views import IMAGENET_STD
-from maskco_fast.loaders import ViewConfig, make_loader
+from maskco_fast.loaders import View, ViewConfig, make_loader
 from maskco_fast.loaders.device_stage import SLOTS, CudaStreams, DeviceStage, InOrderStreams
 from tests.support.batches import key_boxes
 
@@ -136,6 +136,27 @@ def test_views_of_every_kind_without_boxes(make_shards, form):
         assert view.dtype == form.dtype
         difference = (view.float() - true.float()).abs() - 4 * form.half_unit
         assert difference.max() <= 2 * level
+
+
+@pytest.mark.parametrize("form", FORMAT_NAMES.values(), ids=lambda form: form.name)
+def test_views_of_unequal_sizes(make_shards, form):
+    """Two groups of squares and a rectangle, one with its own statistics; a short last batch."""
+    wide = View(size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.3, 0.5))
+    config = ViewConfig(views=(*ViewConfig.dino(64, 32, 2).views, wide), size=64)
+    options = {"views": config, "dtype": form.dtype, "drop_last": False}
+    shards = make_shards(1, 11, side=90)
+    with make_loader(shards, 8, **options) as loader:
+        truth = list(loader)
+    batches = list(staged(shards, 8, InOrderStreams(), **options))
+    level = LEVEL if form.normalised else 1
+    for batch, expected, count in zip(batches, truth, (8, 3), strict=True):
+        shapes = [(64, 64), (64, 64), (32, 32), (32, 32), (40, 56)]
+        assert [view.shape for view in batch.views] == [(count, 3, *shape) for shape in shapes]
+        for view, true in zip(batch.views, expected.views, strict=True):
+            assert view.is_contiguous(memory_format=torch.channels_last)
+            difference = (view.float() - true.float()).abs() - 4 * form.half_unit
+            # A level beside solarisation's threshold may become another by more.
+            assert (difference > 2 * level).float().mean() < 1e-3
 
 
 def test_the_next_batch_is_copied_beside_the_augmentation_of_this_one(make_shards):

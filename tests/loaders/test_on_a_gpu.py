@@ -57,6 +57,25 @@ def test_two_loaders_on_two_streams(make_shards: MakeShards, device: str) -> Non
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("preset", [ViewConfig.dino, ViewConfig.swav])
+def test_views_of_two_sizes(
+    make_shards: MakeShards, device: str, preset: Callable[..., ViewConfig]
+) -> None:
+    """Groups of equal size; SwAV's statistics are its own. A level beside solarisation's threshold
+    may become another by two."""
+    options: dict[str, Any] = {"views": preset(64, 32, 3), "threads": 1, "drop_last": False}
+    shards = make_shards(1, 11)
+    with make_loader(shards, 8, **options) as host:
+        truth = list(host)
+    with make_loader(shards, 8, device=device, **options) as loader:
+        for batch, expected in zip(loader, truth, strict=True):
+            for view, true in zip(batch.views, expected.views, strict=True):
+                difference = (view.cpu() - true).abs() / LEVEL
+                assert difference.mean() <= 0.1
+                assert (difference > 2).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_buffers_are_page_locked_for_cuda(device: str) -> None:
     """A copy from them does not block, and they are kept while the copy is under way."""
     pool = BufferPool((2, 3, 4, 4, 3), torch.uint8, page_locked=device == "cuda")

@@ -169,11 +169,22 @@ def test_other_backends_and_the_seam(shards):
     with make() as here, make(loader_process=True) as there:
         pairs = zip(here._rendered(0, 1, 2), there._rendered(0, 1, 2), strict=True)
         for one, other in pairs:
-            assert isinstance(one.pixels, torch.Tensor)
-            assert isinstance(other.pixels, torch.Tensor)
-            assert other.pixels.dtype == torch.uint8
-            assert torch.equal(one.pixels, other.pixels)
+            assert one.memory is not None
+            assert other.memory is not None
+            assert other.memory.dtype == torch.uint8
+            assert torch.equal(one.memory, other.memory)
             assert (one.request.rows == other.request.rows).all()
+
+
+def test_views_of_unequal_sizes_and_a_short_batch(shards):
+    views = ViewConfig.swav(32, 16, 2)
+    make = functools.partial(make_loader, shards, 7, views=views, threads=1, drop_last=False)
+    with make() as here, make(loader_process=True) as there:
+        pairs = list(zip(here, there, strict=True))
+    assert [len(one) for one, _ in pairs] == [7, 7, 7, 4]
+    for one, other in pairs:
+        assert [view.shape[2] for view in other.views] == [32, 32, 16, 16]
+        assert all(torch.equal(*views) for views in zip(one.views, other.views, strict=True))
 
 
 LAUNCHER = """

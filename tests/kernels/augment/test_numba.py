@@ -158,5 +158,15 @@ def test_halves_by_integers_round_as_torch_does(dtype):
 
 
 def test_the_masked_pixels_are_those_that_the_box_touches():
-    assert mask_bounds(np.array([10.2, 20.0, 30.0, 40.001], np.float32), 224) == (10, 20, 30, 41)
-    assert mask_bounds(np.array([-5.0, 200.5, 7.5, 300.0], np.float32), 224) == (0, 200, 8, 224)
+    assert mask_bounds(np.array([10.2, 20.0, 30.0, 40.001], np.float32), 224, 224) == (
+        10,
+        20,
+        30,
+        41,
+    )
+    assert mask_bounds(np.array([-5.0, 200.5, 7.5, 300.0], np.float32), 224, 224) == (
+        0,
+        200,
+        8,
+        224,
+    )

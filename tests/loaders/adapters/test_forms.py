@@ -1,5 +1,6 @@
 """Each form of a batch against the codebase's own description of it."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -51,6 +52,10 @@ def test_vissl():
     assert batch["label"][0].tolist() == [5, -1, 7] * 2
     assert batch["data_idx"][0].tolist() == [30, 10, 20] * 2
     assert batch["data_valid"][0].tolist() == [1] * 6
+    crops = dataclasses.replace(BATCH, views=(*BATCH.views, torch.rand(3, 3, 4, 4)))
+    batch = FORMS["vissl"](crops)
+    assert batch["data"] == [list(crops.views)]  # as `multicrop_collator`
+    assert len(batch["label"][0]) == 9
     batch = FORMS["vissl_moco"](BATCH)
     assert batch["data"][0] is BATCH.query
     assert batch["data_momentum"][0] is BATCH.key
@@ -64,6 +69,9 @@ def test_timm_and_transformers():
     view, target = FORMS["timm"](BATCH)
     assert torch.equal(view, torch.cat(BATCH.views))
     assert target.tolist() == [5, -1, 7] * 2
+    small = dataclasses.replace(BATCH, views=(BATCH.query, BATCH.key[..., ::2, ::2]))
+    with pytest.raises(ValueError, match="must be of one size"):
+        FORMS["timm"](small)
     assert FORMS["huggingface"](ONE_VIEW) == {
         "pixel_values": ONE_VIEW.query,
         "labels": ONE_VIEW.target,

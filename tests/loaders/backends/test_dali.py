@@ -163,10 +163,13 @@ SQUARES = (
     View(short_side=60, interpolation="bicubic"),
 )
 """Parts of a resized image, whose filter reads around what the view shows."""
+UNEQUAL = (View(), View(size=(24, 40), short_side=45), View(size=(40, 24)))
 
 
 @pytest.mark.parametrize(
-    "wanted", [VIEWS, ViewConfig(views=SQUARES, size=48)], ids=["crops", "squares"]
+    "wanted",
+    [VIEWS, ViewConfig(views=SQUARES, size=48), ViewConfig(views=UNEQUAL, size=48)],
+    ids=["crops", "squares", "unequal"],
 )
 @pytest.mark.parametrize("kind", ["host", "device", "device, decoding too"])
 def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
@@ -190,12 +193,12 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
             graph.DeviceGraph(config, None, decode_on_device=kind != "device"), samples
         )
     for n, planned in enumerate(rows.view(wanted.plan_dtype)[:, 0]["views"]):
-        for v in range(2):
+        for v, size in enumerate(wanted.layout.sizes):
             view = planned[v]
             truth = resize_reference(
                 images[n],
                 view["crop"],
-                wanted.size,
+                size,
                 bool(view["flip"]),
                 window=view["window"],
                 bicubic=bool(view["bicubic"]),

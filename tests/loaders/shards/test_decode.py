@@ -47,7 +47,7 @@ def test_images_shrink_as_far_as_their_crops_allow():
     for side in (40, 96, 200, 2000):
         rows = plans(200, side, side)
         sides = rows.view(VIEWS.plan_dtype)[:, 0]["views"]["crop"][..., 2:].min((1, 2))
-        shrinks = shrink_factors(rows, 2, VIEWS.size)
+        shrinks = shrink_factors(rows, VIEWS.layout.sizes)
         assert np.isin(shrinks, (1, 2, 4, 8)).all()
         assert ((sides / shrinks >= VIEWS.size) | (shrinks == 1)).all()
         assert ((sides / shrinks < 2 * VIEWS.size) | (shrinks == 8)).all()

@@ -46,11 +46,11 @@ class StagedLoader:
             torch.device("cpu"),
             before_work=lambda: self.before_device_work(),
         )
-        self._stage._augment = self._augment
+        self._stage._augment = self._augment  # type: ignore[assignment]
 
-    def _augment(self, pixels: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def _augment(self, memory: torch.Tensor, *_: object, **__: object) -> list[torch.Tensor]:
         self._device.work(AUGMENTATION)
-        return pixels.permute(0, 1, 4, 2, 3).float()
+        return [memory.view(IMAGES, 8, 8, 3).permute(0, 3, 1, 2).float()]
 
     def _rendered(self) -> Iterator[Rendered]:
         numbers = np.arange(IMAGES)
@@ -60,7 +60,7 @@ class StagedLoader:
             self._device.now = max(self._device.now, ready)
             rows = np.zeros((IMAGES, VIEW_FLOATS), np.float32)
             request = Request(0, numbers, rows, rows, numbers, np.zeros(IMAGES, bool))
-            yield Rendered(request, torch.ones(1, IMAGES, 8, 8, 3, dtype=torch.uint8))
+            yield Rendered(request, (torch.ones(IMAGES, 8, 8, 3, dtype=torch.uint8),))
 
     def __len__(self) -> int:
         return 10**6
