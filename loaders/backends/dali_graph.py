@@ -181,7 +181,7 @@ class HostGraph(Graph):
 
 
 class DeviceGraph(Graph):
-    """CUDA graph: decode, crop, resize and flip to uint8 views. Not yet run on a GPU.
+    """CUDA graph: decode, crop, resize and flip to uint8 views.
 
     The CPU decodes the region and the device does the rest; with `decode_on_device` the device
     decodes whole images. The crop precedes the resize, so that the filter reads nothing outside it,
