@@ -75,7 +75,8 @@ class View:
     position: str = RANDOM
     """Position of that crop, one of `POSITIONS`; only with `short_side`."""
     size: int | Size | None = None
-    """Side of the view, or its height and width, pixels in `SIDES`; None for `ViewConfig.size`."""
+    """Side of the view, or its height and width, pixels from 8 to 1024; None for
+    `ViewConfig.size`."""
     mean: Statistics = IMAGENET_MEAN
     """Subtracted from each channel of levels scaled to 0..1, where the dtype is normalised."""
     std: Statistics = IMAGENET_STD
@@ -201,7 +202,7 @@ class ViewConfig:
     views: tuple[View, ...] = (View(), View())
     """Settings of each view, at least one."""
     size: int = 224
-    """Side of the views, pixels in `SIDES`; a `View` may have a size of its own."""
+    """Side of the views, pixels from 8 to 1024; a `View` may have a size of its own."""
     min_overlap: float = 0.0
     """Least side of the intersection of crops 0 and 1, on both axes, in pixels of the key view; 0
     draws the crops independently."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..kernels.errors import InvalidInput
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Batch:
@@ -145,6 +147,28 @@ class Batch:
     def cpu(self) -> "Batch":
         """Move the batch to the CPU."""
         return self.to("cpu")
+
+    def clone(self) -> "Batch":
+        """Copy the tensors; memory formats stay."""
+        return self._map(torch.clone)
+
+    def copy_(self, other: "Batch") -> None:
+        """Overwrite the tensors with those of a batch of the same shapes; not names and fields.
+
+        InvalidInput where shapes differ.
+        """
+        for own, new in zip(self._tensors(), other._tensors(), strict=True):
+            if own.shape != new.shape:  # `Tensor.copy_` would repeat a single sample
+                raise InvalidInput(
+                    f"`other` must have this batch's shapes, {tuple(own.shape)}, got "
+                    f"{tuple(new.shape)}."
+                )
+            own.copy_(new, non_blocking=True)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """All tensors, the views last."""
+        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        return [*(value for value in values if isinstance(value, torch.Tensor)), *self.views]
 
     def split(self, size: int) -> list["Batch"]:
         """Split into batches of `size` samples that share memory; the last may be smaller."""

@@ -69,7 +69,7 @@ class InOrderStreams:
 
 
 class CudaStreams:
-    """A side stream for copies beside the caller's current stream. Not yet run on a GPU."""
+    """A side stream for copies beside the caller's current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._side = torch.cuda.Stream(device)
@@ -147,6 +147,7 @@ class DeviceStage:
         self._device = device
         self._before_work = before_work
         self._slots: list[_Slot] = []
+        self._augmented: Any = None
         self._augment = BatchAugmenter(config.views, device)
 
     def batches(self, rendered: Generator[Rendered, None, None]) -> Generator[Batch, None, None]:
@@ -211,6 +212,9 @@ class DeviceStage:
         """
         streams, views = self._streams, self._config.views
         streams.current_waits(slot.copied)
+        # The kernels' workspace is one: the caller's stream may be another than at the last batch.
+        if self._augmented is not None:
+            streams.current_waits(self._augmented)
         self._before_work()
         count = len(views.views)
         columns = count * VIEW_FLOATS
@@ -242,7 +246,7 @@ class DeviceStage:
             patch_corners=patch_corners,
             **slot.extras,
         )
-        slot.free = streams.done()
+        slot.free = self._augmented = streams.done()
         return batch
 
 

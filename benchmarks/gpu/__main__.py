@@ -6,8 +6,8 @@
 Each part is a process with a time limit of its own. It writes its results after every one into
 PART.json, and its output into PART.log; session.json joins them after every part. A part begins
 only if enough of `--limit-s` is left. Nothing is installed: packages that the machine lacks may lie
-as wheels in `.gpu/whl` of the checkout, and are unpacked. Not yet run on a GPU; `--device cpu` runs
-all parts at small sizes without one.
+as wheels in `.gpu/whl` of the checkout, and are unpacked. `--device cpu` runs all parts at small
+sizes without a GPU.
 """
 
 import contextlib
@@ -96,9 +96,10 @@ PARTS: Mapping[str, Part] = {
         small=SMALL_CHECK,
     ),
     "step": Part(
-        seconds=90,
+        seconds=150,
         answers="the step by variants: ms, launches, busy share, kernels by name",
-        command="step --profile {out}/step-kernels.txt",
+        command="step --variants eager cuda-graphs torch-batch-norm one-group fp16 "
+        "--profile {out}/step-kernels.txt",
         small=f"{SMALL_STEP} --variants eager",
     ),
     "tests": Part(
@@ -113,6 +114,12 @@ PARTS: Mapping[str, Part] = {
         command="augmentation",
         small="--device cpu --batch 4 --size 32 --calls 2",
     ),
+    "batch_norm": Part(
+        seconds=40,
+        answers="each BatchNorm kernel by layer: microseconds, TB/s",
+        command="batch_norm",
+        small="--device cpu",
+    ),
     "times": Part(
         seconds=75,
         answers="the augmentation beside a copy and other libraries",
@@ -122,8 +129,8 @@ PARTS: Mapping[str, Part] = {
     "train": Part(
         seconds=110,
         answers="the loader alone, and steps that it feeds: data wait, idle share",
-        command="step --shards {shards} --profile {out}/train-kernels.txt",
-        small=f"{SMALL_STEP} --train-steps 3 --loader-seconds 0.2",
+        command="step --variants cuda-graphs --shards {shards} --profile {out}/train-kernels.txt",
+        small=f"{SMALL_STEP} --variants eager --train-steps 3 --loader-seconds 0.2",
     ),
     "run": Part(
         seconds=80,
@@ -146,8 +153,8 @@ PARTS: Mapping[str, Part] = {
     ),
     "compiled": Part(
         seconds=120,
-        answers="the step with --compile and --cuda-graphs",
-        command="step --variants compile cuda-graphs --seconds-a-variant 50",
+        answers="the step with --compile",
+        command="step --variants compile --seconds-a-variant 50",
         small=f"{SMALL_STEP} --variants compile --group 8 --force-backend aot_eager",
     ),
 }

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.augmentation --json augmentation.json
 
-Not yet run on a GPU. `benchmarks.gpu.check` times the passes together, and beside other libraries.
+`benchmarks.gpu.check` times the passes together, and beside other libraries.
 """
 
 import pathlib

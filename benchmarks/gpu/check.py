@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.check --report gpu-report
     python -m benchmarks.gpu.check --only values --json values.json
 
-Needs a CUDA device; not yet run on one. It compiles the kernels for the present architectures,
+Needs a CUDA device. It compiles the kernels for the present architectures,
 compares their values with torchvision's operators, runs the tests marked `gpu`, and times the
 Triton passes beside a copy of as many bytes, the plain torch version, and other libraries on the
 same batch. Our times are reported only where the values agree.
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.gpu.compile import table
+from benchmarks.estimates.compile import table
 from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.peers import PEERS
 from maskco_fast.bench.harness import machine

@@ -4,7 +4,7 @@
 
 Two graphs: regions decoded on the CPU, and whole images decoded on the device (needs nvJPEG). Each
 is compared with the native loader's batches on the same device. Levels differ by DALI's own resize;
-boxes and ids must be equal. Then the loader alone is timed. Not yet run on a GPU.
+boxes and ids must be equal. Then the loader alone is timed.
 """
 
 import itertools

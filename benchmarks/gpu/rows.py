@@ -2,8 +2,7 @@
 
     python -m benchmarks.gpu.rows --shards 'in1k-{0000..0015}.tar' --json rows.json
 
-Decoding on the device competes with training for it; these rows have the device to themselves. Not
-yet run on a GPU.
+Decoding on the device competes with training for it; these rows have the device to themselves.
 """
 
 import dataclasses

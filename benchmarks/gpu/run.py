@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.run --shards 'in1k-{0000..0015}.tar' --json run.json
 
-Notes what metrics.jsonl says after the first ten steps. Not yet run on a GPU.
+Notes what metrics.jsonl says after the first ten steps.
 """
 
 import json

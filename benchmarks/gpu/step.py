@@ -5,7 +5,7 @@
 
 Every variant is `Trainer`'s own step on one batch again and again. Times are between events on the
 stream; the busy share and the kernels come from the profiler. With shards the native loader feeds
-the step. Not yet run on a GPU; `--device cpu` runs all of it without one.
+the step. `--device cpu` runs all of it without a GPU.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 import tyro
@@ -27,6 +28,7 @@ from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.timeline import profile, synchronize
 from benchmarks.speed.step import OneBatch
 from maskco_fast.bench.harness import machine
+from maskco_fast.kernels.batch_norm import triton as batch_norm
 from maskco_fast.loaders import Batch, Loader, make_loader
 from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
@@ -40,7 +42,15 @@ WARM_BATCHES = 4
 """Batches before a loader is timed, most of which are prepared at once."""
 
 Variant = Literal[
-    "eager", "one-group", "no-benchmark", "fp16", "fp32", "tf32", "compile", "cuda-graphs"
+    "eager",
+    "torch-batch-norm",
+    "one-group",
+    "no-benchmark",
+    "fp16",
+    "fp32",
+    "tf32",
+    "compile",
+    "cuda-graphs",
 ]
 
 
@@ -48,9 +58,11 @@ Variant = Literal[
 class Options:
     """Time the training step."""
 
-    variants: tuple[Variant, ...] = ("eager", "one-group", "no-benchmark", "fp16")
-    """one-group: a batch is one BatchNorm group, which shows what groups cost. no-benchmark: cuDNN
-    chooses its algorithms without timing them. All in bf16 but fp16, fp32 and tf32."""
+    variants: tuple[Variant, ...] = ("eager", "torch-batch-norm", "one-group", "fp16")
+    """torch-batch-norm: torch's operators, group by group, in place of the Triton kernels.
+    one-group: a batch is one BatchNorm group, which shows what groups cost. no-benchmark: cuDNN
+    chooses its algorithms without timing them. cuda-graphs: the whole step is one. All in bf16 but
+    fp16, fp32 and tf32."""
     batch: int = 256
     """Images a step."""
     size: int = 224
@@ -68,7 +80,7 @@ class Options:
     device: str = "cuda"
     """cuda, or cpu for a dry run."""
     shards: str | None = None
-    """With these, the loader feeds `train_steps` steps instead of the variants."""
+    """With these, the loader feeds `train_steps` steps of the first variant alone."""
     train_steps: int = 60
     """Steps fed by the loader, after 5 others."""
     loader_seconds: float = 5.0
@@ -157,7 +169,13 @@ def measure(options: Options, variant: str) -> dict[str, Any]:
     if on_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
+    by_torch = variant == "torch-batch-norm"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(batch_norm, "usable", return_value=False)
+        if by_torch
+        else contextlib.nullcontext(),
+    ):
         trainer = make_trainer(options, variant, folder)
         batch = next(iter(trainer.loader))
 
@@ -204,7 +222,7 @@ def fed(options: Options) -> dict[str, Any]:
     """The loader alone, then steps that it feeds: what the run's metrics say, and what happened."""
     assert options.shards is not None
     with tempfile.TemporaryDirectory() as folder:
-        probe = make_trainer(options, "eager", folder)
+        probe = make_trainer(options, options.variants[0], folder)
         with make_loader(
             options.shards,
             options.batch,
@@ -218,7 +236,7 @@ def fed(options: Options) -> dict[str, Any]:
             loader_process=options.loader_process,
         ) as loader:
             alone = loader_alone(loader, options.loader_seconds, options.device)
-            trainer = make_trainer(options, "eager", folder, loader)
+            trainer = make_trainer(options, options.variants[0], folder, loader)
             batches, stop = trainer._batches(), StopSignal(lambda: None)
 
             def step() -> None:

@@ -17,7 +17,7 @@ its neighbours' colours, so that fewer passes would repeat colour operations. A 
 `Workspace.views` views: what a pass reads again, and the levels between passes 2 and 3, can then
 stay in the L2 cache.
 
-`docs/performance.md` has the expected times, `python -m benchmarks.gpu.budget` the bytes of one
+`docs/gpu.md` has the measured times, `python -m benchmarks.estimates.budget` the bytes of one
 operator after the other, `python -m benchmarks.gpu.check` measures on a GPU.
 """
 

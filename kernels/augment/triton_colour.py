@@ -1,8 +1,10 @@
 """Colour jitter, gray and solarisation of levels, for Triton kernels.
 
-`red`, `green` and `blue` are blocks of any shape that hold whole levels, in float32. Every
-operation rounds where torchvision's uint8 operators do; see `triton_kernels` on fused
-multiply-adds.
+`red`, `green` and `blue` are blocks of any shape that hold whole levels in float32. Between the
+operations they are raised: 2**23 is added, so that the last bits are the level. A byte is raised by
+joining bits, and a sum is raised and rounded by one addition; `_times` takes 2**23 off again within
+a product. Every operation rounds where torchvision's uint8 operators do; see `triton_kernels` on
+fused multiply-adds.
 """
 
 import triton
@@ -21,6 +23,8 @@ THRESHOLD = tl.constexpr(views.SOLARIZE_THRESHOLD)
 ROUNDING = tl.constexpr(1.5 * 2**23)
 """Added and subtracted, it rounds a float32 of at most 2**22 to the nearest whole number, halves to
 even."""
+BASE = tl.constexpr(2.0**23)
+"""What is added to raised levels."""
 HUE_SCALE = tl.constexpr((255 + 1.0 - 1e-3) / 255)
 """torchvision's hue divides levels by 255 and multiplies them by 255.999 in the end."""
 
@@ -31,43 +35,69 @@ def round_even(x):
     return (x + ROUNDING) - ROUNDING
 
 
+INTERPRETED = tl.constexpr(not isinstance(round_even, triton.JITFunction))
+"""Whether Triton interprets the kernels: without inline assembly, with two roundings in `fma`."""
+
+
 @triton.jit
 def _floor(x):
-    """`tl.floor` of float32 of at most 2**22 by additions.
+    """Round float32 in 0..2**22 down, raised. Anything below 0 stays below 2**23.
 
-    The hardware's conversions, its rounding among them, run at an eighth of an addition's rate.
+    One addition that rounds towards zero; the hardware's conversions, its rounding among them, run
+    at an eighth of its rate.
     """
-    nearest = round_even(x)
-    return tl.where(nearest > x, nearest - 1.0, nearest)
+    if INTERPRETED:
+        return tl.floor(x) + BASE
+    else:
+        return tl.inline_asm_elementwise(
+            "add.rz.f32 $0, $1, 0f4B000000;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
-def from_byte(word):
-    """Convert int32 in 0..255 to float32, by the bits of 2**23 + `word`."""
-    return (word | 0x4B000000).to(tl.float32, bitcast=True) - 8388608.0
+def _times(raised, factor):
+    """Levels times `factor`, rounded once: both products of the sum are exact."""
+    if INTERPRETED:
+        return (raised - BASE) * factor
+    else:
+        return tl.fma(raised, factor, -BASE * factor)
 
 
 @triton.jit
-def to_byte(level):
-    """Convert whole float32 levels in 0..255 to uint8, by the bits of 2**23 + `level`."""
-    return (level + 8388608.0).to(tl.int32, bitcast=True).to(tl.uint8)
+def raise_byte(word):
+    """Convert int32 in 0..255 to raised levels."""
+    return (word | 0x4B000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def lower(raised):
+    """Convert raised levels to plain ones."""
+    return raised - BASE
+
+
+@triton.jit
+def to_byte(raised):
+    """Convert raised levels to uint8."""
+    return raised.to(tl.int32, bitcast=True).to(tl.uint8)
 
 
 @triton.jit
 def _clamp(level):
-    """Clamp to 0..255 and truncate to a whole level, as torchvision does when it stores uint8."""
-    return _floor(tl.minimum(tl.maximum(level, 0.0), 255.0))
+    """Truncate to a whole level and clamp to 0..255, raised; torchvision does both when it stores
+    uint8."""
+    return tl.minimum(tl.maximum(_floor(level), BASE), BASE + 255.0)
 
 
 @triton.jit
 def gray_level(red, green, blue):
-    """torchvision's `rgb_to_grayscale`: whole gray levels."""
-    return _floor(red * GRAY_RED + green * GRAY_GREEN + blue * GRAY_BLUE)
+    """torchvision's `rgb_to_grayscale` of raised levels: raised."""
+    return _floor(_times(red, GRAY_RED) + _times(green, GRAY_GREEN) + _times(blue, GRAY_BLUE))
 
 
 @triton.jit
 def _turn_hue(red, green, blue, turns):
-    """torchvision's `adjust_hue` without a division: the hue stays multiplied by the chroma.
+    """torchvision's `adjust_hue` of raised levels, without a division: the hue stays multiplied by
+    the chroma, a whole number, whose small multiples are exact in `fma`.
 
     Nothing is rounded before the product with `turns`. A level differs from torchvision's, by one,
     where the exact value is so near a whole number that torchvision's own roundings decide: for
@@ -77,7 +107,9 @@ def _turn_hue(red, green, blue, turns):
     value = tl.maximum(tl.maximum(red, green), blue)
     low = tl.minimum(tl.minimum(red, green), blue)
     chroma = value - low
-    hue = tl.where(value == green, 2 * chroma + blue - red, 4 * chroma + red - green)
+    hue = tl.where(
+        value == green, tl.fma(chroma, 2.0, blue - red), tl.fma(chroma, 4.0, red - green)
+    )
     hue = tl.where(value == red, green - blue, hue)
     # 2. Turn it, and wrap it into one circle.
     circle = 6 * chroma
@@ -85,32 +117,34 @@ def _turn_hue(red, green, blue, turns):
     hue += tl.where(hue < 0, circle, 0.0)
     hue -= tl.where(hue >= circle, circle, 0.0)
     # 3. Back to levels: each channel is a clamped distance from its own hue.
-    red = low + tl.minimum(tl.maximum(tl.abs(hue - 3 * chroma) - chroma, 0.0), chroma)
-    green = low + tl.minimum(tl.maximum(2 * chroma - tl.abs(hue - 2 * chroma), 0.0), chroma)
-    blue = low + tl.minimum(tl.maximum(2 * chroma - tl.abs(hue - 4 * chroma), 0.0), chroma)
+    low -= BASE
+    red = tl.abs(tl.fma(chroma, -3.0, hue)) - chroma
+    green = tl.fma(chroma, 2.0, -tl.abs(tl.fma(chroma, -2.0, hue)))
+    blue = tl.fma(chroma, 2.0, -tl.abs(tl.fma(chroma, -4.0, hue)))
+    red = low + tl.minimum(tl.maximum(red, 0.0), chroma)
+    green = low + tl.minimum(tl.maximum(green, 0.0), chroma)
+    blue = low + tl.minimum(tl.maximum(blue, 0.0), chroma)
     return _floor(red * HUE_SCALE), _floor(green * HUE_SCALE), _floor(blue * HUE_SCALE)
 
 
 @triton.jit
 def jitter_once(red, green, blue, operation, factor, mean):
-    """Apply one operation of the colour jitter to whole levels; `mean` is the view's mean gray
+    """Apply one operation of the colour jitter to raised levels; `mean` is the view's mean gray
     level, which contrast needs."""
     if operation == BRIGHTNESS:
-        red, green, blue = _clamp(factor * red), _clamp(factor * green), _clamp(factor * blue)
+        red = _clamp(_times(red, factor))
+        green = _clamp(_times(green, factor))
+        blue = _clamp(_times(blue, factor))
     elif operation == CONTRAST:
         other = (1.0 - factor) * mean
-        red, green, blue = (
-            _clamp(factor * red + other),
-            _clamp(factor * green + other),
-            _clamp(factor * blue + other),
-        )
+        red = _clamp(_times(red, factor) + other)
+        green = _clamp(_times(green, factor) + other)
+        blue = _clamp(_times(blue, factor) + other)
     elif operation == SATURATION:
-        other = (1.0 - factor) * gray_level(red, green, blue)
-        red, green, blue = (
-            _clamp(factor * red + other),
-            _clamp(factor * green + other),
-            _clamp(factor * blue + other),
-        )
+        other = _times(gray_level(red, green, blue), 1.0 - factor)
+        red = _clamp(_times(red, factor) + other)
+        green = _clamp(_times(green, factor) + other)
+        blue = _clamp(_times(blue, factor) + other)
     else:
         red, green, blue = _turn_hue(red, green, blue, factor)
     return red, green, blue
@@ -118,5 +152,5 @@ def jitter_once(red, green, blue, operation, factor, mean):
 
 @triton.jit
 def invert(level):
-    """torchvision's `solarize`."""
+    """torchvision's `solarize` of plain levels."""
     return tl.where(level >= THRESHOLD, 255 - level, level)

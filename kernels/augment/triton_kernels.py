@@ -1,9 +1,10 @@
 """The three Triton kernels of augmentation: `gray_sums`, `colour` and `blur`; `triton.augment`
 launches them.
 
-Levels are whole numbers in float32, and every operation rounds where torchvision's uint8 operators
-do. `gray_sums` and `colour` must be compiled with `enable_fp_fusion=False`: a fused multiply-add
-could move a gray pixel's blend across the whole number at which it is truncated.
+Levels are whole numbers in float32, raised by 2**23 during the jitter, and every operation rounds
+where torchvision's uint8 operators do. `gray_sums` and `colour` must be compiled with
+`enable_fp_fusion=False`: a fused multiply-add could move a gray pixel's blend across the whole
+number at which it is truncated.
 
 Common arguments: `views` uint8 (V, N, S, S, 3) with its strides; `parameters` float32 (V, N,
 VIEW_FLOATS), the views' columns of the plan, with its strides; `box` float32 (boxes, 4), the masked
@@ -14,11 +15,13 @@ Shape suffixes: G groups, P pixels of a group (16; 8 in `blur`), Y and X rows an
 tile, K rows or columns of the tile with its halo, C a tile's width of columns among these.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
 from .. import plan, views
-from .triton_colour import CONTRAST, gray_level, invert, jitter_once, round_even, to_byte
+from .triton_colour import CONTRAST, gray_level, invert, jitter_once, lower, round_even, to_byte
 from .triton_pixels import load_levels, store_pixels
 
 FLIP = tl.constexpr(plan.FLIP)
@@ -34,6 +37,7 @@ MEAN_GREEN = tl.constexpr(views.IMAGENET_MEAN[1])
 MEAN_BLUE = tl.constexpr(views.IMAGENET_MEAN[2])
 DEVIATION_RED = tl.constexpr(views.IMAGENET_STD[0])
 DEVIATION_GREEN = tl.constexpr(views.IMAGENET_STD[1])
+LOG2_E = tl.constexpr(math.log2(math.e))
 DEVIATION_BLUE = tl.constexpr(views.IMAGENET_STD[2])
 HALO = tl.constexpr(16)
 """Rows and columns around a blur tile: at least the radius of the widest blur (15); 16 bytes of
@@ -120,10 +124,10 @@ def gray_sums(
         if reached == 0:
             factor = tl.load(row + (FACTORS + operation) * stride_pc)
             red, green, blue = jitter_once(red, green, blue, operation, factor, 0.0)
-    # 4. Whole gray levels sum exactly in int32.
-    gray = tl.where(live_GP, gray_level(red, green, blue), 0.0).to(tl.int32)
+    # 4. Whole gray levels of 2048 pixels sum exactly in float32.
+    gray = tl.where(live_GP, lower(gray_level(red, green, blue)), 0.0)
     place = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(sums + place, tl.sum(tl.sum(gray, 1), 0))
+    tl.store(sums + place, tl.sum(tl.sum(gray, 1), 0).to(tl.int32))
 
 
 @triton.jit(do_not_specialize=["first_view", "batch", "boxes"])
@@ -183,6 +187,7 @@ def colour(
         tl.store(address + S * PITCH, to_byte(green), mask=mask)
         tl.store(address + 2 * S * PITCH, to_byte(blue), mask=mask)
     else:
+        red, green, blue = lower(red), lower(green), lower(blue)
         if tl.load(row + SOLARIZE * stride_pc) != 0:
             red, green, blue = invert(red), invert(green), invert(blue)
         masked = tl.full((GROUPS, 16), False, tl.int1)
@@ -203,11 +208,10 @@ def colour(
 
 
 @triton.jit
-def _taps(offset, sigma, radius, total):
-    """Weights of the Gaussian at whole `offset`s from its centre, divided by `total`; float32, zero
-    beyond `radius`."""
-    ratio = offset / sigma
-    return tl.where(tl.abs(offset) <= radius, tl.exp(-0.5 * ratio * ratio) / total, 0.0)
+def _taps(offset, exponent, radius, scale):
+    """Weights of the Gaussian at whole `offset`s from its centre, times `scale`; float32, zero
+    beyond `radius`. `exponent`: of 2, at an offset of 1."""
+    return tl.where(tl.abs(offset) <= radius, tl.exp2(offset * offset * exponent) * scale, 0.0)
 
 
 @triton.jit
@@ -218,19 +222,30 @@ def _halves(x):
 
 
 @triton.jit
-def _column_weights(source_K, x_X, sigma, radius, total, S: tl.constexpr):
-    """Weights of the columns `source_K` in the blurred columns `x_X`: two float16 (K, X), see
-    `_halves`.
+def _column_weights(source_K, x_X, edge, exponent, radius, scale, S: tl.constexpr):
+    """Weights of the columns `source_K` in the blurred columns `x_X`, both float32: two float16
+    (K, X), see `_halves`.
 
     Reflection at the left and right edge is in the weights, so that loads stay contiguous: a column
-    counts for itself and for its mirror images at column 0 and column S - 1.
+    counts for itself and for its mirror images at column 0 and column S - 1. `edge`: whether the
+    blurred columns are near one.
     """
     source_K1, x_1X = source_K[:, None], x_X[None, :]
-    weights_KX = _taps((source_K1 - x_1X).to(tl.float32), sigma, radius, total)
-    left_KX = _taps((-source_K1 - x_1X).to(tl.float32), sigma, radius, total)
-    right_KX = _taps((2 * (S - 1) - source_K1 - x_1X).to(tl.float32), sigma, radius, total)
-    weights_KX += tl.where(source_K1 > 0, left_KX, 0.0) + tl.where(source_K1 < S - 1, right_KX, 0.0)
-    return _halves(tl.where((source_K1 >= 0) & (source_K1 < S), weights_KX, 0.0))
+    weights_KX = _taps(source_K1 - x_1X, exponent, radius, scale)
+    if edge:
+        left_KX = _taps(-source_K1 - x_1X, exponent, radius, scale)
+        right_KX = _taps(2 * (S - 1) - source_K1 - x_1X, exponent, radius, scale)
+        weights_KX += tl.where(source_K1 > 0, left_KX, 0.0)
+        weights_KX += tl.where(source_K1 < S - 1, right_KX, 0.0)
+        weights_KX = tl.where((source_K1 >= 0) & (source_K1 < S), weights_KX, 0.0)
+    return _halves(weights_KX)
+
+
+@triton.jit
+def _of_pairs(place):
+    """The column at each place: of four, the first and the third come first, since the two levels
+    at even bytes of a word are a pair of float16 after one operation on bits."""
+    return place // 4 * 4 + place % 2 * 2 + place // 2 % 2
 
 
 @triton.jit
@@ -243,15 +258,15 @@ def _blur_columns(
     (Y, K) and `columns_high`, `columns_low` (C, X) are the weights, two float16 each. Returns
     float32 (Y, X).
     """
-    # 1. Load K rows of C columns. By words, since the compiler would move single bytes through
-    # shared memory one by one.
+    # 1. Load K rows of C columns, in the order of `_of_pairs`. By words, since the compiler would
+    # move single bytes through shared memory one by one.
     word = tl.load(words + source_K[:, None] * (PITCH // 4) + tl.arange(0, TILE // 4)[None, :])
-    quads = tl.join(
-        tl.join(word & 255, (word >> 16) & 255), tl.join((word >> 8) & 255, (word >> 24) & 255)
-    )
     # Whole levels up to 255 are exact in float16, where these bits are 1024 + level.
-    levels_KC = tl.reshape((quads | 0x6400).to(tl.int16), (TILE + 2 * HALO, TILE))
-    levels_KC = levels_KC.to(tl.float16, bitcast=True) - 1024.0
+    even = (word & 0x00FF00FF) | 0x64006400
+    odd = ((word >> 8) & 0x00FF00FF) | 0x64006400
+    pairs = tl.join(even, odd)
+    halves = tl.join(pairs, pairs >> 16).to(tl.int16)
+    levels_KC = tl.reshape(halves, (TILE + 2 * HALO, TILE)).to(tl.float16, bitcast=True) - 1024.0
     # 2. Vertical: (Y, K) weights times (K, C) levels.
     vertical_YC = tl.dot(rows_high, levels_KC)
     vertical_YC = tl.dot(rows_low, levels_KC, vertical_YC)
@@ -289,17 +304,21 @@ def blur(
     # number may fall on it and lose a tap.
     radius = tl.ceil(sigma.to(tl.float64) * 3.0).to(tl.float32)
     middle = (tl.arange(0, 2 * HALO) - HALO).to(tl.float32)
-    total = tl.sum(_taps(middle, sigma, radius, 1.0), 0)
+    exponent = -0.5 * LOG2_E / (sigma * sigma)
+    scale = 1.0 / tl.sum(_taps(middle, exponent, radius, 1.0), 0)
 
     # 3. Banded weight matrices. All tiles share those of the rows. The tile's columns with their
     # halo are in two halves of TILE columns, from x - HALO and from x + HALO on.
     out_T = tl.arange(0, TILE)
     around_K = tl.arange(0, TILE + 2 * HALO) - HALO
-    rows_YK = _taps((around_K[None, :] - out_T[:, None]).to(tl.float32), sigma, radius, total)
-    rows_high, rows_low = _halves(rows_YK)
-    x_X = tl.program_id(0) * TILE + out_T
-    left_high, left_low = _column_weights(x_X - HALO, x_X, sigma, radius, total, S)
-    right_high, right_low = _column_weights(x_X + HALO, x_X, sigma, radius, total, S)
+    offset_YK = around_K.to(tl.float32)[None, :] - out_T.to(tl.float32)[:, None]
+    rows_high, rows_low = _halves(_taps(offset_YK, exponent, radius, scale))
+    x = tl.program_id(0) * TILE
+    edge = (x < HALO) | (x + TILE + HALO > S)
+    x_X = (x + out_T).to(tl.float32)
+    column_C = (x + _of_pairs(out_T)).to(tl.float32)
+    left_high, left_low = _column_weights(column_C - HALO, x_X, edge, exponent, radius, scale, S)
+    right_high, right_low = _column_weights(column_C + HALO, x_X, edge, exponent, radius, scale, S)
 
     # 4. Where to read and to write.
     solarize = tl.load(row + SOLARIZE * stride_pc) != 0
@@ -316,7 +335,7 @@ def blur(
     x_GP = x_G[:, None] + tl.arange(0, PIXELS)[None, :]
     # float16 holds whole levels exactly, in half the registers.
     red = tl.zeros((TILE, TILE), tl.float16)
-    green, blue = red, red
+    green = red
     # 5. Tiles from top to bottom, one channel after the other in one loop: unrolled, the three
     # would not fit in the registers.
     first = tl.program_id(2) * TILES
@@ -343,10 +362,11 @@ def blur(
             level,
             PITCH,
         )
-        level = round_even(level)
-        # Shift the channels along: after three steps each is in its place.
-        red, green = green, blue
-        blue = level.to(tl.float16)
+        blue = round_even(level).to(tl.float16)
+        # Chosen by the channel. Shifted along, `red, green = green, blue`, they came out wrong on
+        # hardware: Triton 3.6 and 3.8 take variables that hand values to one another for equal.
+        red = tl.where(channel == 0, blue, red)
+        green = tl.where(channel == 1, blue, green)
         # 6. After the third channel, finish and store the tile.
         if channel == 2:
             red_GP = tl.reshape(red, (GROUPS, PIXELS)).to(tl.float32)

@@ -12,7 +12,7 @@ Shape suffixes: G groups, P pixels of a group.
 import triton
 import triton.language as tl
 
-from .triton_colour import from_byte
+from .triton_colour import raise_byte
 
 
 @triton.jit
@@ -48,9 +48,9 @@ def _split8(x_GP):
 
 @triton.jit
 def _join_pixels(pixel0, pixel1, pixel2, pixel3):
-    """Join every fourth pixel, (G, 4) each, in order: (G, 16) float32."""
+    """Join every fourth pixel, (G, 4) each, in order: raised levels (G, 16)."""
     joined = tl.join(tl.join(pixel0, pixel2), tl.join(pixel1, pixel3))
-    return from_byte(tl.reshape(joined, (pixel0.shape[0], 16)))
+    return raise_byte(tl.reshape(joined, (pixel0.shape[0], 16)))
 
 
 @triton.jit
@@ -61,7 +61,7 @@ def _swap(flip, a, b):
 
 @triton.jit
 def _load_dense(view, pixel_G, live_G, flip, FLIPPED: tl.constexpr):
-    """Load the 16 pixels from each `pixel_G` on: red, green, blue, float32 (G, 16) each.
+    """Load the 16 pixels from each `pixel_G` on: red, green, blue, raised levels (G, 16).
 
     `view` points to dense uint8; groups that are not `live_G` read 0. `flip` reverses the order
     within each group, in kernels compiled as `FLIPPED`.
@@ -111,7 +111,7 @@ def load_levels(
     view, stride_y, stride_x, stride_c, group_G, flip,
     S: tl.constexpr, VECTOR_LOADS: tl.constexpr, FLIPPED: tl.constexpr,
 ):  # fmt: skip
-    """Load groups of 16 pixels of one view: red, green, blue, float32 (G, 16) each, and which of
+    """Load groups of 16 pixels of one view: red, green, blue, raised levels (G, 16), and which of
     the pixels exist, bool (G, 16).
 
     `view` points to uint8 (S, S, 3) with the strides given, in bytes. `group_G` counts groups along
@@ -134,9 +134,9 @@ def load_levels(
         if FLIPPED:
             x_GP = tl.where(flip, S - 1 - x_GP, x_GP)
         pixel = view + y_G[:, None].to(tl.int64) * stride_y + x_GP.to(tl.int64) * stride_x
-        red = tl.load(pixel, mask=live_GP, other=0).to(tl.float32)
-        green = tl.load(pixel + stride_c, mask=live_GP, other=0).to(tl.float32)
-        blue = tl.load(pixel + 2 * stride_c, mask=live_GP, other=0).to(tl.float32)
+        red = raise_byte(tl.load(pixel, mask=live_GP, other=0).to(tl.int32))
+        green = raise_byte(tl.load(pixel + stride_c, mask=live_GP, other=0).to(tl.int32))
+        blue = raise_byte(tl.load(pixel + 2 * stride_c, mask=live_GP, other=0).to(tl.int32))
     return red, green, blue, live_GP
 
 

@@ -16,18 +16,20 @@ kilobytes at most. ReLU's mask is recomputed from the input, or read from the ou
 residual was added.
 
 An operator reads no value back, allocates through torch and chooses its launches from shapes and
-the device alone, so that a CUDA graph can capture it. For torch.compile it is one node. Importing
-this module registers the operators under this package's own name; Triton is imported at the first
-call.
+the device alone, so that a CUDA graph can capture it. For torch.compile it is one node;
+`batch_norm` calls the same launches directly where nothing is compiled. Importing this module
+registers the operators under this package's own name; Triton is imported at the first call.
 """
 
 import contextlib
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ..augment.triton import unusable
 
@@ -115,6 +117,7 @@ class Problem:
         rows = x.numel() // x.shape[1] // groups
         return cls(groups, rows, x.shape[1], x.element_size(), _multiprocessors(x.device))
 
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 a problem is a value: equal ones share a plan
     def plan(self, kernel: str) -> "Plan":
         """How the kernel's programs share the tensor."""
         of = tile(kernel, self.channels, self.itemsize)
@@ -184,15 +187,14 @@ def _usable(device: torch.device) -> bool:
     return usable(device)
 
 
-def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+def on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Make the tensor's device the current one, on which Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
 
 
-@torch.library.custom_op(
-    f"{_NAMESPACE}::statistics", mutates_args=("running_mean_C", "running_var_C", "batches")
-)
-def statistics(
+def _statistics(
     x: torch.Tensor,
     running_mean_C: torch.Tensor,
     running_var_C: torch.Tensor,
@@ -215,7 +217,7 @@ def statistics(
     mean_GC = x.new_empty(groups, problem.channels, dtype=torch.float32)
     inverse_GC = torch.empty_like(mean_GC)
     join_groups, join_chunks = join_shape(groups, plan.chunks)
-    with _on(x):
+    with on(x):
         kernels.moments[(groups * plan.chunks * plan.tiles,)](
             x, partials, groups, problem.rows, problem.channels,
             plan.chunk, plan.chunks, plan.tiles,
@@ -232,14 +234,20 @@ def statistics(
     return mean_GC, inverse_GC
 
 
+statistics = torch.library.custom_op(
+    f"{_NAMESPACE}::statistics",
+    _statistics,
+    mutates_args=("running_mean_C", "running_var_C", "batches"),
+)
+
+
 @statistics.register_fake
 def _(x, running_mean_C, running_var_C, batches, groups, momentum, eps):  # type: ignore[no-untyped-def]
     shape = (groups, x.shape[1])
     return x.new_empty(shape, dtype=torch.float32), x.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::normalise", mutates_args=())
-def normalise(
+def _normalise(
     x: torch.Tensor,
     residual: torch.Tensor | None,
     weight_C: torch.Tensor,
@@ -258,7 +266,7 @@ def normalise(
     problem = Problem.of(x, len(mean_GC))
     plan = problem.plan("normalise")
     out = torch.empty_like(x)
-    with _on(x):
+    with on(x):
         kernels.normalise[(problem.groups * plan.chunks * plan.tiles,)](
             x, x if residual is None else residual, weight_C, bias_C, mean_GC, inverse_GC, out,
             problem.rows, problem.channels, plan.chunk, plan.chunks, plan.tiles,
@@ -269,13 +277,15 @@ def normalise(
     return out
 
 
+normalise = torch.library.custom_op(f"{_NAMESPACE}::normalise", _normalise, mutates_args=())
+
+
 @normalise.register_fake
 def _(x, residual, weight_C, bias_C, mean_GC, inverse_GC, relu):  # type: ignore[no-untyped-def]
     return torch.empty_like(x)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::gradients", mutates_args=())
-def gradients(
+def _gradients(
     gradient: torch.Tensor,
     x: torch.Tensor,
     output: torch.Tensor | None,
@@ -304,7 +314,7 @@ def gradients(
     out = torch.empty_like(x)
     join_groups, join_chunks = join_shape(groups, plan.chunks)
     known = (weight_C, bias_C, mean_GC, inverse_GC)
-    with _on(x):
+    with on(x):
         kernels.gradient_sums[(groups * plan.chunks * plan.tiles,)](
             gradient, x, x if output is None else output, x if output is None else masked,
             *known, partials, groups, problem.rows, channels, plan.chunk, plan.chunks, plan.tiles,
@@ -329,6 +339,9 @@ def gradients(
     return out, of_weight, of_bias, masked
 
 
+gradients = torch.library.custom_op(f"{_NAMESPACE}::gradients", _gradients, mutates_args=())
+
+
 @gradients.register_fake
 def _(gradient, x, output, weight_C, bias_C, mean_GC, inverse_GC, relu):  # type: ignore[no-untyped-def]
     masked = x.new_empty(0) if output is None else torch.empty_like(x)
@@ -344,34 +357,37 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(x, kept, weight_C, bias_C, mean_GC, inverse_GC)
 
 
-def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """The gradients of the arguments of `normalise`."""
+def _differentiate(
+    call: Callable[..., Any], ctx: Any, gradient: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of input, residual, weight and bias, of which `call` computes three."""
     x, kept, *known = ctx.saved_tensors
     gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    of_input, of_weight, of_bias, masked = gradients(gradient, x, kept, *known, ctx.relu)
+    of_input, of_weight, of_bias, masked = call(gradient, x, kept, *known, ctx.relu)
     of_residual = None
     if ctx.has_residual:
         of_residual = gradient if kept is None else masked
-    return of_input, of_residual, of_weight, of_bias, None, None, None
+    return of_input, of_residual, of_weight, of_bias
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of the arguments of `normalise`."""
+    return (*_differentiate(gradients, ctx, gradient), None, None, None)
 
 
 normalise.register_autograd(_backward, setup_context=_keep)
 
 
-@torch.library.custom_op(f"{_NAMESPACE}::fork_gradient", mutates_args=())
-def fork_gradient(
+def _fork_gradient(
     gradient: torch.Tensor, residual_gradient: torch.Tensor, stride: int
 ) -> torch.Tensor:
-    """Add the gradients of `x` (N, C, H, W) and of `x[:, :, ::stride, ::stride]`.
-
-    Both are channels-last, of one dtype.
-    """
+    """See `fork_gradient`."""
     from . import triton_kernels as kernels
 
     problem = Problem.of(gradient, 1)
     plan = problem.plan("fork_gradient")
     out = torch.empty_like(gradient)
-    with _on(gradient):
+    with on(gradient):
         kernels.fork_gradient[(plan.chunks * plan.tiles,)](
             gradient, residual_gradient, out, problem.rows, problem.channels,
             plan.chunk, plan.chunks, plan.tiles, *gradient.shape[2:],
@@ -382,6 +398,76 @@ def fork_gradient(
     return out
 
 
-@fork_gradient.register_fake
+fork_operator = torch.library.custom_op(
+    f"{_NAMESPACE}::fork_gradient", _fork_gradient, mutates_args=()
+)
+
+
+@fork_operator.register_fake
 def _(gradient, residual_gradient, stride):  # type: ignore[no-untyped-def]
     return torch.empty_like(gradient)
+
+
+class _Fused(torch.autograd.Function):
+    """Both operators without torch's dispatcher, which costs more than their launches."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        weight_C: torch.Tensor,
+        bias_C: torch.Tensor,
+        running: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+        settings: tuple[int, float, float],
+        relu: bool,
+    ) -> torch.Tensor:
+        mean_GC, inverse_GC = _statistics(x, *running, *settings)
+        arguments = (x, residual, weight_C, bias_C, mean_GC, inverse_GC, relu)
+        output = _normalise(*arguments)
+        _keep(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*_differentiate(_gradients, ctx, gradient), None, None, None)
+
+
+def batch_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    running: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None],
+    *,
+    groups: int,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> torch.Tensor:
+    """Normalise channels-last `x` (N, C, H, W) by groups, add `residual`, ReLU if `relu`.
+
+    `running`: mean and variance (C,) and the count of batches, which `statistics` moves. Nodes of a
+    compiled graph, else launched without torch's dispatcher.
+    """
+    if visible():
+        known = statistics(x.detach(), *running, groups, momentum, eps)
+        return normalise(x, residual, weight_C, bias_C, *known, relu)
+    return _Fused.apply(x, residual, weight_C, bias_C, running, (groups, momentum, eps), relu)
+
+
+def fork_gradient(
+    gradient: torch.Tensor, residual_gradient: torch.Tensor, stride: int
+) -> torch.Tensor:
+    """Add the gradients of `x` (N, C, H, W) and of `x[:, :, ::stride, ::stride]`.
+
+    Both are channels-last, of one dtype.
+    """
+    call = fork_operator if visible() else _fork_gradient
+    return call(gradient, residual_gradient, stride)
+
+
+def visible() -> bool:
+    """Whether torch must see the operators: in a graph that it compiles."""
+    return torch.compiler.is_compiling()

@@ -26,6 +26,11 @@ MASK_BY_OUTPUT = tl.constexpr(2)
 """How ReLU masks gradients: as in the Numba kernels."""
 
 
+SAMPLES = tl.constexpr(8)
+"""Rows of a chunk near whose mean its moments are summed: one that lies far from all others moves
+it by an eighth."""
+
+
 @triton.jit
 def _place(
     number, rows, channels, chunk, chunks, tiles, TILE_CHANNELS: tl.constexpr
@@ -82,10 +87,12 @@ def moments(
     )
     x += begin
     r = tl.arange(0, TILE_ROWS)
-    # Shift by the first tile's mean, so that E[x²] - E[x]² does not cancel.
-    offset, mask = _tile(r, c, inside, 0, count, channels, EVEN)
-    values = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
-    shift = tl.sum(values, 0) / tl.minimum(count, TILE_ROWS).to(tl.float32)
+    # Shift by the mean of a few rows, so that E[x²] - E[x]² does not cancel. Every thread reads its
+    # own channels of them: a sum over warps, through shared memory, is as slow as reading 16 tiles.
+    shift = tl.zeros((TILE_CHANNELS,), tl.float32)
+    for sample in tl.static_range(SAMPLES):
+        row = x + sample * count // SAMPLES * channels
+        shift += _load_channels(row, c, inside, EVEN).to(tl.float32) / SAMPLES
     first = tl.zeros((TILE_ROWS // DEEP, TILE_CHANNELS), tl.float32)
     second = tl.zeros((TILE_ROWS // DEEP, TILE_CHANNELS), tl.float32)
     for start in range(0, count, TILE_ROWS):

@@ -74,6 +74,11 @@ def timm(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(input, target) as of timm's loaders; several views are concatenated as its splits are."""
     if len(batch.views) == 1:
         return batch.query, batch.target
+    shapes = {tuple(view.shape[2:]) for view in batch.views}
+    if len(shapes) > 1:
+        raise InvalidInput(
+            f"`form` 'timm' concatenates the views, which must be of one size, got {shapes}"
+        )
     return torch.cat(batch.views), batch.target.repeat(len(batch.views))
 
 

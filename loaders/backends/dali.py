@@ -1,6 +1,6 @@
 """The DALI loader: NVIDIA DALI decodes; its graph runs our kernels (CPU) or DALI's resize (CUDA).
 
-Not yet run on a GPU: for `device="cuda"` the tests cover the graph's definition, and its values as
+Where there is no GPU, the tests of `device="cuda"` cover the graph's definition, and its values as
 computed by the equivalent CPU operators.
 """
 

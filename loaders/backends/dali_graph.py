@@ -181,12 +181,14 @@ class HostGraph(Graph):
 
 
 class DeviceGraph(Graph):
-    """CUDA graph: decode, crop, resize and flip to uint8 views. Not yet run on a GPU.
+    """CUDA graph: decode, crop, resize and flip to uint8 views.
 
     The CPU decodes the region and the device does the rest; with `decode_on_device` the device
     decodes whole images. The crop precedes the resize, so that the filter reads nothing outside it,
-    as in torchvision. Within the crop it reads around the window, DALI's region of interest. With
-    `device_id` None the graph consists of CPU operators; tests compare its values without a GPU.
+    as in torchvision. Within the crop it reads around the window, DALI's region of interest. DALI
+    may resize rows before columns: where edges overshoot, bicubic rectangles are then up to a few
+    levels off. With `device_id` None the graph consists of CPU operators; tests compare its values
+    without a GPU.
     """
 
     def __init__(

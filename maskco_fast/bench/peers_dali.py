@@ -54,7 +54,7 @@ def colour_and_normalise(images: Any, dtype: Any, mirror: Any = 0) -> Any:
 def dali_stock(dataset: Dataset, setting: Setting, *, on_gpu: bool = False) -> Epochs:
     """MoCo v2 by DALI's own operators, from the tar shards through its webdataset reader.
 
-    `on_gpu`: decoded by nvJPEG and augmented on the CUDA device; not yet run on a GPU.
+    `on_gpu`: decoded by nvJPEG and augmented on the CUDA device.
     """
     device = row_device("DALI's GPU operators", on_gpu)
     from nvidia.dali import fn, pipeline_def, types

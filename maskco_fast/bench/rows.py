@@ -31,7 +31,7 @@ class Ours(Running):
     """One of our loaders, through `make_loader`.
 
     `stage`: "finished" views; "seam", the uint8 crops before colours change; or "without_blur".
-    `on_gpu`: the views are finished there, and a batch counts once they are; not yet run on a GPU.
+    `on_gpu`: the views are finished there, and a batch counts once they are.
     The ffcv loader reads the .beton that FFCV's own rows read.
     """
 

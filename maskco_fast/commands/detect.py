@@ -23,10 +23,10 @@ from maskco_fast.loaders.system.cpus import loader_threads
 from maskco_fast.loaders.system.files import write_json
 from maskco_fast.pictures.detections import detections_picture
 from maskco_fast.progress import ProgressLines, duration
+from maskco_fast.run_lock import lock_run_folder
 from maskco_fast.training.config import public
 from maskco_fast.training.devices import choose_device, configure_cuda, keep_freed_memory
 from maskco_fast.training.distributed import World, join, local_rank
-from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
 
 

@@ -31,10 +31,10 @@ from maskco_fast.loaders.system.files import write_json
 from maskco_fast.networks.resnet import Trunk
 from maskco_fast.pictures.layers import layers_picture
 from maskco_fast.progress import duration
+from maskco_fast.run_lock import lock_run_folder
 from maskco_fast.training.config import public
 from maskco_fast.training.devices import configure_cuda
 from maskco_fast.training.distributed import share_of_batch
-from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
 
 IMAGENET_CLASSES = 1000

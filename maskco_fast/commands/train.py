@@ -22,6 +22,7 @@ from maskco_fast.methods.registry import METHODS, make_method
 from maskco_fast.pictures.loss import loss_picture
 from maskco_fast.pictures.views import draw_views
 from maskco_fast.progress import ProgressLines, duration
+from maskco_fast.run_lock import lock_run_folder
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.devices import (
     DTYPES,
@@ -34,7 +35,6 @@ from maskco_fast.training.devices import (
 from maskco_fast.training.distributed import World, join, local_rank
 from maskco_fast.training.loader_choice import choose_loader
 from maskco_fast.training.recipes import RECIPES
-from maskco_fast.training.run_lock import lock_run_folder
 from maskco_fast.training.trainer import Trainer
 
 VIEWS_DRAWN = 3

@@ -36,6 +36,9 @@ class Method(nn.Module, ABC):
     """Whether the loss or BatchNorm spans all images of a step, which rules out gradient
     accumulation."""
 
+    scheduled: ClassVar[bool] = False
+    """Whether `after_step` reads `progress`, so that a CUDA graph cannot repeat it."""
+
     recipe_values: ClassVar[Mapping[str, RecipeValues]]
     """The method's values for the "paper" recipe and for the "short" ones (see
     `training/recipes.py`)."""

@@ -64,6 +64,7 @@ class BYOL(Method):
     }
 
     spans_whole_batch = True
+    scheduled = True
 
     def __init__(self, config: BYOLConfig, model: ModelConfig, *, seed: int) -> None:
         super().__init__()

@@ -100,17 +100,19 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         self, input: torch.Tensor, residual: torch.Tensor | None, relu: bool, length: int
     ) -> torch.Tensor:
         """Run the CUDA kernels on groups of `length` images and update the running statistics."""
-        mean_GC, inverse_GC = operators.statistics(
-            input.detach(),
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
-            len(input) // length,
-            self.momentum,
-            self.eps,
-        )
-        return operators.normalise(
-            input, residual, self.weight, self.bias, mean_GC, inverse_GC, relu
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        return operators.batch_norm(
+            input,
+            residual,
+            self.weight,
+            self.bias,
+            (self.running_mean, self.running_var, self.num_batches_tracked),
+            groups=len(input) // length,
+            momentum=self.momentum,
+            eps=self.eps,
+            relu=relu,
         )
 
     def _fused(

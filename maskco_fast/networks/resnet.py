@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from maskco_fast.kernels.max_pool import triton as max_pool
 from maskco_fast.networks.batch_norm import fork, sums_forks
 
 
@@ -81,8 +82,14 @@ class Trunk(ResNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the conv5 map (N, C, H, W) of images (N, 3, 32·H, 32·W)."""
-        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        x = self._pool(self.bn1(self.conv1(x), relu=True))
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+    def _pool(self, x: torch.Tensor) -> torch.Tensor:
+        """`maxpool`, by the CUDA kernels where they can."""
+        if max_pool.fits(x):
+            return max_pool.max_pool(x)
+        return self.maxpool(x)
 
     def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the maps of conv1 (after the ReLU, before the max-pool), conv2, ..., conv5.
@@ -91,7 +98,7 @@ class Trunk(ResNet):
         (N, 3, 32·H, 32·W).
         """
         maps = [self.bn1(self.conv1(x), relu=True)]
-        x = self.maxpool(maps[0])
+        x = self._pool(maps[0])
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             maps.append(x)

@@ -42,7 +42,7 @@ class PlannedImage:
     plan: np.void
     """The image's plan, one record of `ViewConfig.plan_dtype`."""
     views: tuple[np.ndarray, ...]
-    """V arrays (size, size, 3) uint8: the augmented views without mask; query first, then key."""
+    """V arrays (height, width, 3) uint8: the augmented views without mask; first the query."""
 
 
 def draw_views(
@@ -122,14 +122,10 @@ def _check(image: PlannedImage, config: ViewConfig) -> None:
             f"{image.name}: the original must be (H, W, 3) uint8, "
             f"got {original.shape} {original.dtype}."
         )
-    shape = (config.size, config.size, 3)
-    fits = [view.shape == shape and view.dtype == np.uint8 for view in image.views]
-    if len(fits) != len(config.views) or not all(fits):
-        found = [f"{view.shape} {view.dtype}" for view in image.views]
-        raise InvalidInput(
-            f"{image.name}: the views must be {len(config.views)} arrays {shape} uint8, "
-            f"got {found}."
-        )
+    expected = [f"{(*size, 3)} uint8" for size in config.layout.sizes]
+    found = [f"{view.shape} {view.dtype}" for view in image.views]
+    if found != expected:
+        raise InvalidInput(f"{image.name}: the views must be arrays {expected}, got {found}.")
     if image.plan.dtype != config.plan_dtype:
         raise InvalidInput(
             f"{image.name}: the plan must be a record of this configuration's plan_dtype, "

@@ -12,6 +12,6 @@ metrics.py            metrics.jsonl, samples.jsonl, TensorBoard, the progress li
 monitor.py            k-NN accuracy during a run
 checkpoint.py         checkpoint files with checksums
 checkpoint_writer.py  writes checkpoints in a thread while the steps continue
-run_lock.py           one job a run folder
+graphed.py            a whole step as one CUDA graph
 signals.py            SIGTERM, SIGUSR1 and Ctrl-C end a run between two steps
 """

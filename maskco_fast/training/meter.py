@@ -35,7 +35,7 @@ class HostClock:
 
 
 class CudaClock:
-    """Events on the current stream of a CUDA device. Not yet run on a GPU."""
+    """Events on the current stream of a CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -23,6 +23,7 @@ from maskco_fast.training.config import RunConfig, differences, flatten, public
 from maskco_fast.training.deferred_scalars import DeferredScalars, Line
 from maskco_fast.training.devices import autocast, choose_device, choose_precision
 from maskco_fast.training.distributed import World, average_running_statistics
+from maskco_fast.training.graphed import GraphedStep, Step
 from maskco_fast.training.meter import StepMeter, make_clock
 from maskco_fast.training.metrics import Metrics
 from maskco_fast.training.optimizer import LearningRate, learning_rate, make_optimizer
@@ -116,6 +117,7 @@ class Trainer:
         self.step = 0
         self._parallel = self._make_parallel() if self.world.size > 1 else None
         self._forward = self._make_forward()
+        self._train = self._make_step()
         self.bad_samples = Quarantine()
         """On rank 0: the samples that all ranks had quarantined at the last checkpoint."""
         self._meter = StepMeter(make_clock(self.device))
@@ -128,13 +130,21 @@ class Trainer:
     def _make_forward(self) -> Callable[[Batch], dict[str, torch.Tensor]]:
         """The method's forward pass, distributed and compiled as configured."""
         forward = self._parallel if self._parallel is not None else self.method
-        if self.config.cuda_graphs:
-            if self.device.type != "cuda":
-                raise InvalidInput(
-                    f"`--cuda-graphs` requires CUDA, got device {self.device}. Omit the option."
-                )
-            return torch.compile(forward, mode="reduce-overhead")
         return torch.compile(forward) if self.config.compile else forward
+
+    def _make_step(self) -> Step:
+        """`_train_on`, as one graph where configured. InvalidInput where that cannot be."""
+        if not self.config.cuda_graphs:
+            return self._train_on
+        if self.device.type != "cuda":
+            reason = f"requires CUDA, got device {self.device}"
+        elif self.world.size > 1:
+            reason = f"is for one process, got {self.world.size}"
+        elif self.method.scheduled:
+            reason = "requires the same arithmetic in every step, and this method has a schedule"
+        else:
+            return GraphedStep(self._train_on, self.device)
+        raise InvalidInput(f"`--cuda-graphs` {reason}. Omit the option.")
 
     def _make_parallel(self) -> DistributedDataParallel:
         """Average the gradients over the ranks during the backward pass; leave buffers alone."""
@@ -292,6 +302,7 @@ class Trainer:
         if self.device.type == "cuda" and "cuda" in state["random"]:
             torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
         self.step = state["steps_done"]
+        self._train = self._make_step()  # a graph holds the former state's addresses
 
     def _arithmetic(self) -> dict[str, str | int]:
         """Settings that change the rounding of a step; sums over other threads, for example."""
@@ -303,7 +314,7 @@ class Trainer:
             "torch": str(torch.__version__),
             "device": self.device.type,
             "precision": self.precision,
-            "compile": self.config.compile or self.config.cuda_graphs,
+            "compile": self.config.compile,
         }
         if self.device.type == "cuda":
             arithmetic["tf32"] = self.config.tf32
@@ -337,18 +348,20 @@ class Trainer:
         batch = fetched.batch.to(self.device, non_blocking=True)
         rate = learning_rate(config.optimizer, config.batch_size, self.step, config.max_steps)
         self._learning_rate.set(rate)
-        if config.cuda_graphs:
-            # The graphs' memory of the last step may be reused.
-            torch.compiler.cudagraph_mark_step_begin()
-        self.optimizer.zero_grad(set_to_none=True)
-        scalars = self._gradients(batch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.method.after_step(self.step / config.max_steps)
+        scalars = self._train(batch)
         self.step += 1
         line: Line = {"step": self.step, "epoch": fetched.epoch, "learning_rate": rate}
         timing = self._meter.end(len(batch) * self.world.size)
         self._deferred.add(line, scalars, sample_id, timing)
+
+    def _train_on(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Move the weights by a batch's gradients; returns the scalars. No value is read."""
+        self.optimizer.zero_grad(set_to_none=True)
+        scalars = self._gradients(batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.after_step(self.step / self.config.max_steps)
+        return scalars
 
     def _measure(self, stop: StopSignal) -> None:
         """Add the monitor's values to the step's line, if they are due; its time counts nowhere."""

@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from benchmarks.correctness import processes
-from benchmarks.gpu import compile as gpu_compile
+from benchmarks.estimates import compile as gpu_compile
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILES = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if path.name != "__init__.py")

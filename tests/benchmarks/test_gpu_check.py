@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import budget, check, peers
+from benchmarks.estimates import budget
+from benchmarks.gpu import check, peers
 from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.views import ViewConfig
 

@@ -1,9 +1,11 @@
 """The count of a step's launches and bytes, at a small size on meta tensors."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from benchmarks.gpu import count
+from benchmarks.estimates import count
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
 
 SMALL = count.Options(trunk="resnet18", batch=4, group=2, size=32, nodes=False)
@@ -28,6 +30,31 @@ def test_a_step_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert counts["gradients"] == len(layers) / 2  # the key network has none
     assert counts["fork_gradient"] == 3
     assert not counts["native_batch_norm"]
+
+
+def test_a_step_does_not_grow_with_its_groups() -> None:
+    """As many calls of each operator in 4 groups of two images as in 2.
+
+    `python -m benchmarks.estimates.graph` traces the same operators: 1265 nodes with either.
+    """
+    steps = [
+        count.count_step(dataclasses.replace(SMALL, batch=2 * groups), "triton")
+        for groups in (2, 4)
+    ]
+    assert steps[0].operators == steps[1].operators
+    assert steps[0].launches == steps[1].launches
+
+
+def test_weights_are_cast_as_by_autocast() -> None:
+    """A trained weight once in a step, however often it is used; a frozen one at each use."""
+    x = torch.ones(2, 4, dtype=torch.bfloat16)
+    calls = []
+    for autocast in (count.Autocast(), torch.autocast("cpu", torch.bfloat16)):
+        trained, frozen = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4).requires_grad_(False)
+        with count.Record() as record, autocast:
+            trained(x), trained(x), frozen(x), frozen(x)
+        calls.append(record.counts.operators["_to_copy"])
+    assert calls == [6, 6]
 
 
 def test_operators_count_with_what_they_move() -> None:

@@ -13,12 +13,13 @@ import pytest
 import torch
 import tyro
 
+from benchmarks.estimates import graph
 from benchmarks.gpu import (
     ROOT,
     augmentation,
+    batch_norm,
     check,
     dali,
-    graph,
     marked_tests,
     probe,
     rows,
@@ -197,6 +198,9 @@ def test_step_and_augmentation(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "augmentation.json"
     assert augmentation.main(small(augmentation.Options, batch=2, size=32, calls=1, json=path)) == 0
     assert "blur" in written(path)["plain torch"]
+    path = tmp_path / "batch-norm.json"
+    assert batch_norm.main(small(batch_norm.Options, json=path)) == 0
+    assert "left out" in written(path)["triton"]
 
 
 def test_a_failing_variant_is_a_line(
@@ -303,7 +307,7 @@ def test_rows_of_the_bench(
 def test_the_graph_of_a_step(tmp_path: pathlib.Path) -> None:
     """One graph, of a size that a change must not raise unseen: a network of one BatchNorm layer.
 
-    `python -m benchmarks.gpu.graph --trunk resnet18 --groups 2` found 3327 nodes with torch's
+    `python -m benchmarks.estimates.graph --trunk resnet18 --groups 2` found 3327 nodes with torch's
     operators for each group.
     """
     method = TinyMaskCo(tiny_config(tmp_path))

@@ -219,15 +219,17 @@ def test_views_are_torchvisions(make_shards, name):
             assert (difference > 3).float().mean() <= SHARES.get(name, 1 / 200)
 
 
+@pytest.mark.parametrize("size", [48, (24, 48), (50, 30)])
 @pytest.mark.parametrize("decode", ["exact", "fast"])
-def test_evaluation_views_are_torchvisions(make_shards, decode):
+def test_evaluation_views_are_torchvisions(make_shards, decode, size):
     """Resize of the short side, then CenterCrop, on Pillow images and on tensors."""
+    centre = dataclasses.replace(ViewConfig.evaluation(48).views[0], size=size)
     shards = make_shards(1, 8, side=300 if decode == "fast" else 90)
     options: dict[str, Any] = {"dtype": torch.uint8, "shuffle": False, "decode": decode}
-    with make_loader(shards, 8, views=ViewConfig.evaluation(48), **options) as loader:
+    with make_loader(shards, 8, views=ViewConfig(views=(centre,)), **options) as loader:
         (batch,) = loader
         files = [loader.dataset.read(n) for n in range(8)]
-    torchvisions = v2.Compose([v2.Resize(55), v2.CenterCrop(48)])
+    torchvisions = v2.Compose([v2.Resize(55), v2.CenterCrop(size)])
     for view, data in zip(batch.views[0], files, strict=True):
         image = Image.open(io.BytesIO(data)).convert("RGB")
         for truth in (

@@ -90,7 +90,7 @@ class RaceDetector(InOrderStreams):
 
     def current_waits(self, event):
         self.seen["current"] |= event[0]
-        self._reading = event[1]
+        self._reading += event[1]
 
     def host_waits(self, event):
         self.seen["host"] |= event[0]

@@ -12,7 +12,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks.gpu.compile import Variant, compile_variant
+from benchmarks.estimates.compile import Variant, compile_variant
+from benchmarks.estimates.instructions import model
+from maskco_fast.loaders import ViewConfig
 
 REGISTERS = {"gray_sums": (96, 96, 128), "colour": (96, 96, 128), "blur": (200, 200, 200)}
 """Most registers a thread, on sm_80, sm_90 and sm_100."""
@@ -25,6 +27,11 @@ SPREAD = {"views": 3, "levels": 4, "out": 1}
 """Most cache lines that a warp's access touches, over the least. The three loads of a group's 48
 bytes touch the same lines; so do the four of a row of levels."""
 WORKSPACE_STORES = 3
+WRITTEN_FMA = 3 + 3 + 7 + 7 + 3
+"""Fused multiply-adds a pixel: brightness, contrast, saturation, hue, gray."""
+FLOORS = 3 + 3 + 4 + 3 + 1
+INSTRUCTIONS = {"gray_sums": 72, "colour": 125, "blur": 215}
+"""Most instructions a pixel of a view that the kernel works on."""
 
 
 def compiled(**variant: Any) -> Any:
@@ -80,12 +87,22 @@ def test_registers_shared_memory_and_vectors(variant: dict[str, Any]) -> None:
     assert kernel != "colour" or result.spreads["out"] == 1
 
 
+def test_blurs_loop_carries_two_channels() -> None:
+    """Triton 3.6 and 3.8 merged three that were handed along, and red came out as zeros."""
+    carried = re.findall(
+        r"iter_args\(.*?\) -> \((.*?)\)  : i32", compiled(kernel="blur", architecture=90).ttgir
+    )
+    assert [types.count("tensor<32x32xf16") for types in carried] == [2]
+
+
 @pytest.mark.parametrize("kernel", ["gray_sums", "colour"])
 def test_colour_arithmetic_rounds_as_written(kernel: str) -> None:
-    """No fused multiply-add and no approximate division: they would truncate to other levels."""
+    """No fused multiply-add but the written ones, whose products are exact, and no approximate
+    division: they would truncate to other levels. Sums are truncated by additions."""
     ptx = compiled(kernel=kernel, architecture=90).ptx
     assert len(re.findall(r"\bmul(?:\.rn)?\.f32", ptx)) > 10
-    assert not re.findall(r"\bfma\.[\w.]*f32", ptx)
+    assert len(re.findall(r"\bfma\.[\w.]*f32", ptx)) == 16 * WRITTEN_FMA
+    assert len(re.findall(r"\badd\.rz\.f32", ptx)) == 16 * FLOORS
     assert not re.findall(r"\bdiv\.(?:full|approx)", ptx)
 
 
@@ -94,6 +111,13 @@ def test_half_precision_is_rounded_to_nearest() -> None:
     ptx = compiled(kernel="colour", architecture=90, dtype=torch.bfloat16).ptx
     assert re.findall(r"\bcvt\.rn\.bf16", ptx)
     assert not re.findall(r"\bcvt\.rz\.bf16", ptx)
+
+
+@pytest.mark.parametrize("kernel", INSTRUCTIONS)
+def test_instructions_a_pixel(kernel: str) -> None:
+    found = model(kernel, ViewConfig.maskco())
+    assert INSTRUCTIONS[kernel] / 2 < 32 * found.instructions / found.pixels < INSTRUCTIONS[kernel]
+    assert found.floor < found.issue
 
 
 def test_blur_runs_on_tensor_cores() -> None:

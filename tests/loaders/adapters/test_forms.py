@@ -69,6 +69,9 @@ def test_timm_and_transformers():
     view, target = FORMS["timm"](BATCH)
     assert torch.equal(view, torch.cat(BATCH.views))
     assert target.tolist() == [5, -1, 7] * 2
+    small = dataclasses.replace(BATCH, views=(BATCH.query, BATCH.key[..., ::2, ::2]))
+    with pytest.raises(ValueError, match="must be of one size"):
+        FORMS["timm"](small)
     assert FORMS["huggingface"](ONE_VIEW) == {
         "pixel_values": ONE_VIEW.query,
         "labels": ONE_VIEW.target,

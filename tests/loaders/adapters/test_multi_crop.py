@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def lightly_views(shards: list[str], config: ViewConfig) -> Iterator[Views]:
     sizes = [size[0] for size in config.layout.sizes]
     with make_loader(shards, 4, views=config, threads=1, form="lightly") as loader:
         assert len(loader) == STEPS
-        for views, _, _ in loader:
+        batches: Any = loader
+        for views, _, _ in batches:
             assert [view.shape for view in views] == [(4, 3, size, size) for size in sizes]
             yield views
 

@@ -163,14 +163,22 @@ SQUARES = (
     View(short_side=60, interpolation="bicubic"),
 )
 """Parts of a resized image, whose filter reads around what the view shows."""
+UNEQUAL = (View(), View(size=(24, 40), short_side=45), View(size=(40, 24)))
 
 
 @pytest.mark.parametrize(
-    "wanted", [VIEWS, ViewConfig(views=SQUARES, size=48)], ids=["crops", "squares"]
+    "wanted",
+    [VIEWS, ViewConfig(views=SQUARES, size=48), ViewConfig(views=UNEQUAL, size=48)],
+    ids=["crops", "squares", "unequal"],
 )
 @pytest.mark.parametrize("kind", ["host", "device", "device, decoding too"])
 def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
-    """Views at the seam are within 1 level of the reference; the host cut out one region."""
+    """Views at the seam are within 1 level of the reference; the host cut out one region.
+
+    Scaled down to less than half, DALI's own resize, which rounds its axes in another order, is
+    within 2.
+    """
+    worst = 2 if kind != "host" and wanted.views == UNEQUAL else 1
     from maskco_fast.kernels.resize import resize_reference
 
     _, graph = dali
@@ -190,18 +198,18 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
             graph.DeviceGraph(config, None, decode_on_device=kind != "device"), samples
         )
     for n, planned in enumerate(rows.view(wanted.plan_dtype)[:, 0]["views"]):
-        for v in range(2):
+        for v, size in enumerate(wanted.layout.sizes):
             view = planned[v]
             truth = resize_reference(
                 images[n],
                 view["crop"],
-                wanted.size,
+                size,
                 bool(view["flip"]),
                 window=view["window"],
                 bicubic=bool(view["bicubic"]),
             )
             difference = np.abs(views[v][n].numpy().astype(int) - truth)
-            assert difference.max() <= 1
+            assert difference.max() <= worst
             assert difference.mean() <= 0.3
 
 

@@ -24,7 +24,7 @@ sys.modules["fcntl"] = sys.modules["resource"] = None
 import pathlib
 from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.shards.beton_writer import write_beton
-from maskco_fast.training.run_lock import lock_run_folder
+from maskco_fast.run_lock import lock_run_folder
 from maskco_fast.training import trainer
 
 shard, folder = sys.argv[1:]

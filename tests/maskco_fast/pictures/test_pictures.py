@@ -29,7 +29,7 @@ BLACK = 0
 def planned(config, height=90, width=140, seed=0, sample=1):
     """The plan of one sample with a black image and black views, so only outlines have colour."""
     row = plan(config, seed, 0, np.array([sample]), np.array([height]), np.array([width]))
-    views = tuple(np.full((config.size, config.size, 3), BLACK, np.uint8) for _ in config.views)
+    views = tuple(np.full((*size, 3), BLACK, np.uint8) for size in config.layout.sizes)
     original = np.full((height, width, 3), BLACK, np.uint8)
     return PlannedImage(
         name="000", original=original, plan=row.view(config.plan_dtype)[0, 0], views=views
@@ -52,6 +52,10 @@ def test_maskco_picture_shows_crops_mask_and_positive(tmp_path):
         assert near(picture, colour) > 300
     assert near(picture, MASK_LEVELS, 1) > 1000
     assert [path.name for path in out.parent.iterdir()] == ["views.png"]
+
+    multi_crop = ViewConfig.swav(64, 32, 2)
+    views_picture([planned(multi_crop)], multi_crop, out)
+    assert near(np.asarray(Image.open(out).convert("RGB")), VIEW_COLOURS[2]) > 50
 
     unmasked = ViewConfig.maskco(64, mask=False)
     views_picture([planned(unmasked)], unmasked, out)

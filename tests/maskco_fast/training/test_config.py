@@ -3,9 +3,6 @@
 import dataclasses
 import json
 
-import pytest
-
-from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.methods.maskco import MaskCoConfig
 from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.registry import METHODS
@@ -55,9 +52,3 @@ def test_a_checkpoint_older_than_a_field_or_a_method_is_compared_by_their_defaul
 def test_other_methods_configs_are_not_compared():
     stored = dataclasses.asdict(TrainConfig())
     assert differences(stored, TrainConfig(moco_v2=MoCoV2Config(queue=128))) == []
-
-
-def test_graphs_and_accumulation_exclude_each_other():
-    assert TrainConfig(cuda_graphs=True).accumulate == 1
-    with pytest.raises(InvalidInput, match="`accumulate` must be 1 with `cuda_graphs`, got 2"):
-        TrainConfig(cuda_graphs=True, accumulate=2)

@@ -19,6 +19,7 @@ from maskco_fast.methods.registry import make_method
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint
 from maskco_fast.training.config import TrainConfig, public
+from maskco_fast.training.distributed import World
 from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
@@ -354,9 +355,18 @@ def test_bf16_autocast_on_the_cpu_trains(tmp_path):
     assert mixed == pytest.approx(plain, rel=0.05)
 
 
-def test_cuda_graphs_want_cuda(tmp_path):
+def test_cuda_graphs_are_for_one_process_on_cuda_without_a_schedule(tmp_path):
+    config = tiny_config(tmp_path, cuda_graphs=True)
     with pytest.raises(ValueError, match="--cuda-graphs` requires CUDA"):
-        tiny_trainer(tiny_config(tmp_path, cuda_graphs=True))
+        tiny_trainer(config)
+    trainer = tiny_trainer(tiny_config(tmp_path))
+    trainer.config, trainer.device = config, torch.device("cuda", 0)
+    trainer.method.scheduled = True
+    with pytest.raises(ValueError, match="this method has a schedule"):
+        trainer._make_step()
+    trainer.world = World(size=2)
+    with pytest.raises(ValueError, match="is for one process, got 2"):
+        trainer._make_step()
 
 
 def test_recipes_name_themselves_and_hold_the_papers_values():

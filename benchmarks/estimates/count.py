@@ -1,10 +1,10 @@
 """Launches, bytes and graph nodes of a training step, with BatchNorm by torch and by Triton.
 
-    python -m benchmarks.gpu.count
+    python -m benchmarks.estimates.count
 
 Without a GPU: the step runs on meta tensors, which have shapes only. Each operator of torch counts
 with the bytes of its inputs and outputs, and with the launches and passes that it takes on CUDA
-(`LAUNCHES`, `PASSES`). Graph nodes are those of `benchmarks.gpu.graph`.
+(`LAUNCHES`, `PASSES`). Graph nodes are those of `benchmarks.estimates.graph`.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from benchmarks.gpu import graph
+from benchmarks.estimates import graph
 from benchmarks.gpu.step import Options as StepOptions
 from benchmarks.gpu.step import noise
 from maskco_fast.kernels.batch_norm import triton as operators
@@ -185,6 +185,7 @@ def batch_norm_by(implementation: Implementation) -> Iterator[None]:
     no_autocast = mock.Mock(side_effect=lambda *_, **__: contextlib.nullcontext())
     with (
         mock.patch.object(operators, "usable", usable),
+        mock.patch.object(operators, "visible", return_value=True),
         mock.patch.object(sys.modules[package], "triton_kernels", no_kernels, create=True),
         mock.patch("torch.autocast", no_autocast),
         warnings.catch_warnings(),

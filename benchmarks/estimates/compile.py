@@ -1,7 +1,7 @@
 """Compiles the device kernels for NVIDIA architectures without a GPU; prints registers, spills and
 memory accesses: their width in a thread, and their spread over the cache lines in a warp.
 
-    python -m benchmarks.gpu.compile
+    python -m benchmarks.estimates.compile
 
 The table covers sm_80 (A100), sm_90 (H100) and sm_100 (B200). Triton ships the compiler, the
 assembler and the tool that reads the machine code. tests/kernels/augment/test_triton_compile.py
@@ -9,6 +9,7 @@ and tests/kernels/batch_norm/test_triton_compile.py hold the figures.
 """
 
 import dataclasses
+import importlib
 import pathlib
 import re
 import subprocess
@@ -17,12 +18,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 import tyro
 
-from benchmarks.gpu.warp_accesses import Access, warp_accesses
+from benchmarks.estimates.warp_accesses import Access, warp_accesses
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.batch_norm import triton as batch_norm_triton
 from maskco_fast.kernels.formats import FORMATS
@@ -74,6 +76,8 @@ class Compiled:
     ptx: str
     ttgir: str
     """Triton's own form, with the layout of every tensor over the threads."""
+    cubin: bytes
+    """The machine code."""
 
     @property
     def spreads(self) -> dict[str, float]:
@@ -92,10 +96,13 @@ class Compiled:
         return min(65536 // (of_a_warp * self.warps), 64 // self.warps)
 
 
-def compile_variant(variant: Variant) -> Compiled:
-    """Compile one variant. Raises RuntimeError where the machine code cannot be read."""
-    from maskco_fast.kernels.augment import triton_kernels as kernels
+def compile_variant(variant: Variant, *, package: str = augment_triton.__package__) -> Compiled:
+    """Compile one variant, of the kernels and the settings of a package.
 
+    Raises RuntimeError where the machine code cannot be read.
+    """
+    kernels = importlib.import_module(f"{package}.triton_kernels")
+    launcher = importlib.import_module(f"{package}.triton")
     size = variant.size
     scalars = {
         "stride_v": 256 * 3 * size**2,
@@ -111,9 +118,7 @@ def compile_variant(variant: Variant) -> Compiled:
         "boxes": 256,
         "batch": 256,
     }
-    options_of = (
-        augment_triton.blur_options if variant.kernel == "blur" else augment_triton.colour_options
-    )
+    options_of = launcher.blur_options if variant.kernel == "blur" else launcher.colour_options
     return compile_kernel(
         getattr(kernels, variant.kernel),
         variant.architecture,
@@ -125,7 +130,7 @@ def compile_variant(variant: Variant) -> Compiled:
             "levels": "*u8",
             "out": "*" + FORMATS[variant.dtype].triton,
         },
-        constants=_constants(variant, getattr(kernels, variant.kernel).arg_names),
+        constants=_constants(variant, getattr(kernels, variant.kernel).arg_names, launcher),
         aligned=ALIGNED_STRIDES if variant.dense else (),
         options=options_of(size),
         scalars=scalars,
@@ -246,31 +251,37 @@ def compile_kernel(
         warp=warp_accesses(ptx, arguments, program=3, programs=64),
         ptx=ptx,
         ttgir=compiled.asm["ttgir"],
+        cubin=compiled.asm["cubin"],
     )
 
 
-def _constants(variant: Variant, names: list[str]) -> dict[str, Any]:
-    """The compile-time arguments, with `augment_triton`'s values."""
+def _constants(variant: Variant, names: list[str], launcher: ModuleType) -> dict[str, Any]:
+    """The compile-time arguments, with the launcher's values."""
     size = variant.size
     constants = {
         "S": size,
-        "GROUPS": augment_triton.GROUPS,
-        "SUMS": augment_triton.padded_programs(size),
-        "PITCH": augment_triton.pitch(size),
-        "TILES": augment_triton.BLUR_TILES,
-        "VECTOR_LOADS": variant.dense and size % augment_triton.PIXELS == 0,
-        "VECTOR_STORES": size % augment_triton.PIXELS == 0,
+        "GROUPS": launcher.GROUPS,
+        "SUMS": launcher.padded_programs(size),
+        "PITCH": launcher.pitch(size),
+        "TILES": getattr(launcher, "BLUR_TILES", 0),
+        "VECTOR_LOADS": variant.dense and size % launcher.PIXELS == 0,
+        "VECTOR_STORES": size % launcher.PIXELS == 0,
         "FLIPPED": variant.flipped,
         "MASKED": variant.masked,
     }
     return {name: value for name, value in constants.items() if name in names}
 
 
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers, and bytes of stack and local memory, a thread."""
+def nvidia_tool(name: str) -> pathlib.Path:
+    """A program of NVIDIA's that Triton ships."""
     import triton
 
-    tool = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers, and bytes of stack and local memory, a thread."""
+    tool = nvidia_tool("cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

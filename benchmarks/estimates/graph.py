@@ -1,6 +1,6 @@
 """The size of a compiled step: the operators that torch.compile hands to its backend.
 
-    python -m benchmarks.gpu.graph
+    python -m benchmarks.estimates.graph
 
 Compilation time and the number of launches grow with it. Groups count, sizes do not: the step is
 traced on the CPU with small images. Nothing is compiled, so no compiler is needed.

@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.training.run_lock import RunFolderInUse, lock_run_folder
+from maskco_fast.run_lock import RunFolderInUse, lock_run_folder
 
 HOLDER = """
 import pathlib, sys, time
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.training.run_lock import lock_run_folder
+from maskco_fast.run_lock import lock_run_folder
 with lock_run_folder(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -1,6 +1,6 @@
 """Budget of one GPU: how many images/s it needs, and how many CPU cores each loader takes for them.
 
-    python -m benchmarks.gpu.budget --shards 'in1k-sample-{0000..0003}.tar' [--bench bench.json]
+    python -m benchmarks.estimates.budget --shards 'in1k-sample-{0000..0003}.tar'
 
 A written model; each number is printed with its origin. Counted: bytes and floating-point
 operations, from the shapes, the view configuration's probabilities and torch's counters. Measured:
