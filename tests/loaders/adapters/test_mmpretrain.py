@@ -133,9 +133,13 @@ def test_a_classifier_gets_its_labels(make_runner, shards, tmp_path):
         "backbone": {"type": "ResNet", "depth": 18, "stem_channels": 8, "base_channels": 8},
         "neck": {"type": "GlobalAveragePooling"},
         "head": {"type": "LinearClsHead", "num_classes": 4, "in_channels": 64},
-        "data_preprocessor": {"type": "ClsDataPreprocessor", "mean": [120.0] * 3, "to_rgb": True},
+        "data_preprocessor": {
+            "type": "ClsDataPreprocessor",
+            "mean": [120.0] * 3,
+            "std": [60.0] * 3,
+            "to_rgb": True,
+        },
     }
-    model["data_preprocessor"]["std"] = [60.0] * 3
     options: dict[str, Any] = {"views": ViewConfig.supervised(32), "labels": "cls"}
     runner, _ = make_runner(tmp_path, model=model, **options)
     seen: list[list[int]] = []
