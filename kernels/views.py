@@ -7,6 +7,7 @@ out a sample's plan row, of which `VIEW_ROW` is one view's part. Code addresses 
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,14 +109,14 @@ class View:
                 f"`View.interpolation` must be {' or '.join(INTERPOLATIONS)}, "
                 f"got {self.interpolation!r}."
             )
-        for side in (self.size,) if isinstance(self.size, int) else self.size or ():
-            if not SIDES[0] <= side <= SIDES[1]:
+        if self.size is not None:
+            sides = self.size if isinstance(self.size, Sequence) else (self.size, self.size)
+            whole = len(sides) == 2 and all(isinstance(side, int) for side in sides)
+            if not whole or not SIDES[0] <= min(sides) <= max(sides) <= SIDES[1]:
                 raise InvalidInput(
-                    f"`View.size` must have sides in [{SIDES[0]}, {SIDES[1]}] pixels, "
-                    f"got {self.size}."
+                    "`View.size` must be a side, or a height and a width, whole pixels in "
+                    f"[{SIDES[0]}, {SIDES[1]}], got {self.size}."
                 )
-        if not isinstance(self.size, int) and self.size is not None and len(self.size) != 2:
-            raise InvalidInput(f"`View.size` must be a height and a width, got {self.size}.")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InvalidInput(
                 "`View.mean` and `View.std` must have three numbers, those of `std` positive, "
@@ -432,13 +433,22 @@ class ViewConfig:
     def layout(self) -> ViewLayout:
         """Sizes of the views, and where they lie in a batch's memory."""
         return ViewLayout(
-            [(view.height_and_width(self.size), view.mean, view.std) for view in self.views]
+            [
+                (view.height_and_width(self.size), _triple(view.mean), _triple(view.std))
+                for view in self.views
+            ]
         )
 
     @functools.cached_property
     def plan_dtype(self) -> np.dtype:
         """The structured dtype of this configuration's plan rows; see `plan_dtype`."""
         return plan_dtype(len(self.views), self.boxes, self.patch_grid**2)
+
+
+def _triple(values: Sequence[float]) -> Statistics:
+    """Three numbers as a tuple, which a list of them is not."""
+    red, green, blue = values
+    return red, green, blue
 
 
 @functools.cache

@@ -6,7 +6,8 @@
 A copy of each checkout gets the change that docs/adapters.md shows. Its own script then trains two
 epochs of four steps on demo scenes, and once more from a checkpoint. Checked: each step saw the
 samples that it should have, and the resumed run those that were left. Settings only make it small:
-views of 64 pixels, batches of 4; on a machine without a GPU, `dropin_child` replaces `.cuda()`.
+views of 64 pixels and local ones of 32, batches of 4; on a machine without a GPU, `dropin_child`
+replaces `.cuda()`.
 The codebases' own requirements must be installed. Prints a table; exits 1 if a check fails.
 """
 
@@ -109,6 +110,18 @@ def moco(run: Run) -> list[str]:
     return ["main_moco.py", *small, *distributed, *resume, str(run.shards)]
 
 
+def dino(run: Run) -> list[str]:
+    """DINO resumes from checkpoint.pth, here the one of the first epoch."""
+    if run.resumes:
+        shutil.copy(run.out / "checkpoint0000.pth", run.out / "checkpoint.pth")
+    return [
+        *("main_dino.py", "--arch", "vit_tiny", "--out_dim", "64", "--use_fp16", "false"),
+        *("--epochs", f"{EPOCHS}", "--warmup_epochs", "0", "--warmup_teacher_temp_epochs", "0"),
+        *("--batch_size_per_gpu", f"{BATCH}", "--saveckp_freq", "1"),
+        *("--data_path", str(run.shards / "train"), "--output_dir", str(run.out)),
+    ]
+
+
 def solo(run: Run) -> list[str]:
     """Its Trainer; `dropin_child` saves a checkpoint after the third step."""
     accelerator = "cpu" if run.device == "cpu" else "gpu"
@@ -199,6 +212,33 @@ CODEBASES = {
         command=moco,
         resumes_at=BATCHES,
     ),
+    "dino": Codebase(
+        changes=(
+            Change(
+                file="main_dino.py",
+                first="from vision_transformer import DINOHead",
+                new="from maskco_fast import make_loader",
+            ),
+            Change(
+                file="main_dino.py",
+                first="    transform = DataAugmentationDINO(",
+                last="        drop_last=True,\n    )",
+                new="    data_loader = make_loader("
+                'args.data_path, args.batch_size_per_gpu, views="dino", form="moco")\n'
+                "    dataset = data_loader.dataset",
+            ),
+        ),
+        repairs=(
+            Change(
+                file="utils.py",
+                first="device='cuda'",
+                last="'cuda'",
+                new="device='cuda' if torch.cuda.is_available() else 'cpu'",
+            ),
+        ),
+        command=dino,
+        resumes_at=BATCHES,
+    ),
     "solo": Codebase(
         changes=(
             Change(
@@ -258,6 +298,8 @@ class Options:
 
     moco: pathlib.Path | None = None
     """A checkout of facebookresearch/moco, at 7397dfe."""
+    dino: pathlib.Path | None = None
+    """A checkout of facebookresearch/dino."""
     solo: pathlib.Path | None = None
     """A checkout of vturrisi/solo-learn."""
     vissl: pathlib.Path | None = None

@@ -3,8 +3,10 @@
 import functools
 import inspect
 import json
+import os
 import pathlib
 import runpy
+import socket
 import sys
 from typing import Any
 
@@ -43,6 +45,18 @@ def shrink_views() -> None:
     """Make the published views small."""
     for name in ("moco_v2", "simclr", "byol"):
         VIEWS[name] = functools.partial(getattr(ViewConfig, name), SIDE)
+    VIEWS["dino"] = functools.partial(ViewConfig.dino, SIDE, SIDE // 2)
+
+
+def be_the_only_rank() -> None:
+    """Set torchrun's variables, which some scripts need."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ.update(
+        {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    )
 
 
 def stay_in_this_process() -> None:
@@ -54,12 +68,16 @@ def do_without_gpu() -> None:
     """Let scripts that call `.cuda()` run on the CPU."""
     parallel: Any = torch.nn.parallel.DistributedDataParallel
     make, load = parallel.__init__, torch.load
+    begin = torch.distributed.init_process_group
 
     def make_on_cpu(self: Any, module: Any, device_ids: Any = None, **options: Any) -> None:
         make(self, module, **options)
 
     def load_on_cpu(*arguments: Any, **options: Any) -> Any:
         return load(*arguments, **{**options, "map_location": "cpu"})
+
+    def begin_on_cpu(backend: str | None = None, **options: Any) -> None:
+        begin("gloo", **options)
 
     def stay(self: Any, *_: Any, **__: Any) -> Any:
         return self
@@ -69,6 +87,8 @@ def do_without_gpu() -> None:
     torch.nn.Module.cuda = stay  # type: ignore[method-assign]
     torch.cuda.set_device = lambda device: None
     torch.cuda.device_count = lambda: 1
+    torch.cuda.synchronize = lambda device=None: None
+    torch.distributed.init_process_group = begin_on_cpu  # type: ignore[assignment]
 
 
 def save_in_mid_epoch(path: pathlib.Path) -> None:
@@ -97,6 +117,9 @@ def main(record_to: str, device: str, script: str, *arguments: str) -> None:
     stay_in_this_process()
     if device == "cpu":
         do_without_gpu()
+    if pathlib.Path(script).name == "main_dino.py":
+        be_the_only_rank()
+        torch.hub.list = lambda *_, **__: []  # names of further networks, from the internet
     if pathlib.Path(script).name == "main_pretrain.py":
         save_in_mid_epoch(path.with_name("step.ckpt"))
     sys.argv = [script, *arguments]

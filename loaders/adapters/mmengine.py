@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
 from ...kernels.errors import InvalidInput
+from ..batch import Batch
 from ..factory import make_loader
 from .forms import mm
 
@@ -41,7 +42,7 @@ class LoaderTrainLoop(EpochBasedTrainLoop):
     """mmengine's epoch-based loop; `train_dataloader` holds the arguments of `make_loader`.
 
     The model's data preprocessor stays as it is: where it normalises, the loader delivers uint8
-    levels, and BGR where it swaps channels. Labels are not passed on.
+    levels, and BGR where it swaps channels. Classifiers of mmpretrain get data samples with labels.
     """
 
     def __init__(self, runner: Any, dataloader: Any, max_epochs: int, **options: Any) -> None:
@@ -67,6 +68,14 @@ class LoaderTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
 
+def _labelled(batch: Batch, *, bgr: bool) -> dict[str, Any]:
+    """As `mm`, with mmpretrain's data samples."""
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(target) for target in batch.target]
+    return {**mm(batch, bgr=bgr), "data_samples": samples}
+
+
 def _suited_to(runner: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Options of `make_loader` that suit the model's data preprocessor."""
     model = getattr(runner.model, "module", runner.model)
@@ -78,7 +87,8 @@ def _suited_to(runner: Any, given: dict[str, Any]) -> dict[str, Any]:
             f"`dtype` must be torch.uint8, got {given['dtype']}: the data preprocessor normalises, "
             "and other views are normalised already; leave dtype out, or give it no mean and std"
         )
+    classifies = hasattr(preprocessor, "to_onehot")
     return {
-        "form": functools.partial(mm, bgr=swaps),
+        "form": functools.partial(_labelled if classifies else mm, bgr=swaps),
         "dtype": torch.uint8 if normalises else torch.float32,
     }

@@ -432,6 +432,7 @@ def test_bad_arguments_are_refused():
         {"size": 7},
         {"size": (96, 1025)},
         {"size": (96, 96, 3)},
+        {"size": 96.0},
         {"mean": (0.5, 0.5)},
         {"std": (0.2, 0.0, 0.2)},
     ):

