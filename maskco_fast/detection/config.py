@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from maskco_fast.evaluation.weights import Weights
 from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.networks.config import CONV5_STRIDES
 from maskco_fast.training.config import MAY_CHANGE, RunConfig
 from maskco_fast.training.optimizer import REFERENCE_BATCH, OptimizerConfig
 
@@ -149,7 +150,15 @@ class DetectConfig:
             raise InvalidInput(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
 
     def run(self, weights: Weights) -> "DetectionRun":
-        """The configuration of the training loop, from these weights."""
+        """The configuration of the training loop, from these weights.
+
+        InvalidInput for a trunk whose conv4 map has another stride than the heads take.
+        """
+        if CONV5_STRIDES[weights.trunk] != 32:
+            raise InvalidInput(
+                "`weights` must be of resnet18 or resnet50, whose conv4 map has a stride of 16, "
+                f"got {weights.trunk}."
+            )
         return DetectionRun(
             run_dir=self.run_dir,
             max_steps=self.max_steps,

@@ -58,13 +58,15 @@ def mask_responses(
     if mph is not None:
         maps["mph"] = mph(conv5).float()
     box = torch.tensor(centre_region(images.shape[-1]), dtype=torch.float32, device=images.device)
-    return {name: _compare(map_2NCHW, box) for name, map_2NCHW in maps.items()}
+    stride = images.shape[-1] // conv5.shape[-1]
+    return {name: _compare(map_2NCHW, box, stride) for name, map_2NCHW in maps.items()}
 
 
-def _compare(map_2NCHW: torch.Tensor, box_4: torch.Tensor) -> LayerMaps:
+def _compare(map_2NCHW: torch.Tensor, box_4: torch.Tensor, stride: int) -> LayerMaps:
     """Compare the maps of the clean images, the first half, with those of the masked ones."""
     boxes = box_4.expand(len(map_2NCHW), 1, 4)
-    features = region_features(map_2NCHW, boxes, sampling_ratio=-1, aligned=True)[:, 0]
+    features = region_features(map_2NCHW, boxes, stride=stride, sampling_ratio=-1, aligned=True)
+    features = features[:, 0]
     clean, masked = features.chunk(2)
     means_clean, means_masked = map_2NCHW.abs().mean(1).cpu().chunk(2)
     return LayerMaps(

@@ -11,6 +11,7 @@ from maskco_fast.export.key_maps import rename
 from maskco_fast.export.model_card import model_card
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders.system.files import staged, write_atomically
+from maskco_fast.networks.resnet import TRUNKS
 
 
 def export_weights(
@@ -32,6 +33,10 @@ def export_weights(
     """
     if to not in FORMATS:
         raise InvalidInput(f"`to` must be one of {', '.join(FORMATS)}, got {to!r}.")
+    if TRUNKS[weights.trunk].small_width is not None and to != "safetensors":
+        raise InvalidInput(
+            f"`to` must be safetensors for {weights.trunk}, got {to!r}: no other library has it."
+        )
     form = FORMATS[to]
     path = pathlib.Path(out)
     if path.suffix not in form.endings:

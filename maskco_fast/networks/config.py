@@ -1,22 +1,27 @@
 """Configuration of the networks that all methods share, and the length of a batch's groups."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from maskco_fast.kernels.errors import InvalidInput
 
-CONV5_STRIDE = 32
-"""Image pixels per cell of the conv5 map."""
+TrunkName = Literal["resnet10-small", "resnet18", "resnet50"]
+
+CONV5_STRIDES: Mapping[str, int] = {"resnet10-small": 16, "resnet18": 32, "resnet50": 32}
+"""Image pixels per cell of each trunk's conv5 map."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The networks that all methods share."""
 
-    trunk: Literal["resnet18", "resnet50"] = "resnet50"
-    """torchvision's ResNet up to conv5, with the stride on the 3x3 convolution."""
+    trunk: TrunkName = "resnet50"
+    """torchvision's ResNet up to conv5, with the stride on the 3x3 convolution. resnet10-small is
+    for small images: one block a stage, half the channels, no max-pool."""
     view_size: int = 224
-    """Side of every view, in pixels; a multiple of 32, so that conv5's cells tile it."""
+    """Side of every view, in pixels; a multiple of 32 (16 for resnet10-small), so that conv5's
+    cells tile it."""
     features: int = 128
     """Length of the projection head's output."""
     group_size: int = 32
@@ -24,9 +29,10 @@ class ModelConfig:
     batch is one group."""
 
     def __post_init__(self) -> None:
-        if self.view_size < CONV5_STRIDE or self.view_size % CONV5_STRIDE:
+        stride = CONV5_STRIDES[self.trunk]
+        if self.view_size < stride or self.view_size % stride:
             raise InvalidInput(
-                f"`view_size` must be a positive multiple of {CONV5_STRIDE} pixels, "
+                f"`view_size` must be a positive multiple of {stride} pixels with {self.trunk}, "
                 f"got {self.view_size}."
             )
         if self.features < 1:

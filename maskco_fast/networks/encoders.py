@@ -47,7 +47,11 @@ class RegionEncoder(nn.Module):
         """
         region_map = self.mph(self.trunk(images))
         regions = region_features(
-            region_map, boxes_NK4, sampling_ratio=self.roi_sampling_ratio, aligned=self.roi_aligned
+            region_map,
+            boxes_NK4,
+            stride=self.trunk.stride,
+            sampling_ratio=self.roi_sampling_ratio,
+            aligned=self.roi_aligned,
         )
         return self.projection(regions)
 

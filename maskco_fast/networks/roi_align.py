@@ -6,18 +6,21 @@ of a box.
 
 import torch
 
-from maskco_fast.networks.config import CONV5_STRIDE
-
 
 def region_features(
-    map_NCHW: torch.Tensor, boxes_NK4: torch.Tensor, *, sampling_ratio: int, aligned: bool
+    map_NCHW: torch.Tensor,
+    boxes_NK4: torch.Tensor,
+    *,
+    stride: int,
+    sampling_ratio: int,
+    aligned: bool,
 ) -> torch.Tensor:
-    """RoIAlign with a 1×1 output at scale 1/32: (N, K, C), the mean of the map over each box.
+    """RoIAlign with a 1×1 output at scale 1/`stride`: (N, K, C), the map's mean over each box.
 
     `boxes_NK4`: float32 xyxy in image pixels, inside the image. The output is float32, or float64
     for a float64 map. Equals
-    `torchvision.ops.roi_align(map, boxes, 1, 1/32, sampling_ratio, aligned)`: its samples form a
-    grid, so the mean of bilinear samples is `Wy·F·Wxᵀ` with one weight vector per axis.
+    `torchvision.ops.roi_align(map, boxes, 1, 1/stride, sampling_ratio, aligned)`: its samples form
+    a grid, so the mean of bilinear samples is `Wy·F·Wxᵀ` with one weight vector per axis.
 
     As one batched product over the cells it reads the channels-last map in place, its gradient is
     deterministic (torchvision's on CUDA adds atomically), and it needs no list of boxes and no
@@ -26,7 +29,7 @@ def region_features(
     _, _, height, width = map_NCHW.shape
     # Without autocast: box weights rounded to bfloat16 would move the box.
     with torch.autocast(map_NCHW.device.type, enabled=False):
-        boxes_NK4 = boxes_NK4.float() / CONV5_STRIDE
+        boxes_NK4 = boxes_NK4.float() / stride
         x1_NK, y1_NK, x2_NK, y2_NK = boxes_NK4.unbind(-1)
         weight_NKH = _axis_weights(y1_NK, y2_NK, height, sampling_ratio, aligned)
         weight_NKW = _axis_weights(x1_NK, x2_NK, width, sampling_ratio, aligned)

@@ -44,7 +44,10 @@ class TinyEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor, boxes_NK4: torch.Tensor) -> torch.Tensor:
         feature_map = torch.relu(self.norm(self.convolution(images)))
-        return self.head(region_features(feature_map, boxes_NK4, sampling_ratio=-1, aligned=True))
+        features = region_features(
+            feature_map, boxes_NK4, stride=32, sampling_ratio=-1, aligned=True
+        )
+        return self.head(features)
 
 
 class TinyMaskCo(MaskCo):

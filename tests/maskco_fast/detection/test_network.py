@@ -135,6 +135,11 @@ def test_precise_statistics_are_the_mean_over_the_batches() -> None:
     assert norm.momentum == 0.1
 
 
+def test_a_trunk_of_another_stride_is_refused() -> None:
+    with pytest.raises(ValueError, match="whose conv4 map has a stride of 16, got resnet10-small"):
+        RECIPES["demo"]().run(read_weights("random", trunk="resnet10-small"))
+
+
 def test_recipes_have_the_published_settings() -> None:
     """docs/method.md, "VOC07+12 detection" and "COCO detection + masks"."""
     weights = read_weights("random", trunk="resnet18")

@@ -314,3 +314,13 @@ def test_nothing_is_left_where_writing_fails(tmp_path, trained, monkeypatch):
         export_weights(trained, tmp_path / "trunk.pth", to="timm")
     assert [path.name for path in tmp_path.iterdir()] == ["trunk.pth"]
     assert (tmp_path / "trunk.pth").read_text() == "before"
+
+
+def test_a_trunk_of_ours_alone_is_written_as_safetensors_alone(tmp_path):
+    weights = read_weights("random", trunk="resnet10-small")
+    with pytest.raises(InvalidInput, match="must be safetensors for resnet10-small, got 'timm'"):
+        export_weights(weights, tmp_path / "trunk.pth", to="timm")
+    (path, _) = export_weights(weights, tmp_path / "trunk.safetensors", to="safetensors")
+    again = read_weights(path)
+    assert again.trunk == "resnet10-small"
+    assert again.digest() == weights.digest()

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d
+from maskco_fast.networks.config import ModelConfig
 from maskco_fast.networks.resnet import FusedBasicBlock, FusedBottleneck, Trunk
 
 NORM = partial(GroupBatchNorm2d, group_size=4)
@@ -47,6 +48,23 @@ def test_trunk_has_torchvisions_names_stride_and_conv5_map():
         deep = Trunk("resnet50", NORM)
     assert deep.layer2[0].conv1.stride == (1, 1)
     assert deep.layer2[0].conv2.stride == (2, 2)
+
+
+def test_the_small_trunk_halves_channels_and_stride():
+    """ResNet-10 of half the channels, whose first layer is 3 x 3 without a pool after it."""
+    trunk = Trunk("resnet10-small", NORM)
+    assert (trunk.channels, trunk.stride) == (256, 16)
+    images = torch.randn(4, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    shapes = [tuple(one.shape[1:]) for one in trunk.maps(images)]
+    assert shapes == [(32, 32, 48), (32, 32, 48), (64, 16, 24), (128, 8, 12), (256, 4, 6)]
+    assert torch.equal(trunk.eval()(images), trunk.maps(images)[-1])
+    assert sum(value.numel() for value in trunk.parameters()) == 1_226_400
+
+
+def test_a_view_is_a_multiple_of_its_trunks_stride():
+    assert ModelConfig(trunk="resnet10-small", view_size=48).view_size == 48
+    with pytest.raises(ValueError, match="a positive multiple of 32 pixels with resnet18, got 48"):
+        ModelConfig(trunk="resnet18", view_size=48)
 
 
 class Calls(TorchDispatchMode):

@@ -26,6 +26,7 @@ def test_region_features_equal_torchvisions_roi_align(device, cells, sampling_ra
     ours = region_features(
         feature_map.to(device),
         boxes_NK4.to(device),
+        stride=32,
         sampling_ratio=sampling_ratio,
         aligned=aligned,
     ).cpu()
@@ -51,6 +52,6 @@ def test_region_features_are_the_separable_form():
     weight_y = torch.tensor([[0.625, 0.375 + 0.875, 0.125]]) / 2
     weight_x = torch.tensor([[0.0, 0.75, 0.25, 0.0]])
     wanted = weight_y @ feature_map[0, 0] @ weight_x.T
-    found = region_features(feature_map, box, sampling_ratio=-1, aligned=True)
+    found = region_features(feature_map, box, stride=32, sampling_ratio=-1, aligned=True)
     assert found.shape == (1, 1, 1)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
