@@ -220,6 +220,7 @@ PYPI_NAMES = {
     "llvmlite": "numba",
     "triton": "torch",
     "botocore": "s3fs",
+    "yarl": "aiohttp",
 }
 """Import name to the distribution that brings it, where they differ."""
 

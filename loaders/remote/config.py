@@ -49,8 +49,7 @@ class RemoteConfig:
     headers: tuple[str, ...] = field(default=(), metadata=SECRET, repr=False)
     """Headers of HTTP requests, each 'NAME: VALUE', or 'NAME: $VARIABLE' for a value from the
     environment, which other users of the machine cannot see. Never written down: a resumed run
-    needs them again. A redirect to another host is followed without Authorization, but with the
-    others."""
+    needs them again. A redirect to another host or port is followed without them."""
     epoch_samples: int | None = None
     """stream: samples in an epoch, over all processes; required, because a stream is not counted.
     """

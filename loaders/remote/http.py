@@ -1,59 +1,71 @@
-"""HTTP: a session that honours the environment, and reads of bounded length."""
+"""HTTP: a session that honours the environment and keeps headers from other hosts."""
 
-import re
+from types import SimpleNamespace
 from typing import Any
 
 from .config import RemoteConfig
-from .errors import WrongLength
-
-UNRANGED = 256 << 20
-"""Bytes kept of the answer of a server that ignores ranges and sends the whole shard."""
+from .ranges import read_range
 
 
 def open_http(config: RemoteConfig) -> Any:
     """The fsspec file system of http:// and https://, with `config.headers`.
 
     HTTP_PROXY, HTTPS_PROXY, NO_PROXY and ~/.netrc (or $NETRC) apply. Bodies are not unpacked: a
-    small one may claim to be compressed and unpack to gigabytes.
+    small one may claim to be compressed and unpack to gigabytes. A redirect to another host is
+    followed without `config.headers`.
     """
     import aiohttp
     from fsspec.implementations.http import HTTPFileSystem
 
+    headers = config.http_headers()
+
+    async def keep_headers_here(session: Any, context: SimpleNamespace, redirect: Any) -> None:
+        """Take `headers` from a request that another host is to answer, as curl does."""
+        if not _same_server(redirect.response):
+            for name in headers:
+                redirect.headers.popall(name, None)
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(keep_headers_here)
     return HTTPFileSystem(
         client_kwargs={
             "timeout": aiohttp.ClientTimeout(total=None),  # `RemoteStore` sets a limit
             "trust_env": True,
             "auto_decompress": False,
-            "headers": config.http_headers(),
+            "headers": headers,
+            "trace_configs": [trace],
         },
         use_listings_cache=False,
         skip_instance_cache=True,
     )
 
 
-async def read_range(system: Any, url: str, start: int, end: int, size: int) -> bytes:
-    """Bytes `start` to `end` of a file of `size` bytes; fewer where the answer ends earlier.
+def _same_server(answer: Any) -> bool:
+    """Whether a redirect stays at its host and port, or moves from http to https there."""
+    from yarl import URL
 
-    Of a server that ignores ranges, up to `UNRANGED` bytes from `start` on. Never keeps more than
-    is asked for, whatever the server sends. Raises WrongLength for an answer that is longer, or is
-    another range, and what fsspec raises for an error status.
-    """
+    try:
+        target = answer.url.join(URL(answer.headers.get("Location") or answer.headers["URI"]))
+        return target.origin() == answer.url.origin() or (
+            target.host == answer.url.host
+            and (answer.url.scheme, answer.url.port) == ("http", 80)
+            and (target.scheme, target.port) == ("https", 443)
+        )
+    except (KeyError, ValueError):  # no redirect that can be followed
+        return False
+
+
+async def read_http(system: Any, url: str, start: int, end: int, size: int) -> bytes:
+    """`ranges.read_range` of a URL; raises as that, and what fsspec raises for an error status."""
     session = await system.set_session()
     headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
     async with session.get(system.encode_url(url), headers=headers) as answer:
         system._raise_not_found_for_status(answer, url)
-        at, last = 0, max(end, min(size, start + UNRANGED))
-        if answer.status == 206:
-            at, last = start, end
-            stated = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-            if stated and int(stated[1]) != start:
-                raise WrongLength(f"the bytes from {stated[1]} on arrived, not those from {start}")
-        data = bytearray()
-        async for block in answer.content.iter_any():
-            data += block[max(start - at, 0) : max(last - at, 0)]
-            at += len(block)
-            if at > last:
-                if answer.status == 206 or last == size:
-                    raise WrongLength(f"more than {last} bytes arrived")
-                break
-        return bytes(data)
+        return await read_range(
+            answer.content.iter_any(),
+            start,
+            end,
+            size,
+            partial=answer.status == 206,
+            content_range=answer.headers.get("Content-Range", ""),
+        )

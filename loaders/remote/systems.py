@@ -4,15 +4,15 @@ Requests are coroutines that run in fsspec's loop; file systems without any run 
 """
 
 import asyncio
-import os
 from collections.abc import Coroutine
 from typing import Any
 
 from ...kernels.errors import InvalidInput, MissingPackage
 from ..shards.names import redact_url
 from .config import RemoteConfig
-from .errors import ServiceError
-from .http import open_http, read_range
+from .errors import ServiceError, WrongLength
+from .http import open_http, read_http
+from .s3 import open_s3, read_s3, s3_info
 
 
 def protocol_of(url: str) -> str:
@@ -31,11 +31,9 @@ def open_system(url: str, config: RemoteConfig) -> Any:
 
         if protocol in ("http", "https"):
             return open_http(config)
-        return (
-            _open_s3(config)
-            if protocol == "s3"
-            else fsspec.filesystem(protocol, skip_instance_cache=True)
-        )
+        if protocol == "s3":
+            return open_s3(config)
+        return fsspec.filesystem(protocol, skip_instance_cache=True)
     except ImportError as error:
         if protocol in ("http", "https", "s3") or error.name == "fsspec":
             package = "'maskco-fast[remote]'"
@@ -54,20 +52,6 @@ def open_system(url: str, config: RemoteConfig) -> Any:
         ) from None
 
 
-def _open_s3(config: RemoteConfig) -> Any:
-    import s3fs
-
-    system = s3fs.S3FileSystem(
-        anon=config.s3_anonymous,
-        endpoint_url=config.s3_endpoint or os.environ.get("AWS_ENDPOINT_URL"),
-        config_kwargs={"retries": {"mode": "standard", "total_max_attempts": 1}},
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
-    system.retries = 1
-    return system
-
-
 def loop_of(system: Any) -> Any:
     """The event loop in which the system's requests run."""
     from fsspec.asyn import get_loop
@@ -77,28 +61,37 @@ def loop_of(system: Any) -> Any:
 
 def info(system: Any, url: str) -> Coroutine[Any, Any, dict[str, Any]]:
     """A request for the facts about a file."""
-    if _is_ours(url):
+    if protocol_of(url) in ("http", "https"):
         return system._info(url)
+    if protocol_of(url) == "s3":
+        return s3_info(system, url)
     return _guarded(system._info(url) if system.async_impl else asyncio.to_thread(system.info, url))
 
 
 def read(system: Any, url: str, start: int, end: int, size: int) -> Coroutine[Any, Any, bytes]:
     """A request for bytes `start` to `end` of a file of `size` bytes.
 
-    A server that ignores ranges may give more, see `read_range`.
+    A server that ignores ranges may give more, see `read_range`. Raises WrongLength for an answer
+    that is longer.
     """
     if protocol_of(url) in ("http", "https"):
-        return read_range(system, url, start, end, size)
-    if _is_ours(url):
-        return system._cat_file(url, start=start, end=end)
-    if system.async_impl:
-        return _guarded(system._cat_file(url, start=start, end=end))
-    return _guarded(asyncio.to_thread(system.cat_file, url, start=start, end=end))
+        return read_http(system, url, start, end, size)
+    if protocol_of(url) == "s3":
+        return read_s3(system, url, start, end, size)
+    return _read_other(system, url, start, end)
 
 
-def _is_ours(url: str) -> bool:
-    """Whether `request_faults` knows the errors of the URL's file system."""
-    return protocol_of(url) in ("http", "https", "s3")
+async def _read_other(system: Any, url: str, start: int, end: int) -> bytes:
+    """`read` by another file system, which alone bounds how much it reads at a time."""
+    request = (
+        system._cat_file(url, start=start, end=end)
+        if system.async_impl
+        else asyncio.to_thread(system.cat_file, url, start=start, end=end)
+    )
+    data = await _guarded(request)
+    if len(data) > end - start:
+        raise WrongLength(f"{len(data)} bytes arrived where {end - start} were requested")
+    return data
 
 
 async def _guarded(request: Coroutine[Any, Any, Any]) -> Any:

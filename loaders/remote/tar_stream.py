@@ -22,6 +22,9 @@ from ..shards.tar_members import (
     shortened,
 )
 
+MAX_GAP = 1 << 30
+"""Bytes without a header after which a shard has ended: a command may write for ever."""
+
 
 class Readable(Protocol):
     """A file that gives `size` bytes, and fewer only at its end."""
@@ -49,8 +52,10 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
     pax_size: int | None = None
     first = True
     headers = 0
+    gap = 0
     ended = damaged = False
-    while len(block := file.read(tar.BLOCK)) == tar.BLOCK:
+    while gap < MAX_GAP and len(block := file.read(tar.BLOCK)) == tar.BLOCK:
+        gap += tar.BLOCK
         start, first = (block if first else b""), False
         if not any(block):
             ended = True
@@ -63,6 +68,7 @@ def stream_members(file: Readable, wanted: Callable[[str], bool]) -> Iterator[St
             damaged = True
             continue
         headers += 1
+        gap = 0
         if damaged:
             yield StreamedMember("", problem="part of the shard is damaged")
         ended = damaged = False

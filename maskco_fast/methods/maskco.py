@@ -79,7 +79,6 @@ class MaskCo(Method):
         "paper": RecipeValues(config=MaskCoConfig(), optimizer={"weight_decay": 1e-3}),
         # A rate of 0.24 per 256 images is 0.03 for a batch of 32, where scaling from 0.03 leaves
         # 0.00375. A momentum of 0.999 averages over a thousand steps, more than a short run has.
-        # Behind three blocks the trunk learned less in a run of this length.
         "short": RecipeValues(
             config=MaskCoConfig(momentum=0.95, mph_blocks=1), optimizer={"learning_rate": 0.24}
         ),

@@ -35,13 +35,15 @@ fsspec = pytest.importorskip("fsspec")
 class Server:
     """An HTTP server on this machine whose GET is a function of the handler."""
 
-    def __init__(self, get, size: int = 1000) -> None:
+    def __init__(self, get, size: int = 1000, head=None) -> None:
         self.headers: list[dict[str, str]] = []
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_HEAD(self) -> None:
                 outer.headers.append(dict(self.headers))
+                if head is not None:
+                    return head(self)
                 self.send_response(200)
                 self.send_header("Content-Length", str(size))
                 self.end_headers()
@@ -95,20 +97,79 @@ def another_range(handler) -> None:
     handler.wfile.write(bytes(1000))
 
 
-@pytest.mark.parametrize("get", [endless, endless_whole, unpacks_to_a_gigabyte, another_range])
-def test_an_answer_that_is_too_long_or_another_is_given_up(get, tmp_path):
-    store = RemoteStore(hurried(tmp_path, patience=0.3))
+def endless_error(handler) -> None:
+    endless(handler, 500)
+
+
+ODD = [endless, endless_whole, unpacks_to_a_gigabyte, another_range]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "get"),
+    [*(("http", get) for get in ODD), *(("s3", get) for get in [*ODD[1:], endless_error])],
+)
+def test_an_answer_that_is_too_long_or_another_is_given_up(protocol, get, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskco_fast.loaders.remote.s3.MAX_TEXT", 1 << 20)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
     with Server(get) as server:
+        endpoint = server.url.removesuffix("/s.tar")
+        # The limit of time is far off, so that the one of length has to act.
+        config = hurried(tmp_path, patience=0.3, timeout=30.0, s3_endpoint=endpoint)
+        url = server.url if protocol == "http" else "s3://bucket/s.tar"
         tracemalloc.start()
         with pytest.raises(RemoteError, match="wrong length"):
-            list(store.blocks(RemoteShard(url=server.url, size=1000, tag="")))
+            list(RemoteStore(config).blocks(RemoteShard(url=url, size=1000, tag="")))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 100e6
 
 
+def test_an_endless_list_of_s3_is_given_up(tmp_path, monkeypatch):
+    """s3fs lists a key's folder where the key is missing."""
+    monkeypatch.setattr("maskco_fast.loaders.remote.s3.MAX_TEXT", 1 << 20)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+
+    def missing(handler) -> None:
+        handler.send_response(404)
+        handler.end_headers()
+
+    with Server(endless_whole, head=missing) as server:
+        endpoint = server.url.removesuffix("/s.tar")
+        config = hurried(tmp_path, patience=0.3, timeout=30.0, s3_endpoint=endpoint)
+        tracemalloc.start()
+        with pytest.raises(RemoteError, match="wrong length"):
+            RemoteStore(config).look_up("s3://bucket/s.tar")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 100e6
+
+
+def test_an_answer_of_another_file_system_that_is_too_long_is_given_up(tmp_path):
+    class TooMuch(fsspec.get_filesystem_class("memory")):
+        def cat_file(self, path, start=None, end=None, **_):
+            return bytes(end - start + 1)
+
+    fsspec.register_implementation("toomuch", TooMuch, clobber=True)
+    store = RemoteStore(hurried(tmp_path, patience=0.3))
+    with pytest.raises(RemoteError, match="wrong length"):
+        list(store.blocks(RemoteShard(url="toomuch://s.tar", size=1000, tag="")))
+
+
+@pytest.mark.parametrize("device", ["zero", "urandom"])
+def test_an_endless_command_ends_in_a_stream(device, make_shards, tmp_path, monkeypatch):
+    monkeypatch.setattr("maskco_fast.loaders.remote.tar_stream.MAX_GAP", 1 << 20)
+    stream = hurried(tmp_path, mode="stream", epoch_samples=8)
+    names = [f"pipe:cat /dev/{device}", make_shards(1, 8)[0]]
+    with make_loader(names, 8, views=VIEWS, remote=stream) as loader:
+        assert len(list(loader)) == 1
+        reasons = [entry.reason for entry in loader.quarantine.entries]
+    assert all("tar" in reason or "damaged" in reason for reason in reasons), reasons
+
+
 def test_a_server_that_ignores_ranges_is_read_in_large_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("maskco_fast.loaders.remote.http.UNRANGED", 70_000)
+    monkeypatch.setattr("maskco_fast.loaders.remote.ranges.UNRANGED", 70_000)
     data = os.urandom(200_000)
 
     def whole(handler) -> None:
@@ -237,6 +298,37 @@ def test_headers_are_sent_and_never_shown(tmp_path, monkeypatch):
         with pytest.raises(InvalidInput) as caught:
             hurried(tmp_path, headers=(bad,)).http_headers()
         assert "s3cret" not in str(caught.value)
+
+
+def test_a_redirect_to_another_host_does_not_bring_the_headers_along(tmp_path):
+    headers = ("Authorization: Bearer s3cret", "X-Api-Key: s3cret", "PRIVATE-TOKEN: s3cret")
+    config = hurried(tmp_path, headers=headers)
+
+    def leads_to(target):
+        def redirect(handler) -> None:
+            handler.send_response(302)
+            handler.send_header("Location", target())
+            handler.end_headers()
+
+        return redirect
+
+    def has_moved(handler) -> None:
+        if handler.path == "/s.tar":
+            leads_to(lambda: "/t.tar")(handler)
+        else:
+            small(handler)
+
+    with Server(small) as other:
+        redirect = leads_to(lambda: other.url)
+        with Server(redirect, head=redirect) as first:
+            RemoteStore(config).look_up(first.url)
+            requested(config, first.url)
+            assert [sent["X-Api-Key"] for sent in first.headers] == ["s3cret"] * 2
+            assert len(other.headers) == 2  # of HEAD and GET
+            assert "s3cret" not in str(other.headers)
+    with Server(has_moved) as server:
+        requested(config, server.url)
+        assert [sent["PRIVATE-TOKEN"] for sent in server.headers] == ["s3cret"] * 2
 
 
 def test_files_hold_no_secrets(make_shards, tmp_path):

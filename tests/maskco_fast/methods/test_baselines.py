@@ -192,7 +192,8 @@ def test_a_run_goes_on_to_the_last_bit(tmp_path, method):
     lars = RECIPES["paper"](method).optimizer.name == "lars"
     optimizer = OptimizerConfig(name="lars", learning_rate=1.0) if lars else OptimizerConfig()
     whole, parted = (
-        small_config(method, tmp_path / name, optimizer=optimizer) for name in ("whole", "parted")
+        small_config(method, tmp_path / name, optimizer=optimizer, checkpoint_every=10)
+        for name in ("whole", "parted")
     )
     assert trainer(whole).fit() is None
     assert trainer(parted, signal_at=4, number=15).fit() == "SIGTERM"

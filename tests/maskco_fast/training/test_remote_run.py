@@ -28,6 +28,9 @@ COMMANDS = {
 }
 """The command line in one process and in two."""
 
+LIMIT = 240
+"""Seconds for a step that takes a few, on a machine with much other work."""
+
 
 def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
     """Run three steps of the demo recipe on few images; returns the exit code."""
@@ -71,12 +74,11 @@ def losses(run_dir: pathlib.Path) -> list[float]:
 
 
 def wait_for(true: Callable[[], object]) -> None:
-    """Wait until `true()` holds; AssertionError after a minute."""
-    for _ in range(600):
-        if true():
-            return
+    """Wait until `true()` holds; AssertionError after `LIMIT` seconds."""
+    end = time.monotonic() + LIMIT
+    while not true():
+        assert time.monotonic() < end, f"waited for {LIMIT} s"
         time.sleep(0.1)
-    raise AssertionError("waited for a minute")
 
 
 def test_losses_are_those_of_the_local_run(make_shards, tmp_path):
@@ -117,6 +119,7 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
     assert "Traceback" not in printed
 
 
+@pytest.mark.timeout(4 * LIMIT)
 @pytest.mark.parametrize(
     ("mode", "processes"),
     [((), 2), (("--remote.mode", "stream", "--remote.epoch-samples", "32"), 1)],
@@ -125,11 +128,11 @@ def test_what_does_not_mend_is_a_line_and_exit_code_1(fault, says, make_shards, 
 def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
     mode, processes, make_shards, tmp_path
 ):
-    """The server stalls forever after a few batches; retries would take minutes."""
+    """The server stalls after a few batches; waiting for it would take an hour."""
     make_shards(4, 16)
     out = threading.Event()
     with faulty.FaultyServer(
-        tmp_path, lambda exchange: "stall" if out.is_set() else None
+        tmp_path, lambda exchange: "stall" if out.is_set() else None, stall=3600
     ) as server:
         names = f"{server.url}/shard-{{0000..0003}}.tar"
         command = [
@@ -153,23 +156,30 @@ def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
             "1",
         )
         cache = ("--remote.cache-folder", str(tmp_path / "cache"), "--remote.request-mb", "0.02")
+        patience = ("--remote.timeout", "3600", "--remote.patience", "3600")
         to = ("--run-dir", str(tmp_path / "run"), "--no-tensorboard", "--loader", "native")
         with subprocess.Popen(
-            [*command, *small, *cache, *to, *mode], stderr=subprocess.PIPE, text=True
+            [*command, *small, *cache, *patience, *to, *mode], stderr=subprocess.PIPE, text=True
         ) as process:
-            wait_for(
-                lambda: (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run")
-            )
-            out.set()
-            for path in (tmp_path / "cache").glob("*.tar"):
-                path.unlink()
-            wait_for(lambda: server.injected["stall"])
-            steps = -1
-            # until the batches that arrived before the stall are used up
-            while steps != (steps := len(losses(tmp_path / "run"))):
-                time.sleep(1)
-            process.send_signal(signal.SIGTERM)
-            _, printed = process.communicate(timeout=30)
+            try:
+                wait_for(
+                    lambda: (
+                        (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run")
+                    )
+                )
+                out.set()
+                for path in (tmp_path / "cache").glob("*.tar"):
+                    path.unlink()
+                wait_for(lambda: server.injected["stall"])
+                steps = -1
+                # until the batches that arrived before the stall are used up
+                while steps != (steps := len(losses(tmp_path / "run"))):
+                    time.sleep(1)
+                process.send_signal(signal.SIGTERM)
+                _, printed = process.communicate(timeout=LIMIT)
+            finally:
+                process.kill()
     assert process.returncode == 0 or processes > 1, printed  # torchrun ends with 1 after a signal
+    steps = len(losses(tmp_path / "run"))  # a slow machine may have taken one more
     assert f"SIGTERM: saved at step {steps} of 100000" in printed
     assert (tmp_path / "run" / "checkpoints" / f"step-{steps:09d}.pt").exists()
