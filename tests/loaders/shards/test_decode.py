@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from maskco_fast.kernels.plan import plan
-from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
+from maskco_fast.loaders import View, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.regions import crop_regions, scale_crops, shrink_factors
 from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import BadImage, Decoder
@@ -51,6 +51,15 @@ def test_images_shrink_as_far_as_their_crops_allow():
         assert np.isin(shrinks, (1, 2, 4, 8)).all()
         assert ((sides / shrinks >= VIEWS.size) | (shrinks == 1)).all()
         assert ((sides / shrinks < 2 * VIEWS.size) | (shrinks == 8)).all()
+
+
+def test_each_view_bounds_the_shrinking_by_its_own_size():
+    views = ViewConfig(views=(View(size=64), View(size=(16, 32))))
+    row = plan(views, 0, 0, np.arange(1), np.array([500]), np.array([500]))
+    for first, second, factor in (((400, 300), (60, 260), 2), ((400, 300), (64, 128), 4)):
+        for v, sides in enumerate((first, second)):
+            row.view(views.plan_dtype)[0, 0]["views"][v]["window"] = (0, 0, *sides)
+        assert shrink_factors(row, views.layout.sizes).tolist() == [factor]
 
 
 def test_shrunk_crops_stay_inside_and_keep_the_rest_of_the_plan():
