@@ -8,6 +8,7 @@ import hashlib
 import pathlib
 import re
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -37,13 +38,21 @@ _NAME = re.compile(r"step-(\d{9,})\.pt")
 _LEFTOVER = re.compile(r"\.step-\d{9,}\.pt(\.sha256)?\.[0-9a-f]{8}" + re.escape(TEMPORARY_SUFFIX))
 
 
-def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -> pathlib.Path:
+def save(
+    folder: pathlib.Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    keep_steps: Collection[int] = (),
+) -> pathlib.Path:
     """Write `state` as the checkpoint of `step` and return its path.
 
-    Keeps this one and the newest others, `keep` in all. Only files that `save` wrote count and are
-    removed: copies with another name stay. `state`: tensors, numbers, strings, and dicts, lists and
-    tuples of them. The file gets its name only after it and its checksum are on the disk. Raises
-    CheckpointNotWritten, which leaves the older checkpoints unchanged.
+    Keeps this one and the newest others, `keep` in all, and those of `keep_steps`. Only files that
+    `save` wrote count and are removed: copies with another name stay. `state`: tensors, numbers,
+    strings, and dicts, lists and tuples of them. The file gets its name only after it and its
+    checksum are on the disk. Raises CheckpointNotWritten, which leaves the older checkpoints
+    unchanged.
     """
     path = folder / f"step-{step:09d}.pt"
     try:
@@ -54,6 +63,7 @@ def save(folder: pathlib.Path, step: int, state: dict[str, Any], *, keep: int) -
             "space, then resume with the same command; the older checkpoints are intact"
         ) from error
     others = [old for old in checkpoints(folder) if old != path and _is_ours(old)]
+    others = [old for old in others if _step(old) not in keep_steps]
     for old in others[: max(len(others) + 1 - keep, 0)]:
         old.unlink()
         _checksum_path(old).unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import os
 import pathlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -88,9 +88,13 @@ class CheckpointWriter:
     As a context manager it waits at the end until the last checkpoint is on the disk.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int) -> None:
+    def __init__(
+        self, folder: pathlib.Path, *, keep: int, keep_steps: Collection[int] = ()
+    ) -> None:
+        """`keep`, `keep_steps`: as `checkpoint.save` takes them."""
         self._folder = folder
         self._keep = keep
+        self._keep_steps = keep_steps
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_lower_priority)
         self._pending: Future[None] | None = None
@@ -108,7 +112,7 @@ class CheckpointWriter:
     def _write(self, step: int, state: dict[str, Any], before_write: Callable[[], object]) -> None:
         before_write()
         self._snapshot.wait()
-        checkpoint.save(self._folder, step, state, keep=self._keep)
+        checkpoint.save(self._folder, step, state, keep=self._keep, keep_steps=self._keep_steps)
 
     @property
     def busy(self) -> bool:

@@ -48,6 +48,8 @@ class RunConfig:
     """Steps between checkpoints; a last one is written at the end and on SIGTERM or Ctrl-C."""
     keep_checkpoints: int = field(default=3, metadata=MAY_CHANGE)
     """Number of newest checkpoints kept on disk."""
+    keep_steps: tuple[int, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Steps whose checkpoints are written and kept as well, for curves over a run's length."""
     resume: bool = field(default=True, metadata=MAY_CHANGE)
     """Continue from the run folder's newest intact checkpoint, if there is one. With --no-resume a
     run folder that has checkpoints is an error."""

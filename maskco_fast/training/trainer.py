@@ -204,7 +204,9 @@ class Trainer:
             config=flatten(public(config)),
             log_samples=config.log_samples,
         )
-        writer = CheckpointWriter(self.checkpoint_folder, keep=config.keep_checkpoints)
+        writer = CheckpointWriter(
+            self.checkpoint_folder, keep=config.keep_checkpoints, keep_steps=config.keep_steps
+        )
         return _Output(stack.enter_context(metrics), stack.enter_context(writer))
 
     def _loop(self, output: _Output | None, stop: StopSignal) -> str | None:
@@ -226,7 +228,8 @@ class Trainer:
             self._measure(stop)
             if self._deferred.full:
                 self._read_scalars(output)
-            if self.step % self.config.checkpoint_every == 0:
+            due = self.step % self.config.checkpoint_every == 0
+            if due or self.step in self.config.keep_steps:
                 self._save(output)
                 saved_step = self.step
             if output is not None:

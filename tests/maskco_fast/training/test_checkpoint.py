@@ -66,6 +66,13 @@ def test_only_what_was_written_here_is_removed_and_never_the_newest(tmp_path):
     assert newest_step(tmp_path) == 6
 
 
+def test_checkpoints_of_given_steps_stay(tmp_path):
+    for step in range(1, 7):
+        checkpoint.save(tmp_path, step, state(step), keep=1, keep_steps=(2, 4))
+    left = sorted(path.name for path in tmp_path.glob("*.pt"))
+    assert left == [f"step-{step:09d}.pt" for step in (2, 4, 6)]
+
+
 def test_the_newest_stays_where_later_steps_are_damaged(tmp_path):
     for step in (2, 5, 6, 7):
         path = checkpoint.save(tmp_path, step, state(step), keep=4)

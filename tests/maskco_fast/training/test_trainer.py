@@ -439,3 +439,12 @@ def test_a_full_disk_ends_a_run_with_its_older_checkpoints_intact(tmp_path):
         assert len(saved) > 1
         for path in saved:
             checkpoint.load(path)
+
+
+def test_checkpoints_of_given_steps_are_written_and_kept(tmp_path):
+    config = tiny_config(
+        tmp_path, max_steps=8, checkpoint_every=3, keep_checkpoints=1, keep_steps=(2, 5)
+    )
+    tiny_trainer(config).fit()
+    left = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt"))
+    assert left == [f"step-{step:09d}.pt" for step in (2, 5, 8)]
