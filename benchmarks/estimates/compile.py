@@ -28,6 +28,7 @@ from benchmarks.estimates.warp_accesses import Access, warp_accesses
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.batch_norm import triton as batch_norm_triton
 from maskco_fast.kernels.formats import FORMATS
+from maskco_fast.kernels.max_pool import triton as max_pool_triton
 
 ARCHITECTURES = (80, 90, 100)
 KERNELS = ("gray_sums", "colour", "blur")
@@ -200,6 +201,28 @@ def compile_batch_norm(variant: BatchNormVariant) -> Compiled:
     )
 
 
+def compile_max_pool(kernel: str, architecture: int, dtype: torch.dtype) -> Compiled:
+    """Compile `pool` or `pool_gradient` for ResNet's 64 channels."""
+    from maskco_fast.kernels.max_pool import triton_kernels as kernels
+
+    return compile_kernel(
+        getattr(kernels, kernel),
+        architecture,
+        types={
+            **dict.fromkeys(("x", "gradient", "out"), "*" + FORMATS[dtype].triton),
+            "tap": "*u8",
+        },
+        constants={
+            "CHANNELS": 64,
+            "TILE_CHANNELS": max_pool_triton.CHANNELS,
+            "PIXELS": max_pool_triton.PIXELS,
+        },
+        aligned=(),
+        options=max_pool_triton.OPTIONS,
+        scalars={"pixels": 2**20, "height": 112, "width": 112, "out_height": 56, "out_width": 56},
+    )
+
+
 def compile_kernel(
     function: Any,
     architecture: int,
@@ -299,7 +322,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 def table(architectures: Sequence[int] = ARCHITECTURES) -> str:
     """Every kernel on every architecture: augmentation with float16 and float32 output, masked, 224
-    pixels; BatchNorm with bfloat16, 64 and 256 channels."""
+    pixels; BatchNorm with bfloat16, 64 and 256 channels; max-pooling with bfloat16."""
     lines = [
         "| kernel | output | sm | registers | spilled bytes | shared bytes | warps | programs/SM "
         "| global loads | global stores | cache lines over the least |",
@@ -319,6 +342,10 @@ def table(architectures: Sequence[int] = ARCHITECTURES) -> str:
                 norm = dataclasses.replace(norm, architecture=architecture)
                 output = f"{FORMATS[norm.dtype].triton}, {norm.channels}"
                 lines.append(_line(name, output, architecture, compile_batch_norm(norm)))
+    for kernel in ("pool", "pool_gradient"):
+        for architecture in architectures:
+            found = compile_max_pool(kernel, architecture, torch.bfloat16)
+            lines.append(_line(kernel, "bf16, 64", architecture, found))
     return "\n".join(lines)
 
 

@@ -85,4 +85,5 @@ def test_the_compiled_kernels_fill_a_table(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:]
     assert names[:5] == ["gray_sums", "colour", "colour", "blur", "blur"]
-    assert names[5:] == [name for name in gpu_compile.BATCH_NORM for _ in (64, 256)]
+    norms = [name for name in gpu_compile.BATCH_NORM for _ in (64, 256)]
+    assert names[5:] == [*norms, "pool", "pool_gradient"]
