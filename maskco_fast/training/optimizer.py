@@ -147,13 +147,19 @@ def make_optimizer(
         if parameter.dim() <= 1 and not config.decay_biases:
             decay = 0.0
         groups.setdefault(decay, []).append(parameter)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [{"params": group, "weight_decay": decay} for decay, group in groups.items()],
         lr=config.learning_rate,
         momentum=config.momentum,
         nesterov=config.nesterov,
         fused=True,
     )
+    if config.momentum:
+        # torch allocates the sums in the first step and leaves them as they are if the scaler
+        # skips it: the second step would then add whatever the memory held.
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 class LARS(torch.optim.Optimizer):

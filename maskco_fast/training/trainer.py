@@ -142,6 +142,8 @@ class Trainer:
             reason = f"is for one process, got {self.world.size}"
         elif self.method.scheduled:
             reason = "requires the same arithmetic in every step, and this method has a schedule"
+        elif self.scaler.is_enabled() and self.config.optimizer.name != "sgd":
+            reason = "requires sgd with fp16, whose scaler reads a value before other optimisers"
         else:
             return GraphedStep(self._train_on, self.device)
         raise InvalidInput(f"`--cuda-graphs` {reason}. Omit the option.")

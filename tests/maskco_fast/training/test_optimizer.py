@@ -142,3 +142,27 @@ def test_a_rate_in_a_tensor_trains_as_a_number(name):
     optimizers[1].load_state_dict(rates[0].state_dict())  # a checkpoint of a CPU
     rates[1].set(0.0625)
     assert all(group["lr"] is tensor for group in optimizers[1].param_groups)
+
+
+def test_a_first_step_that_the_scaler_skips_leaves_no_trace():
+    """torch allocates SGD's sums in the first step, and would leave them as the memory was."""
+    skipped, plain = (nn.Linear(3, 2) for _ in range(2))
+    plain.load_state_dict(skipped.state_dict())
+    for layer in (skipped, plain):
+        optimizer = make_optimizer(layer.parameters(), OptimizerConfig(learning_rate=0.1))
+        gradients = [torch.full_like(parameter, 2.0) for parameter in layer.parameters()]
+        if layer is skipped:
+            for parameter in layer.parameters():
+                parameter.grad = torch.full_like(parameter, torch.inf)
+            optimizer.grad_scale, optimizer.found_inf = torch.tensor(1.0), torch.tensor(1.0)
+            poison = [torch.full_like(parameter, torch.nan) for parameter in layer.parameters()]
+            del poison  # its memory is what an allocation would find
+            optimizer.step()
+            assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), plain.parameters()))
+            optimizer.found_inf = torch.tensor(0.0)
+        for _ in range(2):
+            for parameter, gradient in zip(layer.parameters(), gradients):
+                parameter.grad = gradient.clone()
+            optimizer.step()
+    for one, other in zip(skipped.parameters(), plain.parameters()):
+        torch.testing.assert_close(one, other)

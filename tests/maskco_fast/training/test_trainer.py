@@ -1,5 +1,6 @@
 """The training loop: a step by hand, golden losses, resume to the last bit, non-finite losses."""
 
+import dataclasses
 import json
 import pathlib
 import signal
@@ -361,6 +362,10 @@ def test_cuda_graphs_are_for_one_process_on_cuda_without_a_schedule(tmp_path):
         tiny_trainer(config)
     trainer = tiny_trainer(tiny_config(tmp_path))
     trainer.config, trainer.device = config, torch.device("cuda", 0)
+    trainer.scaler = torch.amp.GradScaler("cpu")
+    trainer.config = dataclasses.replace(config, optimizer=OptimizerConfig(name="lars"))
+    with pytest.raises(ValueError, match="requires sgd with fp16"):
+        trainer._make_step()
     trainer.method.scheduled = True
     with pytest.raises(ValueError, match="this method has a schedule"):
         trainer._make_step()
