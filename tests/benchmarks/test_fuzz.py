@@ -23,13 +23,13 @@ def test_a_short_run_finds_nothing(name):
 
 
 def test_the_loaders_that_are_compared_are_those_that_are_installed():
-    assert targets._backends()[0] == "reference"
+    assert targets.installed_loaders()[0] == "reference"
     for name in ("dali", "ffcv"):
         try:
             skip_without_packages(name)
         except pytest.skip.Exception:
             continue
-        assert name in targets._backends()
+        assert name in targets.installed_loaders()
 
 
 def test_the_same_seed_makes_the_same_inputs_and_most_are_damaged():

@@ -106,7 +106,7 @@ def _child(target: Target, seed: int, number: int, before: mmap.mmap, answer: Co
     try:
         answer.send(run_round(target, seed, number, target.per_round, before))
     finally:
-        shutil.rmtree(targets._folder(), ignore_errors=True)
+        shutil.rmtree(targets.scratch_folder(), ignore_errors=True)
 
 
 def in_child(target: Target, seed: int, number: int) -> Tally:
@@ -125,7 +125,7 @@ def in_child(target: Target, seed: int, number: int) -> Tally:
                 tally = ours.recv()
             except EOFError:  # the process has ended without an answer
                 process.join()
-                tally = Tally(0, {_end_of(process.exitcode or 0): _last_input(before)})
+                tally = Tally(0, {end_of(process.exitcode or 0): _last_input(before)})
             break
         if _last_input(before) != last:
             last, since = _last_input(before), time.monotonic()
@@ -140,7 +140,8 @@ def _last_input(before: mmap.mmap) -> bytes:
     return bytes(before[8 : 8 + int.from_bytes(before[:8], "little")])
 
 
-def _end_of(code: int) -> str:
+def end_of(code: int) -> str:
+    """How a process ended, by its exit code."""
     return f"ends the process by {signal.Signals(-code).name}" if code < 0 else f"exits with {code}"
 
 
