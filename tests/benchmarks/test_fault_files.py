@@ -4,6 +4,7 @@ import os
 import pathlib
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "files"
 
 
-def options(folder: pathlib.Path, **changes: float) -> command.Options:
+def options(folder: pathlib.Path, **changes: Any) -> command.Options:
     return command.Options(folder=folder, **changes)
 
 
