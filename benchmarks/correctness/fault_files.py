@@ -3,7 +3,7 @@
     python -m benchmarks.correctness.fault_files data/faults
 
 Tar files are shards as they are; a .npz is tried as the index file of a sound shard; any other file
-is packed among three sound images. Prints a Markdown table, a row a file: the images that tarfile
+is packed with a sound image. Prints a Markdown table, a row a file: the images that tarfile
 finds, those used and those named, exit codes and peak memory. The exit code is 1 where
 
 - a command ends by a signal, hangs, lets an exception escape, or fails without an error in words,
@@ -24,7 +24,6 @@ import re
 import resource
 import shutil
 import sys
-import tarfile
 import tempfile
 import time
 import warnings
@@ -39,13 +38,11 @@ from benchmarks.correctness.fuzz.__main__ import describe, end_of
 from maskco_fast import cli
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import open_dataset
-from maskco_fast.loaders.shards.index import split_name
-from maskco_fast.loaders.shards.names import is_image
 from maskco_fast.loaders.system.text import printable
 
 FILES_PER_PROCESS = 100
-SOUND = 3
-"""Images around one that is tried."""
+SOUND = 1
+"""Images beside one that is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +94,6 @@ def _shard_of(file: pathlib.Path, folder: pathlib.Path) -> str:
     return str(shard)
 
 
-def _images_of(shard: str) -> int | None:
-    """The samples with an image in a shard as tarfile reads it; None where it does not."""
-    try:
-        with tarfile.open(shard) as archive:
-            names = [split_name(member.name) for member in archive if not member.isdir()]
-    except Exception:  # what tarfile does not read through has no referee
-        return None
-    return len({key for key, suffix in names if is_image(suffix)})
-
-
 def _command(row: Row, arguments: Sequence[str]) -> str:
     """Run a command, note its exit code and what is wrong with it, and return its output."""
     name = arguments[0]
@@ -140,6 +127,9 @@ def _epochs(row: Row, shard: str, index: pathlib.Path) -> None:
     for name, epoch in epochs.items():
         if epoch.used + len(epoch.quarantine) != row.used + row.named:
             row.problems.append(f"{name} names other images than the reference")
+    names_the_rest = any(not entry.key for entry in truth.quarantine)
+    if row.used + row.named < max(row.images or 0, 1) and not names_the_rest:
+        row.problems.append("an image is neither used nor named")
     row.loaders = len(epochs) - sum(" the reference" in problem for problem in row.problems)
 
 
@@ -151,7 +141,7 @@ def try_file(file: pathlib.Path, name: str) -> Row:
     with tempfile.TemporaryDirectory(prefix="fault-") as scratch:
         folder = pathlib.Path(scratch)
         shard = _shard_of(file, folder)
-        row.images = _images_of(shard)
+        row.images = targets.images_by_tarfile(pathlib.Path(shard).read_bytes())
         index = folder / "index"
         _epochs(row, shard, index)
         shards, kept = ("--shards", shard), ("--index-folder", str(index))
@@ -165,8 +155,6 @@ def try_file(file: pathlib.Path, name: str) -> Row:
         counts = re.search(r"beton: (\d+) samples, .*; (\d+) left out", text)
         if counts and int(counts[1]) + int(counts[2]) != row.used + row.named:
             row.problems.append("beton and loaders differ in what they use and name")
-    if row.used + row.named < max(row.images or 0, 1) and not row.problems:
-        row.problems.append("an image is neither used nor named")
     row.peak_mb = max(_peak_mb() - before, 0)
     row.seconds = time.monotonic() - began
     return row

@@ -44,8 +44,8 @@ def test_every_file_is_used_or_named(folder, monkeypatch, capsys):
     assert command.main(options(folder)) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:6]] for line in lines[2:5]]
-    assert rows[0][:4] == ["cut.jpg", "4", "3", "1"]
-    assert rows[1] == ["index.npz", "3", "3", "0", ""]
+    assert rows[0][:4] == ["cut.jpg", "2", "1", "1"]
+    assert rows[1] == ["index.npz", "1", "1", "0", ""]
     assert rows[2][:4] == ["shard.tar", "2", "1", "2"]
     assert set(rows[2][4].split(", ")) == {"1 empty", "1 no image member"}
     assert "3 files, 0 with a fault" in lines

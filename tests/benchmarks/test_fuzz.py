@@ -1,7 +1,9 @@
 """The fuzzer: a short run of every target finds nothing, and broken rules are found."""
 
+import io
 import os
 import signal
+import tarfile
 
 import numpy as np
 import pytest
@@ -37,6 +39,19 @@ def test_the_same_seed_makes_the_same_inputs_and_most_are_damaged():
     made = [[mutate.damage_jpeg(np.random.default_rng(n), whole) for n in range(50)] for _ in "ab"]
     assert made[0] == made[1]
     assert sum(data != whole for data in made[0]) > 40
+
+
+@pytest.mark.timeout(20)
+def test_the_referee_of_tars_does_not_go_round_for_ever():
+    """tarfile goes back by a negative size."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(3):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.pax_headers = {"size": "-1536"} if number == 1 else {}
+            archive.addfile(info)
+    assert targets.images_by_tarfile(buffer.getvalue()) is None
+    assert targets.images_by_tarfile(seeds.tar({"0.jpg": b"", "1.txt": b"", "0.png": b""})) == 1
 
 
 def crash(data, random):
