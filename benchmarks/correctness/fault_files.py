@@ -53,7 +53,7 @@ class Options:
     """The folder of the files, which may lie in folders of it."""
     max_mb: int = 1500
     """Growth of the process by one file that is a fault, MB."""
-    hang_s: float = 300.0
+    hang_s: float = 600.0
     """Seconds for a file after which it hangs."""
 
 

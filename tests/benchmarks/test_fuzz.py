@@ -96,6 +96,25 @@ def test_a_hang_is_found(monkeypatch):
     assert list(fuzz.in_child(target, 0, 0).findings) == ["hangs"]
 
 
+def loop(data, random):
+    while True:
+        pass
+
+
+def test_an_endless_loop_is_found_and_a_slow_machine_is_not_one(monkeypatch):
+    monkeypatch.setattr(fuzz, "HANG_CPU_S", 0.5)
+    target = targets.Target("odd", lambda random: b"x", loop, 1)
+    assert list(fuzz.in_child(target, 0, 0).findings) == ["hangs"]
+    monkeypatch.setattr(fuzz, "HANG_S", 10.0)
+    clock = iter([0.0, 5.0, 14.0, 23.0, 33.5, 33.5])
+    monkeypatch.setattr(fuzz.time, "monotonic", lambda: next(clock))
+    used = iter([0.0, 0.1, 0.2, 0.2, 0.2])
+    monkeypatch.setattr(fuzz._Watch, "_used", lambda self: 6 * next(used))
+    monkeypatch.setattr(fuzz, "HANG_CPU_S", 300.0)
+    watch = fuzz._Watch(os.getpid())
+    assert [watch.hangs() for _ in range(3)] == [False, False, True]
+
+
 def test_targets_are_named():
     with pytest.raises(ValueError, match="`only` must be among"):
         fuzz.main(fuzz.Options(only=("jpg",)))
