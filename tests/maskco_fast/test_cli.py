@@ -152,6 +152,14 @@ def test_index_lists_what_is_quarantined_where_nothing_is_usable(tmp_path, capsy
     assert json.loads(capsys.readouterr().out)["quarantine"]["quarantined"] == 2
 
 
+def test_views_draws_no_more_images_than_there_are(tmp_path, make_shards, capsys):
+    names = ("--shards", *make_shards(1, 2), "--index-folder", str(tmp_path / "index"))
+    assert main(["views", *names, "--count", "3", "--out", str(tmp_path / "v.png")]) == 0
+    assert "v.png: 2 images" in capsys.readouterr().out
+    assert (tmp_path / "v.png").exists()
+    assert len(list((tmp_path / "index").iterdir())) == 1
+
+
 def test_only_bad_samples_are_an_error(tmp_path, capsys):
     shard = write_tar(tmp_path / "s.tar", {"a.jpg": b"", "b.jpg": b"<html>"})
     assert (
