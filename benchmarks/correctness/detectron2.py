@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import tyro
 from torch import nn
+from torch.optim.swa_utils import update_bn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from maskco_fast.detection.annotations import VOC_CLASSES, read_coco, read_voc
@@ -49,7 +50,6 @@ from maskco_fast.evaluation.weights import Weights, frozen_trunk, read_weights
 from maskco_fast.export.detectron2_configs import EXTRA_NORM
 from maskco_fast.export.key_maps import detectron2_key
 from maskco_fast.export.write import export_weights
-from maskco_fast.networks.batch_norm import average_statistics
 
 TOLERANCE = 1e-4
 """Largest difference of features, boxes and scores, relative to the largest value: float32 sums in
@@ -101,7 +101,7 @@ def uneven_norms(weights: Weights, image: torch.Tensor) -> Weights:
         if value.dim() == 1:
             noise = torch.randn(value.shape, generator=generator)
             value.mul_(1 + 0.2 * noise) if name.endswith("weight") else value.add_(0.2 * noise)
-    average_statistics(trunk.train(), [image], trunk)
+    update_bn([image], trunk)
     return dataclasses.replace(weights, trunk_state=dict(trunk.state_dict()))
 
 

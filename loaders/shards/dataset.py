@@ -13,7 +13,7 @@ import numpy as np
 from ...kernels.errors import InvalidInput
 from ..config import LoaderConfig
 from ..order import batch_positions, order
-from ..quarantine import Quarantine
+from ..quarantine import BadSample, Quarantine
 from .index import ShardIndex
 from .labels import LabelSource, assign_classes
 from .names import redact_url
@@ -22,6 +22,11 @@ from .reader import ShardReader
 
 class EmptyDataset(InvalidInput):
     """The shards hold no usable sample."""
+
+    shards = 0
+    """How many shards there are."""
+    bad: Sequence[BadSample] = ()
+    """What the index excluded."""
 
 
 class Dataset:
@@ -57,12 +62,14 @@ class Dataset:
         self.reader = ShardReader()
         if not sum(self.shard_sizes):
             reasons = sorted({entry.reason for entry in self.bad})
-            raise EmptyDataset(
+            empty = EmptyDataset(
                 f"no usable image in {len(self.shards)} shards ("
                 f"{redact_url(self.shards[0].path)} first): "
                 f"{len(self.bad)} quarantined ({', '.join(reasons) or 'the shards are empty'}); "
                 "`maskco-fast index --shards …` lists them"
             )
+            empty.shards, empty.bad = len(self.shards), self.bad
+            raise empty
         if labels is not None:
             self.shards, self.classes = assign_classes(self.shards, labels, classes)
         self.samples = np.concatenate([shard.samples for shard in self.shards])

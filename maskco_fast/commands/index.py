@@ -12,7 +12,7 @@ import numpy as np
 from maskco_fast.errors import SUCCESS
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Dataset, Quarantine, RemoteConfig, open_dataset
+from maskco_fast.loaders import Dataset, EmptyDataset, Quarantine, RemoteConfig, open_dataset
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
 from maskco_fast.progress import ProgressLines
 
@@ -45,30 +45,48 @@ class IndexConfig:
 def index(config: IndexConfig) -> int:
     """Index the shards and print the report; returns the exit code.
 
-    Raises InvalidInput for a stream, which has no index, and whatever `open_dataset` raises.
+    Raises InvalidInput for a stream, which has no index, and whatever `open_dataset` raises:
+    EmptyDataset after the report.
     """
     began = time.monotonic()
     if config.remote.mode == "stream":
         raise InvalidInput(
             "`--remote.mode` must not be stream: a stream has no index. Omit the option."
         )
-    dataset = open_dataset(
-        config.shards,
-        labels=config.labels,
-        index_folder=config.index_folder,
-        threads=config.threads,
-        progress=ProgressLines(),
-        remote=config.remote,
-    )
-    seconds = time.monotonic() - began
-    quarantine = Quarantine(dataset.bad)
+    try:
+        dataset = open_dataset(
+            config.shards,
+            labels=config.labels,
+            index_folder=config.index_folder,
+            threads=config.threads,
+            progress=ProgressLines(),
+            remote=config.remote,
+        )
+    except EmptyDataset as empty:
+        _report(config, _facts_of_none(empty.shards), Quarantine(empty.bad), began)
+        raise
+    _report(config, _facts(dataset, config.batch_size), Quarantine(dataset.bad), began)
+    return SUCCESS
+
+
+def _report(
+    config: IndexConfig, facts: dict[str, Any], quarantine: Quarantine, began: float
+) -> None:
+    """Print the facts and the quarantined samples, and write these to `config.report`."""
     if config.report is not None:
         quarantine.write(config.report)
+    facts["seconds"] = round(time.monotonic() - began, 3)
+    facts["quarantine"] = quarantine.report()
+    print(json.dumps(facts, indent=1) if config.json else _as_text(facts))
+
+
+def _facts(dataset: Dataset, batch_size: int) -> dict[str, Any]:
+    """What the report says about the usable samples."""
     formats = collections.Counter(
         headers.FORMAT_NAMES[kind] for kind in dataset.samples["format"].tolist()
     )
     short_sides = np.minimum(dataset.samples["height"], dataset.samples["width"])
-    facts = {
+    return {
         "shards": len(dataset.shards),
         "samples": len(dataset),
         "bytes": int(dataset.samples["size"].sum()),
@@ -76,12 +94,22 @@ def index(config: IndexConfig) -> int:
         "labelled": int((dataset.samples["target"] >= 0).sum()),
         "classes": None if dataset.classes is None else len(dataset.classes),
         "short_side_p5_p50_p95": np.percentile(short_sides, [5, 50, 95]).astype(int).tolist(),
-        "mixing": _mixing(dataset, config.batch_size),
-        "seconds": round(seconds, 3),
-        "quarantine": quarantine.report(),
+        "mixing": _mixing(dataset, batch_size),
     }
-    print(json.dumps(facts, indent=1) if config.json else _as_text(facts))
-    return SUCCESS
+
+
+def _facts_of_none(shards: int) -> dict[str, Any]:
+    """`_facts` of shards without a usable sample."""
+    return {
+        "shards": shards,
+        "samples": 0,
+        "bytes": 0,
+        "formats": {},
+        "labelled": 0,
+        "classes": None,
+        "short_side_p5_p50_p95": None,
+        "mixing": None,
+    }
 
 
 def _mixing(dataset: Dataset, batch_size: int) -> float | None:
@@ -94,14 +122,15 @@ def _mixing(dataset: Dataset, batch_size: int) -> float | None:
 
 def _as_text(facts: dict[str, Any]) -> str:
     """The report as text, at most `MAX_PRINTED` quarantined samples."""
-    formats = ", ".join(f"{count} {name}" for name, count in facts["formats"].items())
-    small, median, large = facts["short_side_p5_p50_p95"]
+    formats = ", ".join(f"{count} {name}" for name, count in facts["formats"].items()) or "none"
     lines = [
         f"{facts['samples']} usable samples in {facts['shards']} shards, "
         f"{facts['bytes'] / 1e9:.2f} GB ({formats}); {facts['labelled']} labelled"
         + ("" if facts["classes"] is None else f" with {facts['classes']} classes"),
-        f"short side, pixels: {small} / {median} / {large} (5 % / median / 95 %)",
     ]
+    if facts["short_side_p5_p50_p95"] is not None:
+        small, median, large = facts["short_side_p5_p50_p95"]
+        lines.append(f"short side, pixels: {small} / {median} / {large} (5 % / median / 95 %)")
     if facts["mixing"] is not None:
         lines.append(
             f"mixing: a batch holds samples of {facts['mixing']:.0%} of the shards that a uniform "

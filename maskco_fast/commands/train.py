@@ -93,6 +93,7 @@ def train(config: TrainConfig) -> int:
             stack.enter_context(lock_run_folder(config.run_dir))
         precision = choose_precision(config.precision, device)
         method = make_method(config.method, config.method_config, config.model, seed=config.seed)
+        method.views = config.views.apply(method.views, config.method)
         with world.local_rank_zero_first():
             dataset = _dataset(config)
         make = functools.partial(_loader, config, method, device, DTYPES[precision], world, dataset)

@@ -18,27 +18,31 @@ class ViewsConfig:
     out: pathlib.Path = pathlib.Path("views.png")
     """The PNG file to write."""
     count: int = 4
-    """Images to draw: the first ones of the epoch."""
+    """Images to draw: the first ones of the epoch, and no more than there are."""
     seed: int = 0
     """Seed of the order and of the augmentations."""
     epoch: int = 0
     """Epoch of the order and of the augmentations."""
     loader: str = "auto"
     """The loader that renders the views."""
+    index_folder: pathlib.Path | None = None
+    """Folder of the shards' indexes. None: the user's cache folder."""
     views: ViewConfig = field(default_factory=ViewConfig.maskco)
     remote: RemoteConfig = field(default_factory=RemoteConfig)
 
 
 def views(config: ViewsConfig) -> int:
     """Write the picture; returns the exit code."""
+    dataset = open_dataset(config.shards, index_folder=config.index_folder, remote=config.remote)
+    count = min(config.count, len(dataset))
     draw_views(
-        open_dataset(config.shards, remote=config.remote),
+        dataset,
         config.views,
         config.out,
-        count=config.count,
+        count=count,
         seed=config.seed,
         epoch=config.epoch,
         backend=config.loader,
     )
-    print(f"{config.out}: {config.count} images")
+    print(f"{config.out}: {count} images")
     return SUCCESS

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import tarfile
+from collections.abc import Mapping
 
 from PIL import Image
 
@@ -93,15 +94,22 @@ def _write_shard(
             pixels, label = scene(seed, index, size)
             jpeg = io.BytesIO()
             Image.fromarray(pixels).save(jpeg, "JPEG", quality=QUALITY)
-            members = (
-                ("jpg", jpeg.getvalue()),
-                ("json", json.dumps(label).encode()),
-                ("cls", b"%d" % label["context"]),
-            )
-            for extension, data in members:
-                # Without time and owner, so that a shard's bytes are the same every time.
-                info = tarfile.TarInfo(f"{index:09d}.{extension}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+            members = {
+                "jpg": jpeg.getvalue(),
+                "json": json.dumps(label).encode(),
+                "cls": b"%d" % label["context"],
+            }
+            add_sample(tar, f"{index:09d}", members)
             if (index + 1) % 64 == 0:
                 progress("scenes drawn", index + 1, samples)
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Append a sample's members, by extension, without time and owner.
+
+    A shard's bytes are thus the same every time.
+    """
+    for extension, data in members.items():
+        info = tarfile.TarInfo(f"{key}.{extension}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))

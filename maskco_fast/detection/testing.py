@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import update_bn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
@@ -25,7 +26,6 @@ from maskco_fast.detection.masks import encode
 from maskco_fast.detection.network import DetectionMethod
 from maskco_fast.errors import say
 from maskco_fast.loaders.system.progress import Progress, no_progress
-from maskco_fast.networks.batch_norm import average_statistics
 from maskco_fast.progress import ProgressLines
 from maskco_fast.training import devices
 from maskco_fast.training.distributed import World
@@ -97,10 +97,9 @@ class Tester:
         buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
         method.train()
         with devices.autocast(self._device, self._precision):
-            with contextlib.closing(self._loader.batches(0, config.precise_bn)) as batches:
-                average_statistics(
-                    method, batches, lambda batch: method(batch.to(self._device, non_blocking=True))
-                )
+            if config.precise_bn:
+                with contextlib.closing(self._loader.batches(0, config.precise_bn)) as batches:
+                    update_bn(batches, method, self._device)
             found = detect_images(
                 method.query,
                 self.val.images,

@@ -8,11 +8,10 @@ import itertools
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Batch, Loader
-from maskco_fast.networks.batch_norm import average_statistics
+from maskco_fast.loaders import Loader
 from maskco_fast.training.devices import Precision, autocast
 from maskco_fast.training.distributed import World, average_running_statistics
 
@@ -34,24 +33,14 @@ def recalibrate(
     """
     world = world if world is not None else World()
     device = torch.device(loader.config.device)
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
     batches = min(len(loader), max(1, images // (loader.batch_size * world.size)))
     if batches == 0:
         raise InvalidInput(
             f"`recalibrate` needs a batch of {loader.batch_size} images on each process, got "
             f"{len(loader.dataset)} images in all. Lower --batch-size."
         )
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.train()
-
-    def forward(batch: Batch) -> None:
-        with autocast(device, precision):
-            network(batch.views[0])
-
-    average_statistics(network, itertools.islice(loader, batches), forward)
-    for layer in layers:
-        layer.eval()
+    with autocast(device, precision):
+        update_bn((batch.views[0] for batch in itertools.islice(loader, batches)), network)
     if world.size > 1:
         average_running_statistics(network)
     return batches * loader.batch_size * world.size

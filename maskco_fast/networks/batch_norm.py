@@ -9,8 +9,7 @@ Shapes: N images or vectors, C channels, G groups, R rows (a group's images time
 import ctypes
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +27,6 @@ from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.networks.collectives import rank_and_size
 from maskco_fast.networks.config import group_length
 
-Item = TypeVar("Item")
-
 WORTH_A_THREAD = 1 << 16
 """Minimum elements per thread: below this, starting another thread takes longer than computing."""
 
@@ -42,6 +39,10 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     per step, to the mean of the groups' individual updates (MoCo's SplitBatchNorm): the expectation
     of one GPU's running statistics, with less noise. In eval mode it is ordinary BatchNorm.
     Parameters and buffers are `nn.BatchNorm2d`'s, so weights fit torchvision's networks.
+
+    With `momentum` None the running statistics are the mean over all batches since their reset, as
+    `torch.optim.swa_utils.update_bn` requires. A pass over a data set ends with a batch of any
+    size, so a last group may then be shorter; it counts by its images.
 
     Without the kernels, each group runs torch's fused operator, under autocast too: slices along N
     keep the channels-last layout. More than one group costs one copy to join the outputs.
@@ -56,44 +57,50 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     ) -> torch.Tensor:
         """Normalise (N, C, H, W), add `residual` of the same shape, then apply ReLU if `relu`.
 
-        Dtype and layout are kept. InvalidInput where N does not divide into groups.
+        Dtype and layout are kept. InvalidInput where N does not divide into groups, unless
+        `momentum` is None.
         """
         if not self.training:
             return _finish(super().forward(input), residual, relu)
-        length = group_length(len(input), self.group_size)
+        if self.momentum is None:
+            length = min(len(input), self.group_size)
+        else:
+            length = group_length(len(input), self.group_size)
         rows = length * input.shape[2] * input.shape[3]
         # With a single row the variance is undefined: torch's operator raises its error.
-        if rows > 1 and self._is_usual():
+        if rows > 1 and len(input) % length == 0 and self._is_usual():
             if operators.fits(input, residual):
                 return self._on_cuda(input, residual, relu, length)
             if _fits(input, residual):
                 return self._fused(input, residual, relu, length)
         if length == len(input):
             return _finish(super().forward(input), residual, relu)
-        if self.momentum is None or self.running_mean is None or self.running_var is None:
+        if self.running_mean is None or self.running_var is None:
             raise InvalidInput(
-                "GroupBatchNorm2d with several groups needs running statistics and a `momentum`, "
-                "got none: leave `momentum` and `track_running_stats` at their defaults."
+                "GroupBatchNorm2d with several groups needs running statistics, got none: "
+                "leave `track_running_stats` at its default."
             )
         # Each group updates its own copy of the running statistics; their mean is kept.
         groups = input.split(length)
+        factor = averaging_factor(self)
         means = self.running_mean.repeat(len(groups), 1)
         variances = self.running_var.repeat(len(groups), 1)
         normalised = [
             functional.batch_norm(
-                group, mean, variance, self.weight, self.bias, True, self.momentum, self.eps
+                group, mean, variance, self.weight, self.bias, True, factor, self.eps
             )
             for group, mean, variance in zip(groups, means.unbind(), variances.unbind())
         ]
+        shares = means.new_tensor([len(group) / len(input) for group in groups])
         with torch.no_grad():
-            self.running_mean.copy_(means.mean(0))
-            self.running_var.copy_(variances.mean(0))
+            self.running_mean.copy_(shares @ means)
+            self.running_var.copy_(shares @ variances)
             self._count_batch()
         return _finish(torch.cat(normalised), residual, relu)
 
     def _is_usual(self) -> bool:
-        """Whether scale, momentum and running statistics are a ResNet's, as the kernels require."""
-        usual = self.affine and self.momentum is not None and self.running_mean is not None
+        """Whether scale and running statistics are a ResNet's, as the kernels require."""
+        usual = self.affine and self.running_mean is not None
         return usual and self.weight.dtype == torch.float32
 
     def _on_cuda(
@@ -102,7 +109,6 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         """Run the CUDA kernels on groups of `length` images and update the running statistics."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.momentum is not None
         return operators.batch_norm(
             input,
             residual,
@@ -110,7 +116,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             self.bias,
             (self.running_mean, self.running_var, self.num_batches_tracked),
             groups=len(input) // length,
-            momentum=self.momentum,
+            momentum=averaging_factor(self),
             eps=self.eps,
             relu=relu,
         )
@@ -123,11 +129,12 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             input, self.weight, self.bias, residual, relu, self.eps, length
         )
         rows = length * input.shape[2] * input.shape[3]
+        factor = averaging_factor(self)
         with torch.no_grad():
-            self.running_mean.lerp_(mean_GC.mean(0), self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_mean.lerp_(mean_GC.mean(0), factor)  # type: ignore[union-attr]
             # As in torch, the running variance is unbiased, while the batch's is not.
             unbiased_C = variance_GC.mean(0) * (rows / (rows - 1))
-            self.running_var.lerp_(unbiased_C, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(unbiased_C, factor)  # type: ignore[union-attr]
             self._count_batch()
         return output
 
@@ -136,26 +143,15 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
 
 
-@torch.no_grad()
-def average_statistics(
-    network: nn.Module, batches: Iterable[Item], forward: Callable[[Item], object]
-) -> None:
-    """Set the running means and variances to their means over `batches`.
+def averaging_factor(norm: _BatchNorm) -> float:
+    """The weight of the next batch in the running statistics: `momentum`, or 1/k at batch k.
 
-    `forward` runs the network on a batch; its BatchNorm layers are in train mode. The statistics
-    move by 1/k at batch k, which makes them the mean of the batches' own (Detectron2's PreciseBN).
-    Without batches nothing changes.
+    The latter, with `momentum` None, makes them the mean over the batches, as in torch.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    try:
-        for number, batch in enumerate(batches, 1):
-            for layer in layers:
-                layer.momentum = 1 / number
-            forward(batch)
-    finally:
-        for layer, momentum in zip(layers, momenta):
-            layer.momentum = momentum
+    if norm.momentum is not None:
+        return norm.momentum
+    assert norm.num_batches_tracked is not None
+    return 1 / (int(norm.num_batches_tracked) + 1)
 
 
 class SynchronizedBatchNorm(_BatchNorm):
@@ -174,7 +170,8 @@ class SynchronizedBatchNorm(_BatchNorm):
     ) -> torch.Tensor:
         """Normalise (N, C, …), add `residual` of the same shape, then apply ReLU if `relu`.
 
-        Dtype and layout are kept. InvalidInput in training on several processes without a momentum.
+        Dtype and layout are kept. InvalidInput in training on several processes without running
+        statistics.
         """
         return _finish(self._normalise(input), residual, relu)
 
@@ -182,11 +179,12 @@ class SynchronizedBatchNorm(_BatchNorm):
         _, size = rank_and_size()
         if not self.training or size == 1:
             return super().forward(input)
-        if self.momentum is None or self.running_mean is None or self.running_var is None:
+        if self.running_mean is None or self.running_var is None:
             raise InvalidInput(
-                "SynchronizedBatchNorm needs running statistics and a `momentum`, got none: "
-                "leave `momentum` and `track_running_stats` at their defaults."
+                "SynchronizedBatchNorm needs running statistics, got none: "
+                "leave `track_running_stats` at its default."
             )
+        factor = averaging_factor(self)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         if input.device.type != "cpu":
@@ -197,7 +195,7 @@ class SynchronizedBatchNorm(_BatchNorm):
                 self.running_mean,
                 self.running_var,
                 self.eps,
-                self.momentum,
+                factor,
                 torch.distributed.group.WORLD,
                 size,
             )
@@ -212,8 +210,8 @@ class SynchronizedBatchNorm(_BatchNorm):
         centred = values - mean_C.view(shape)
         variance_C = all_reduce(centred.square().mean(dimensions) * share)
         with torch.no_grad():
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(variance_C * count / (count - 1), self.momentum)
+            self.running_mean.lerp_(mean_C, factor)
+            self.running_var.lerp_(variance_C * count / (count - 1), factor)
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return (centred * scale_C.view(shape) + self.bias.view(shape)).to(input.dtype)
 

@@ -16,6 +16,7 @@ from maskco_fast.loaders.order import SHARDS_PER_BLOCK
 from maskco_fast.loaders.shards.names import redact
 from maskco_fast.loggers import LOGGERS
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
+from maskco_fast.methods.view_options import ViewOptions
 from maskco_fast.networks.config import ModelConfig, group_length
 from maskco_fast.training.optimizer import OptimizerConfig
 
@@ -135,6 +136,7 @@ class TrainConfig(RunConfig, MethodFields):
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
     libjpeg's fast IDCT; the others as with exact."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    views: ViewOptions = field(default_factory=ViewOptions)
     monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata=MAY_CHANGE)
     remote: RemoteConfig = field(default_factory=RemoteConfig, metadata=MAY_CHANGE)
 

@@ -1,7 +1,9 @@
 """The fuzzer: a short run of every target finds nothing, and broken rules are found."""
 
+import io
 import os
 import signal
+import tarfile
 
 import numpy as np
 import pytest
@@ -23,13 +25,13 @@ def test_a_short_run_finds_nothing(name):
 
 
 def test_the_loaders_that_are_compared_are_those_that_are_installed():
-    assert targets._backends()[0] == "reference"
+    assert targets.installed_loaders()[0] == "reference"
     for name in ("dali", "ffcv"):
         try:
             skip_without_packages(name)
         except pytest.skip.Exception:
             continue
-        assert name in targets._backends()
+        assert name in targets.installed_loaders()
 
 
 def test_the_same_seed_makes_the_same_inputs_and_most_are_damaged():
@@ -37,6 +39,19 @@ def test_the_same_seed_makes_the_same_inputs_and_most_are_damaged():
     made = [[mutate.damage_jpeg(np.random.default_rng(n), whole) for n in range(50)] for _ in "ab"]
     assert made[0] == made[1]
     assert sum(data != whole for data in made[0]) > 40
+
+
+@pytest.mark.timeout(20)
+def test_the_referee_of_tars_does_not_go_round_for_ever():
+    """tarfile goes back by a negative size."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(3):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.pax_headers = {"size": "-1536"} if number == 1 else {}
+            archive.addfile(info)
+    assert targets.images_by_tarfile(buffer.getvalue()) is None
+    assert targets.images_by_tarfile(seeds.tar({"0.jpg": b"", "1.txt": b"", "0.png": b""})) == 1
 
 
 def crash(data, random):
@@ -79,6 +94,25 @@ def test_a_hang_is_found(monkeypatch):
     monkeypatch.setattr(fuzz, "HANG_S", 1.0)
     target = targets.Target("odd", lambda random: b"x", lambda *_: signal.pause(), 1)
     assert list(fuzz.in_child(target, 0, 0).findings) == ["hangs"]
+
+
+def loop(data, random):
+    while True:
+        pass
+
+
+def test_an_endless_loop_is_found_and_a_slow_machine_is_not_one(monkeypatch):
+    monkeypatch.setattr(fuzz, "HANG_CPU_S", 0.5)
+    target = targets.Target("odd", lambda random: b"x", loop, 1)
+    assert list(fuzz.in_child(target, 0, 0).findings) == ["hangs"]
+    monkeypatch.setattr(fuzz, "HANG_S", 10.0)
+    clock = iter([0.0, 5.0, 14.0, 23.0, 33.5, 33.5])
+    monkeypatch.setattr(fuzz.time, "monotonic", lambda: next(clock))
+    used = iter([0.0, 0.1, 0.2, 0.2, 0.2])
+    monkeypatch.setattr(fuzz._Watch, "_used", lambda self: 6 * next(used))
+    monkeypatch.setattr(fuzz, "HANG_CPU_S", 300.0)
+    watch = fuzz._Watch(os.getpid())
+    assert [watch.hangs() for _ in range(3)] == [False, False, True]
 
 
 def test_targets_are_named():

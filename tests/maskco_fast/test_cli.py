@@ -139,6 +139,27 @@ def test_index_reports_what_is_quarantined(tmp_path, make_shards, capsys):
     assert facts["quarantine"]["quarantined"] == 2
 
 
+def test_index_lists_what_is_quarantined_where_nothing_is_usable(tmp_path, capsys):
+    shard = write_tar(tmp_path / "s.tar", {"b.jpg": b"", "c.txt": b"alone"})
+    report = tmp_path / "report.json"
+    assert main(["index", "--shards", str(shard), "--report", str(report)]) == 1
+    printed = capsys.readouterr()
+    assert "0 usable samples in 1 shards" in printed.out
+    assert f"{shard}  c: no image member" in printed.out
+    assert "no usable image in 1 shards" in printed.err
+    assert json.loads(report.read_text())["quarantined"] == 2
+    assert main(["index", "--shards", str(shard), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["quarantine"]["quarantined"] == 2
+
+
+def test_views_draws_no_more_images_than_there_are(tmp_path, make_shards, capsys):
+    names = ("--shards", *make_shards(1, 2), "--index-folder", str(tmp_path / "index"))
+    assert main(["views", *names, "--count", "3", "--out", str(tmp_path / "v.png")]) == 0
+    assert "v.png: 2 images" in capsys.readouterr().out
+    assert (tmp_path / "v.png").exists()
+    assert len(list((tmp_path / "index").iterdir())) == 1
+
+
 def test_only_bad_samples_are_an_error(tmp_path, capsys):
     shard = write_tar(tmp_path / "s.tar", {"a.jpg": b"", "b.jpg": b"<html>"})
     assert (

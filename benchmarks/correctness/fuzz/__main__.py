@@ -8,6 +8,7 @@ seed makes the same inputs. Prints executions and findings by target; the exit c
 finding. The inputs are kept in `--findings`.
 """
 
+import contextlib
 import faulthandler
 import mmap
 import multiprocessing
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 import numpy as np
+import psutil
 import tyro
 
 from benchmarks.correctness.fuzz import targets
@@ -32,7 +34,9 @@ MAX_INPUT = 64 << 20
 SLOW_S = 20.0
 """CPU time of one input that is a finding."""
 HANG_S = 600.0
-"""An input that takes longer, by the clock, is a finding and ends its round."""
+"""Seconds without a second of CPU time after which an input hangs, which ends its round."""
+HANG_CPU_S = 300.0
+"""CPU time after which an input hangs. The clock alone would blame a busy machine on the input."""
 REPORT_S = 300.0
 """Time between two lines of progress."""
 GREEDY_MB = 1500
@@ -106,7 +110,7 @@ def _child(target: Target, seed: int, number: int, before: mmap.mmap, answer: Co
     try:
         answer.send(run_round(target, seed, number, target.per_round, before))
     finally:
-        shutil.rmtree(targets._folder(), ignore_errors=True)
+        shutil.rmtree(targets.scratch_folder(), ignore_errors=True)
 
 
 def in_child(target: Target, seed: int, number: int) -> Tally:
@@ -117,7 +121,8 @@ def in_child(target: Target, seed: int, number: int) -> Tally:
     process = fork.Process(target=_child, args=(target, seed, number, before, theirs))
     process.start()
     theirs.close()
-    last, since = b"", time.monotonic()
+    watch = _Watch(process.pid or 0)
+    last = b""
     tally: Tally | None = None
     while tally is None:
         if ours.poll(1.0):
@@ -125,22 +130,51 @@ def in_child(target: Target, seed: int, number: int) -> Tally:
                 tally = ours.recv()
             except EOFError:  # the process has ended without an answer
                 process.join()
-                tally = Tally(0, {_end_of(process.exitcode or 0): _last_input(before)})
+                tally = Tally(0, {end_of(process.exitcode or 0): _last_input(before)})
             break
         if _last_input(before) != last:
-            last, since = _last_input(before), time.monotonic()
-        elif time.monotonic() - since > HANG_S:
+            last = _last_input(before)
+            watch.reset()
+        elif watch.hangs():
             process.kill()
             tally = Tally(0, {"hangs": last})
     process.join()
     return tally
 
 
+class _Watch:
+    """Tells whether a process has come to a halt, or runs for ever, since `reset`."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self.reset()
+
+    def reset(self) -> None:
+        """A new input begins."""
+        self._began = self._moved = self._used()
+        self._since = time.monotonic()
+
+    def hangs(self) -> bool:
+        """Whether the input has used too much CPU time, or none for long."""
+        used = self._used()
+        if used - self._moved > 1.0:
+            self._moved, self._since = used, time.monotonic()
+        return used - self._began > HANG_CPU_S or time.monotonic() - self._since > HANG_S
+
+    def _used(self) -> float:
+        """CPU time of the process so far, seconds."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = self._process.cpu_times()
+            return times.user + times.system
+        return 0.0
+
+
 def _last_input(before: mmap.mmap) -> bytes:
     return bytes(before[8 : 8 + int.from_bytes(before[:8], "little")])
 
 
-def _end_of(code: int) -> str:
+def end_of(code: int) -> str:
+    """How a process ended, by its exit code."""
     return f"ends the process by {signal.Signals(-code).name}" if code < 0 else f"exits with {code}"
 
 

@@ -5,12 +5,13 @@ import functools
 import mmap
 
 import numpy as np
+import numpy.typing as npt
 
 PAGE = mmap.PAGESIZE
 _NO_ACCESS = 0  # PROT_NONE
 
 
-def guarded(size: int, dtype: np.typing.DTypeLike = np.uint8) -> np.ndarray:
+def guarded(size: int, dtype: npt.DTypeLike = np.uint8) -> np.ndarray:
     """A (size,) array whose last byte is followed by a page without access, zeros at first.
 
     The page before its first page is closed too. An access that runs over an end raises SIGSEGV.

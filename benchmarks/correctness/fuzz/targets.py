@@ -4,6 +4,7 @@ Every target has a referee: another decoder, Python's tarfile, or the same libra
 broken rule raises `Finding`; any other exception that escapes is a finding too.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -26,12 +27,22 @@ from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
 from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.tar import walk_tar
-from maskco_fast.loaders import LOADERS, View, ViewConfig, make_loader, open_dataset
+from maskco_fast.loaders import (
+    LOADERS,
+    Batch,
+    EmptyDataset,
+    TooManyBadSamples,
+    View,
+    ViewConfig,
+    make_loader,
+    open_dataset,
+)
+from maskco_fast.loaders.quarantine import BadSample
 from maskco_fast.loaders.shards.beton_writer import write_beton
 from maskco_fast.loaders.shards.build_index import index_image, index_shard
 from maskco_fast.loaders.shards.decode import BadImage, Decoder, decode_pillow, image_size
 from maskco_fast.loaders.shards.index import split_name
-from maskco_fast.loaders.shards.names import IMAGE_SUFFIXES
+from maskco_fast.loaders.shards.names import is_image
 
 MAX_FILE = 1 << 16
 MAX_JPEG_PIXELS = 1 << 18
@@ -175,13 +186,13 @@ def check_image(data: bytes, random: Random) -> None:
 
 
 @functools.cache
-def _folder() -> pathlib.Path:
+def scratch_folder() -> pathlib.Path:
     """A folder for the files of this process; removed with the run's own."""
     return pathlib.Path(tempfile.mkdtemp(prefix="fuzz-"))
 
 
 def _write(name: str, data: bytes) -> str:
-    path = _folder() / name
+    path = scratch_folder() / name
     path.write_bytes(data)
     return os.fspath(path)
 
@@ -196,15 +207,27 @@ def check_tar(data: bytes, random: Random) -> None:
         raise Finding("a sample lies outside its shard")
     if any(entry.key == "" for entry in index.bad):
         return  # the rest of the shard is named as a whole
+    images = images_by_tarfile(data)
+    # Counted, not compared: what damaged names are read as differs.
+    if images is not None and images > len(index.samples) + len(index.bad):
+        raise Finding("an image in a tar is neither used nor named")
+
+
+def images_by_tarfile(data: bytes) -> int | None:
+    """Samples with an image, or a link of such a name; None where tarfile does not read on."""
+    keys, end = set(), -1
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            members = [split_name(member.name) for member in archive if member.isreg()]
+            for member in archive:
+                if member.offset <= end:  # a negative size, at which tarfile goes round for ever
+                    return None
+                end = member.offset
+                key, suffix = split_name(member.name)
+                if is_image(suffix) and not member.isdir():
+                    keys.add(key)
     except Exception:  # what tarfile does not read through has no referee
-        return
-    # Counted, not compared: what damaged names are read as differs.
-    images = {key for key, suffix in members if f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES}
-    if len(images) > len(index.samples) + len(index.bad):
-        raise Finding("an image in a tar is neither used nor named")
+        return None
+    return len(keys)
 
 
 @functools.cache
@@ -212,8 +235,8 @@ def _beton() -> bytes:
     """A sound .beton file."""
     images = [*seeds.jpegs()[:6], seeds.images()[0]]
     shard = _write("sound.tar", seeds.tar({f"{n}.jpg": data for n, data in enumerate(images)}))
-    path = _folder() / "sound.beton"
-    write_beton(open_dataset(shard, index_folder=_folder()), path, threads=1)
+    path = scratch_folder() / "sound.beton"
+    write_beton(open_dataset(shard, index_folder=scratch_folder()), path, threads=1)
     return path.read_bytes()
 
 
@@ -245,7 +268,7 @@ def check_beton(data: bytes, random: Random) -> None:
 def _index_file() -> tuple[str, pathlib.Path, bytes]:
     """A shard, its index file and the file's content."""
     shard = _write("indexed.tar", seeds.tars()[2])
-    folder = _folder() / "index"
+    folder = scratch_folder() / "index"
     folder.mkdir(exist_ok=True)
     open_dataset(shard, index_folder=folder)
     (file,) = folder.iterdir()
@@ -282,30 +305,45 @@ def _make_shard(random: Random) -> bytes:
 
 
 @functools.cache
-def _backends() -> tuple[str, ...]:
+def installed_loaders() -> tuple[str, ...]:
     """The loaders whose packages are installed, the reference first."""
     installed = ["reference"]
     shard = _write("sound-jpeg.tar", seeds.tar({"0.jpg": seeds.jpegs()[0]}))
     for name in sorted(set(LOADERS) - {"reference"}):
         try:
-            with make_loader(shard, 1, views=_VIEWS, backend=name, index_folder=_folder()):
+            with make_loader(shard, 1, views=_VIEWS, backend=name, index_folder=scratch_folder()):
                 installed.append(name)
         except MaskCoError:
             continue
     return tuple(installed)
 
 
-def check_loaders(data: bytes, random: Random) -> None:
-    """All loaders use the same images of a shard; compiled ones yield the same views to the bit."""
-    path = _write("mixed.tar", data)
-    runs: dict[str, list] = {}
+@dataclass(frozen=True)
+class Epoch:
+    """What a loader made of a shard."""
+
+    batches: list[Batch]
+    quarantine: list[BadSample]
+
+    @property
+    def used(self) -> int:
+        """Images delivered."""
+        return sum(len(batch.sample_id) for batch in self.batches)
+
+
+def epochs(shard: str, folder: pathlib.Path) -> dict[str, Epoch]:
+    """An epoch of each loader by name, and of "native fast"; without batches where none is usable.
+
+    `folder` is where indexes are stored.
+    """
+    found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in [*_backends(), "native fast"]:
+        for name in [*installed_loaders(), "native fast"]:
             backend, _, decode = name.partition(" ")
             try:
-                with make_loader(
-                    path,
+                loader = make_loader(
+                    shard,
                     4,
                     views=_VIEWS,
                     backend=backend,
@@ -314,23 +352,41 @@ def check_loaders(data: bytes, random: Random) -> None:
                     decode=decode or "exact",
                     drop_last=False,
                     max_bad_share=1.0,
-                    index_folder=_folder(),
-                ) as loader:
-                    runs[name] = list(loader)
-            except MaskCoError:  # no image is usable
-                runs[name] = []
-    truth = runs.pop("reference")
-    for name, batches in runs.items():
-        if [batch.sample_id.tolist() for batch in batches] != [
+                    index_folder=folder,
+                )
+            except EmptyDataset as empty:
+                found[name] = Epoch([], list(empty.bad))
+                continue
+            with loader:
+                batches: list[Batch] = []
+                with contextlib.suppress(TooManyBadSamples):  # none of the images decodes
+                    batches += loader
+                found[name] = Epoch(batches, loader.quarantine.entries)
+    return found
+
+
+def differences(epochs: dict[str, Epoch]) -> list[str]:
+    """How epochs differ from the reference's, in images or in views."""
+    truth = epochs["reference"].batches
+    found = []
+    for name, epoch in epochs.items():
+        if [batch.sample_id.tolist() for batch in epoch.batches] != [
             batch.sample_id.tolist() for batch in truth
         ]:
-            raise Finding(f"{name} uses other images than the reference")
-        if name == "native fast":
-            continue
-        for batch, other in zip(batches, truth):
-            for view, reference in zip(batch.views, other.views):
-                if (view.int() - reference.int()).abs().max() > _MAX_VALUES_APART:
-                    raise Finding(f"{name} yields other views than the reference")
+            found.append(f"{name} uses other images than the reference")
+        elif name != "native fast" and any(
+            (view.int() - reference.int()).abs().max() > _MAX_VALUES_APART
+            for batch, other in zip(epoch.batches, truth)
+            for view, reference in zip(batch.views, other.views)
+        ):
+            found.append(f"{name} yields other views than the reference")
+    return found
+
+
+def check_loaders(data: bytes, random: Random) -> None:
+    """All loaders use the same images of a shard; compiled ones yield the same views to the bit."""
+    for difference in differences(epochs(_write("mixed.tar", data), scratch_folder())):
+        raise Finding(difference)
 
 
 TARGETS = (

@@ -224,6 +224,12 @@ def test_agrees_with_numba(run, dtype):
     compare(found, wanted, dtype)  # type: ignore[arg-type]
 
 
+def test_without_a_momentum_the_first_batch_sets_the_statistics(run):
+    x = made((4, 32, 5, 3), torch.float32, 1)
+    found = run(step, x, None, False, 2, {"momentum": None})
+    compare(found, expected(x, None, False, 2, momentum=1.0), torch.float32)
+
+
 def test_a_mean_far_from_zero_does_not_drown_the_variance(run):
     """Nor does a first row that lies far from all others: the padded corner of a first image."""
     x = made((8, 16, 9, 9), torch.float32, seed=1) + 1000

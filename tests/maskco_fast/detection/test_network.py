@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torchvision.models import resnet18
 from torchvision.ops import roi_align
 
@@ -17,7 +16,6 @@ from maskco_fast.detection.config import RECIPES, DetectConfig
 from maskco_fast.detection.network import DetectionMethod, RegionPool, make_detector
 from maskco_fast.evaluation.weights import read_weights
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.networks.batch_norm import average_statistics
 
 CLASSES = 12
 
@@ -120,19 +118,6 @@ def test_regions_are_aligned() -> None:
     assert found[0, 0, 0].tolist() == pytest.approx([2, 3, 4, 5])
     shifted = roi_align(ramp, [box], 4, 1 / 16, aligned=False)
     assert shifted[0, 0, 0].tolist() == pytest.approx([2.5, 3.5, 4.5, 5.5])
-
-
-def test_precise_statistics_are_the_mean_over_the_batches() -> None:
-    """Of means and of unbiased variances; momentum and weights stay."""
-    norm = nn.BatchNorm1d(3)
-    network = nn.Sequential(norm)
-    batches = torch.randn(5, 7, 3)
-    average_statistics(network, list(batches), network)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert torch.allclose(norm.running_mean, batches.mean(1).mean(0), atol=1e-6)
-    assert torch.allclose(norm.running_var, batches.var(1).mean(0), atol=1e-6)
-    assert norm.momentum == 0.1
 
 
 def test_a_trunk_of_another_stride_is_refused() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 
 from maskco_fast.networks import batch_norm
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d, SynchronizedBatchNorm
@@ -221,15 +222,45 @@ def test_the_kernels_are_left_where_they_do_not_fit():
         assert not batch_norm._fits(mode.from_tensor(fits), None)
 
 
-@pytest.mark.parametrize(
-    "options", [{"affine": False}, {"momentum": None}, {"track_running_stats": False}]
-)
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
 def test_unusual_settings_are_left_to_torch(options):
     x = images_like(torch.float32, 4, 16, 3, 3, seed=1)
     found = GroupBatchNorm2d(16, group_size=4, **options)(x)
     assert torch.equal(found, nn.BatchNorm2d(16, **options)(x))
     lowered = GroupBatchNorm2d(16, group_size=4).bfloat16()(x.bfloat16(), relu=True)
     close(lowered, functional.relu(nn.BatchNorm2d(16)(x)), torch.bfloat16)
+
+
+@pytest.mark.parametrize("channels", [16, 6], ids=["kernels", "torch"])
+def test_update_bn_averages_over_the_batches_of_a_data_set(channels):
+    """By torch's own BatchNorm2d, which sees each group as a batch; then by a short last batch."""
+    batches = [images_like(torch.float32, 8, channels, 3, 5, seed=seed) for seed in range(3)]
+    ours = GroupBatchNorm2d(channels, group_size=4)
+    torchs = nn.BatchNorm2d(channels)
+    for norm in (ours, torchs):
+        norm(batches[0] + 7)  # what a run has left behind
+    update_bn(batches, ours)
+    update_bn([group for batch in batches for group in batch.split(4)], torchs)
+    assert ours.momentum == 0.1
+    found, averaged = ours.state_dict(), torchs.state_dict()
+    for name in ("running_mean", "running_var"):
+        close(found[name], averaged[name], torch.float32)
+    assert found["num_batches_tracked"].item() == 3
+
+    # Groups of 4 and of 2 images, which count by their images; the batch counts as a fourth.
+    last = images_like(torch.float32, 6, channels, 3, 5, seed=9)
+    ours.momentum = None
+    residual = torch.ones_like(last)
+    output = ours.train()(last, residual, relu=True)
+    alone = [nn.BatchNorm2d(channels, momentum=1.0) for _ in range(2)]
+    outputs = [norm(group) for norm, group in zip(alone, last.split(4))]
+    close(output, functional.relu(torch.cat(outputs) + residual), torch.float32)
+    found = ours.state_dict()
+    for name in ("running_mean", "running_var"):
+        whole, short = (norm.state_dict()[name] for norm in alone)
+        wanted = 3 / 4 * averaged[name] + 1 / 4 * (4 * whole + 2 * short) / 6
+        close(found[name], wanted, torch.float32)
+    assert found["num_batches_tracked"].item() == 4
 
 
 def fork_gradient(fork, stride: int) -> torch.Tensor:

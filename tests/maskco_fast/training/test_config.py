@@ -6,6 +6,7 @@ import json
 from maskco_fast.methods.maskco import MaskCoConfig
 from maskco_fast.methods.moco_v2 import MoCoV2Config
 from maskco_fast.methods.registry import METHODS
+from maskco_fast.methods.view_options import ViewOptions
 from maskco_fast.training.config import MAY_CHANGE, TrainConfig, differences
 
 FIXED = {
@@ -17,6 +18,7 @@ FIXED = {
     "optimizer",
     "seed",
     "shuffle_block",
+    "views",
     *METHODS,
 }
 """The fields that determine a run's numbers, apart from their rounding."""
@@ -47,6 +49,18 @@ def test_a_checkpoint_older_than_a_field_or_a_method_is_compared_by_their_defaul
     assert differences(stored, TrainConfig()) == []
     changed = TrainConfig(decode="fast", maskco=MaskCoConfig(mask=False))
     assert differences(stored, changed) == ["decode: exact -> fast", "maskco.mask: True -> False"]
+
+
+def test_views_are_compared_also_with_a_checkpoint_from_before_they_were_options():
+    stored = dataclasses.asdict(TrainConfig())
+    del stored["views"]
+    assert differences(stored, TrainConfig()) == []
+    changed = TrainConfig(views=ViewOptions(area=(0.08, 1.0)))
+    assert differences(stored, changed) == ["views.area: None -> [0.08, 1.0]"]
+    assert differences(dataclasses.asdict(changed), changed) == []
+    other = TrainConfig(views=ViewOptions(area=(0.2, 1.0)))
+    stored = json.loads(json.dumps(dataclasses.asdict(changed), default=str))
+    assert differences(stored, other) == ["views.area: [0.08, 1.0] -> [0.2, 1.0]"]
 
 
 def test_other_methods_configs_are_not_compared():
