@@ -71,7 +71,7 @@ def test_another_methods_config_is_refused():
         (lambda: TrainConfig(method="simclr", accumulate=2), "must be 1 for simclr, got 2"),
         (lambda: TrainConfig(batch_size=48), "multiple of the group size, 32, .*, got 48"),
         (lambda: TrainConfig(batch_size=1), "`batch_size` must be at least 2, got 1"),
-        (lambda: ModelConfig(view_size=100), "multiple of 32 pixels, got 100"),
+        (lambda: ModelConfig(view_size=100), "multiple of 32 pixels with resnet50, got 100"),
         (lambda: MaskCoConfig(mph_blocks=20), r"`mph_blocks` must be in \[0, 16\], got 20\."),
         (lambda: MaskCoConfig(temperature=0), "`temperature` must be greater than 0, got 0"),
         (lambda: MaskCoConfig(boxes=1), "`boxes` must be at least 2 .*, got 1"),

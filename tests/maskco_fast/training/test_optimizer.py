@@ -1,5 +1,7 @@
 """LARS against its formula parameter by parameter, its exclusions, and the warm-up."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -149,7 +151,7 @@ def test_a_first_step_that_the_scaler_skips_leaves_no_trace():
     skipped, plain = (nn.Linear(3, 2) for _ in range(2))
     plain.load_state_dict(skipped.state_dict())
     for layer in (skipped, plain):
-        optimizer = make_optimizer(layer.parameters(), OptimizerConfig(learning_rate=0.1))
+        optimizer: Any = make_optimizer(layer.parameters(), OptimizerConfig(learning_rate=0.1))
         gradients = [torch.full_like(parameter, 2.0) for parameter in layer.parameters()]
         if layer is skipped:
             for parameter in layer.parameters():
