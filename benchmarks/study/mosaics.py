@@ -110,6 +110,7 @@ MOSAICS = {"same": same_classes, "mixed": mixed_classes}
 def check_classes(dataset: Dataset) -> None:
     """Raise InvalidInput where a class has too few images for `same` or too many for `mixed`."""
     counts = np.bincount(dataset.samples["target"])
+    assert dataset.classes is not None  # opened with `labels`
     for number in np.flatnonzero(counts):
         if not CORNERS <= counts[number] <= len(dataset) // CORNERS:
             raise InvalidInput(
@@ -146,6 +147,7 @@ def members(dataset: Dataset, images: np.ndarray, options: Options) -> dict[str,
     jpeg = io.BytesIO()
     mosaic = draw_mosaic(dataset, images, options.tile)
     mosaic.save(jpeg, "JPEG", quality=options.quality, subsampling="4:4:4")
+    assert dataset.classes is not None  # opened with `labels`
     targets = dataset.samples["target"][images].tolist()
     located = [dataset.locate(index) for index in images.tolist()]
     described = {
