@@ -73,9 +73,9 @@ def test_the_shards_hold_the_tiles_that_they_name(options):
                 tile = np.asarray(mosaics.read_tile(source, positions[key], SIDE), np.int16)
                 assert np.abs(pixels[y : y + SIDE, x : x + SIDE] - tile).mean() < 4
         assert {used.count(key) for key in positions} == {4}
-    found = open_dataset([str(options.out / "same-*.tar")], labels="cls").classes
-    assert found is not None
-    assert len(found) == 4
+    labels = open_dataset([str(options.out / "same-*.tar")], labels="cls").classes
+    assert labels is not None
+    assert len(labels) == 4
 
 
 def test_the_bytes_follow_from_the_seed(options):
