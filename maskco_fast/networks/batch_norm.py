@@ -91,10 +91,13 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             )
             for group, mean, variance in zip(groups, means.unbind(), variances.unbind())
         ]
-        shares = means.new_tensor([len(group) / len(input) for group in groups])
+        # Numbers of the host, not a tensor of them: its copy to a device would wait.
+        shares = [len(group) / len(input) for group in groups]
         with torch.no_grad():
-            self.running_mean.copy_(shares @ means)
-            self.running_var.copy_(shares @ variances)
+            for running, own in ((self.running_mean, means), (self.running_var, variances)):
+                running.zero_()
+                for share, value in zip(shares, own.unbind()):
+                    running.add_(value, alpha=share)
             self._count_batch()
         return _finish(torch.cat(normalised), residual, relu)
 
