@@ -91,13 +91,14 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             )
             for group, mean, variance in zip(groups, means.unbind(), variances.unbind())
         ]
-        # Numbers of the host, not a tensor of them: its copy to a device would wait.
-        shares = [len(group) / len(input) for group in groups]
+        last = len(groups[-1])
         with torch.no_grad():
             for running, own in ((self.running_mean, means), (self.running_var, variances)):
-                running.zero_()
-                for share, value in zip(shares, own.unbind()):
-                    running.add_(value, alpha=share)
+                if last == length:
+                    running.copy_(own.mean(0))
+                else:  # it counts by its images
+                    rest = own[:-1].sum(0) * (length / len(input))
+                    running.copy_(rest + own[-1] * (last / len(input)))
             self._count_batch()
         return _finish(torch.cat(normalised), residual, relu)
 
