@@ -32,9 +32,10 @@ def with_config_file(arguments: Sequence[str], config: Any) -> list[str]:
     its fields, nested as in config.json. InvalidInput where it is no JSON object, has a key that is
     no option, or lacks a redacted value that is not given.
     """
-    path = _path(arguments)
-    if path is None:
+    named = value_of(OPTION, arguments)
+    if named is None:
         return list(arguments)
+    path = pathlib.Path(named)
     values = _read(path)
     redacted = values.pop(REDACTED, [])
     if not isinstance(redacted, list):
@@ -63,15 +64,15 @@ def with_config_file(arguments: Sequence[str], config: Any) -> list[str]:
     return [*options, *arguments]
 
 
-def _path(arguments: Sequence[str]) -> pathlib.Path | None:
-    """The value of `--config`, the last one if it is repeated."""
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value of an option such as "--config", the last one if it is repeated; None without."""
     found = None
     for at, argument in enumerate(arguments):
-        if argument == OPTION and at + 1 < len(arguments):
+        if argument == option and at + 1 < len(arguments):
             found = arguments[at + 1]
-        elif argument.startswith(f"{OPTION}="):
+        elif argument.startswith(f"{option}="):
             found = argument.partition("=")[2]
-    return None if found is None else pathlib.Path(found)
+    return found
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

@@ -63,10 +63,21 @@ class TensorBoard:
         self._board.close()
 
 
-class Wandb:
-    """Weights & Biases; with WANDB_MODE=offline, files in the run folder's wandb/."""
+class _Tracker:
+    """What the runs of wandb and of trackio, which copies its calls, have in common."""
 
     may_fail: ClassVar[bool] = True
+    _run: Any
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Wandb(_Tracker):
+    """Weights & Biases; with WANDB_MODE=offline, files in the run folder's wandb/."""
 
     def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None:
         wandb = _import("wandb")
@@ -79,17 +90,9 @@ class Wandb:
             resume="allow",
         )
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Trackio:
+class Trackio(_Tracker):
     """trackio's local database, or a Space where its environment variables name one."""
-
-    may_fail: ClassVar[bool] = True
 
     def __init__(self, run_dir: pathlib.Path, *, step: int, config: Mapping[str, Any]) -> None:
         trackio = _import("trackio")
@@ -100,12 +103,6 @@ class Trackio:
             resume="allow",
             embed=False,
         )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class MLflow:

@@ -152,6 +152,13 @@ def unusable(device: torch.device | str) -> str | None:
     return None
 
 
+def on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Make the tensor's device the current one, on which Triton launches."""
+    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return contextlib.nullcontext()
+
+
 def augmenter(
     size: int,
     device: torch.device | str,
@@ -211,8 +218,7 @@ def augment(
         )
     if views.ndim == 4:
         views, parameters = views[None], parameters[None]
-    guard = torch.cuda.device(views.device) if views.is_cuda else contextlib.nullcontext()
-    with guard:
+    with on(views):
         for first in range(0, views.shape[0] * views.shape[1], workspace.views):
             _launch(views, parameters, masked_box, flip, out, workspace, first)
     return out

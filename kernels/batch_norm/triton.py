@@ -21,7 +21,6 @@ the device alone, so that a CUDA graph can capture it. For torch.compile it is o
 registers the operators under this package's own name; Triton is imported at the first call.
 """
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..augment.triton import unusable
+from ..augment.triton import on, unusable
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 THREADS = 32
@@ -185,13 +184,6 @@ def fits(input: torch.Tensor, residual: torch.Tensor | None) -> bool:
 @torch.compiler.assume_constant_result
 def _usable(device: torch.device) -> bool:
     return usable(device)
-
-
-def on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Make the tensor's device the current one, on which Triton launches."""
-    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return contextlib.nullcontext()
 
 
 def _statistics(

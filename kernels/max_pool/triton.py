@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ..augment.triton import on
 from ..batch_norm import triton as batch_norm
-from ..batch_norm.triton import on
 
 PIXELS = 16
 """Pixels of a program."""
@@ -34,6 +34,8 @@ def max_pool(x: torch.Tensor) -> torch.Tensor:
 
 
 class _MaxPool(torch.autograd.Function):
+    """Keeps each window's place for the backward pass, and not its input."""
+
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         from . import triton_kernels as kernels

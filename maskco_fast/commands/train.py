@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from maskco_fast.config_file import as_file, with_config_file
+from maskco_fast.config_file import as_file, value_of, with_config_file
 from maskco_fast.demo.shards import demo_shards
 from maskco_fast.errors import SUCCESS, WRONG_OPTIONS, say
 from maskco_fast.evaluation.monitor import KnnMonitor
@@ -58,12 +58,8 @@ def defaults(arguments: Sequence[str]) -> TrainConfig:
 
 def choice(arguments: Sequence[str], option: str, default: str, choices: Collection[str]) -> str:
     """The value of `option`, the last one if it is repeated; exits with code 2 if it is unknown."""
-    value = default
-    for at, argument in enumerate(arguments):
-        if argument == option and at + 1 < len(arguments):
-            value = arguments[at + 1]
-        elif argument.startswith(f"{option}="):
-            value = argument.partition("=")[2]
+    given = value_of(option, arguments)
+    value = default if given is None else given
     if value not in choices:
         print(
             f"maskco-fast: unknown {option[2:]} {value!r}. Choose one of {', '.join(choices)}.",

@@ -7,8 +7,7 @@ or are written outside.
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from tests.support.augmentation import (
     make_rows,
     make_views,
 )
-from tests.support.interpreter import triton_interpreter
 
 MARGIN = 64
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
@@ -84,14 +82,6 @@ def run_on(
         return values.numpy()
     assert not values.isnan().any(), "some elements were never written"
     return values.float().numpy()
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A child process in which Triton interprets its kernels on the CPU."""
-    pytest.importorskip("triton")
-    with triton_interpreter() as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -3,8 +3,7 @@
 Every case runs the module, as a network does: output, gradients and running statistics.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ import torch
 from maskco_fast.kernels.batch_norm import reference
 from maskco_fast.kernels.batch_norm import triton as operators
 from maskco_fast.networks.batch_norm import GroupBatchNorm2d, _Fork
-from tests.support.interpreter import triton_interpreter
 
 UNIT = {torch.float32: 0, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 """Rounding of a value, relative to itself: a whole unit, since the interpreter rounds towards zero.
@@ -116,28 +114,6 @@ def compare(found: Found, wanted: Found, dtype: torch.dtype) -> None:
         allowed = UNIT[own] * value.abs() + SUMS * max(1.0, float(value.abs().max()))
         apart = (tensor.double() - value).abs()
         assert (apart <= allowed).all(), (name, (apart / allowed).max())
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    pytest.importorskip("triton")
-    with triton_interpreter() as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module", params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
-def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Call a function with "cpu" in the interpreter's process, or with "cuda" here."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-
-    def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        if request.param == "cuda":
-            return function("cuda", *arguments)
-        pool = request.getfixturevalue("interpreter")
-        return pool.submit(function, "cpu", *arguments).result()
-
-    return call
 
 
 CASES = [

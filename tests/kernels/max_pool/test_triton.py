@@ -1,7 +1,6 @@
 """The Triton kernels of max-pooling against torch's operator: values, ties, NaN, gradients."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,28 +10,8 @@ from torch.nn import functional
 pytest.importorskip("triton")
 
 from maskco_fast.kernels.max_pool.triton import max_pool
-from tests.support.interpreter import triton_interpreter
 
 Run = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    with triton_interpreter() as pool:
-        yield pool
-
-
-@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
-def run(request: pytest.FixtureRequest) -> Run:
-    """Call a function with "cpu", in a process whose Triton interprets, or with "cuda"."""
-
-    def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        if request.param == "cuda":
-            return function("cuda", *arguments)
-        pool = request.getfixturevalue("interpreter")
-        return pool.submit(function, "cpu", *arguments).result()
-
-    return call
 
 
 def made(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -63,6 +63,17 @@ def trainer(callbacks: list[Any], **options: Any) -> Any:
     )
 
 
+def every_steps(steps: int, folder: pathlib.Path | str) -> Any:
+    """Lightning's callback that saves a checkpoint every so many steps, and keeps all."""
+    return pl.callbacks.ModelCheckpoint(
+        folder,
+        filename="{step}",
+        every_n_train_steps=steps,
+        save_top_k=-1,
+        save_on_train_epoch_end=False,
+    )
+
+
 def fit(shards: list[str], how: str, folder: pathlib.Path, **options: Any) -> list[list[int]]:
     """Train two epochs of 4 steps, or the rest of them; save after each step and each epoch.
 
@@ -70,13 +81,6 @@ def fit(shards: list[str], how: str, folder: pathlib.Path, **options: Any) -> li
     """
     from maskco_fast.loaders.adapters.lightning import KeepPosition, LoaderModule
 
-    each_step = pl.callbacks.ModelCheckpoint(
-        folder,
-        filename="{step}",
-        every_n_train_steps=1,
-        save_top_k=-1,
-        save_on_train_epoch_end=False,
-    )
     each_epoch = pl.callbacks.ModelCheckpoint(folder, filename="end-{step}", save_top_k=-1)
     keeps = [KeepPosition()] if how == "callback" else []
     form = Recorder()
@@ -85,7 +89,9 @@ def fit(shards: list[str], how: str, folder: pathlib.Path, **options: Any) -> li
         data = {"datamodule": LoaderModule(loader, val=val)} if how == "module" else {}
         if not data:
             data = {"train_dataloaders": loader, "val_dataloaders": val}
-        trainer([each_step, each_epoch, *keeps]).fit(Module(estimates), **data, **options)
+        trainer([every_steps(1, folder), each_epoch, *keeps]).fit(
+            Module(estimates), **data, **options
+        )
     return form.seen
 
 
@@ -131,16 +137,9 @@ def process(rank: int, port: int, shards: list[str], folder: str) -> None:
     warnings.simplefilter("ignore")
     seen = []
     for checkpoint in (None, f"{folder}/step=3.ckpt"):
-        each_third = pl.callbacks.ModelCheckpoint(
-            folder,
-            filename="{step}",
-            every_n_train_steps=3,
-            save_top_k=-1,
-            save_on_train_epoch_end=False,
-        )
         form = Recorder()
         with make_loader(shards, 2, views=ViewConfig.evaluation(16), form=form) as loader:
-            mine = trainer([KeepPosition(), each_third], devices=2, strategy="ddp")
+            mine = trainer([KeepPosition(), every_steps(3, folder)], devices=2, strategy="ddp")
             mine.fit(Module(estimates=True), loader, ckpt_path=checkpoint)
         seen.append(form.seen)
     torch.save(seen, f"{folder}/{rank}.pt")
