@@ -49,10 +49,12 @@ class MoCoV2(Method):
 
     recipe_values: ClassVar = {
         "paper": RecipeValues(config=MoCoV2Config()),
-        # A queue that a short run fills, and several groups per batch for the shuffle. For the
-        # learning rate and momentum see MaskCo's.
+        # A queue that a short run fills, and several groups per batch for the shuffle. The queue
+        # spans 32 steps of 32 images, over which keys must stay comparable: with MaskCo's momentum
+        # of 0.95 the k-NN accuracy on the demo set falls to 43 %, that of an untrained trunk being
+        # 51 %; with 0.99 it is 55 %. For the learning rate see MaskCo's.
         "short": RecipeValues(
-            config=MoCoV2Config(queue=1024, momentum=0.95),
+            config=MoCoV2Config(queue=1024, momentum=0.99),
             optimizer={"learning_rate": 0.24},
             model={"group_size": 8},
         ),

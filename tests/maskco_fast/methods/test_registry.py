@@ -34,7 +34,7 @@ def test_every_recipe_is_for_every_method(recipe, method):
 
 def test_a_recipe_takes_the_methods_values():
     config = RECIPES["demo"]("moco_v2")
-    assert config.moco_v2 == MoCoV2Config(queue=1024, momentum=0.95)
+    assert config.moco_v2 == MoCoV2Config(queue=1024, momentum=0.99)
     assert (config.model.group_size, config.optimizer.learning_rate) == (8, 0.24)
     assert config.maskco == MaskCoConfig(
         momentum=0.95, mph_blocks=1
