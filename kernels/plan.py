@@ -452,8 +452,9 @@ def plan_rows(
             if x2 - x1 >= min_overlap and y2 - y1 >= min_overlap:
                 break
         else:
-            key[:] = query
-            key_view[CROP : CROP + 4] = query_view[CROP : CROP + 4]
+            for i in range(4):  # assigning slices would take Numba two seconds longer to compile
+                key[i] = query[i]
+                key_view[CROP + i] = query_view[CROP + i]
             tail[DRAWS] = PAIR_TRIES + 1
         # Crops of further views, independent of the first two and of each other.
         for v in range(2, views):

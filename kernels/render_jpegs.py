@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .compiler.jit import jit
+from .compiler.jit import inlined, jit
 from .errors import InvalidInput
 from .jpeg.decode import DECODED, decode_region, make_jpeg_scratch
 from .jpeg.pixels import LANES
@@ -28,6 +28,8 @@ MAX_PIXELS = 22 << 20
 """Largest image, pixels."""
 MAX_WIDTH = 1 << 16
 """Largest width, pixels."""
+
+_decode_region = inlined(decode_region)
 
 
 @intrinsic
@@ -73,7 +75,8 @@ def decode_crops(file, height, width, row, views, scratch, pixels):
         return False, 0, 0, 0, 0
     data = _bytes_at(file[0], file[1])
     decoded = (
-        decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels) == DECODED
+        _decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels)
+        == DECODED
     )
     return decoded, y, x, rows, columns
 

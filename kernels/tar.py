@@ -195,6 +195,18 @@ def _size_of(data, header, payload, pax_size):
     return max(pax_size, size) if has_data else np.int64(0)
 
 
+@inline_jit(allocates=True)
+def _doubled(table):
+    """A table of twice the rows that begins with those of `table`."""
+    grown = np.empty((2 * len(table), table.shape[1]), np.int64)
+    for row in range(
+        len(table)
+    ):  # assigning a slice compiles Numba's text of a wrong shape's error
+        for column in range(table.shape[1]):
+            grown[row, column] = table[row, column]
+    return grown
+
+
 @jit(allocates=True)
 def walk_tar(data):
     """List the members of the archive `data` (bytes,) uint8: (table, damage, whether it is whole).
@@ -238,9 +250,7 @@ def walk_tar(data):
                         break
             size = _size_of(data, offset, payload, pax_size)
             if count == len(table):  # double the table
-                grown = np.empty((2 * count, 5), np.int64)
-                grown[:count] = table
-                table = grown
+                table = _doubled(table)
             table[count, HEADER], table[count, DATA] = offset, payload
             table[count, SIZE], table[count, EXTENDED] = size, extended
             table[count, KIND] = kind
@@ -259,9 +269,7 @@ def walk_tar(data):
             table[count - 1, SIZE] = BAD_SIZE
         elif not ended or found < len(data):  # else what follows the archive is not part of it
             if damaged == len(damage):
-                wider = np.empty((2 * damaged, 2), np.int64)
-                wider[:damaged] = damage
-                damage = wider
+                damage = _doubled(damage)
             damage[damaged, 0], damage[damaged, 1] = offset, found
             damaged += 1
         offset, extended, pax_size = found, np.int64(-1), np.int64(_INVALID)

@@ -9,6 +9,7 @@ import torch
 from ..kernels.errors import InvalidInput
 from ..kernels.views import ViewConfig
 from .adapters.forms import Form
+from .backends.compilation import compile_in_background, loader_jobs
 from .config import LoaderConfig
 from .loader import Loader
 from .order import SHARDS_PER_BLOCK
@@ -151,6 +152,8 @@ def make_loader(
             "`drop_last` must be True for a stream, which does not give each sample exactly once: "
             "set remote.mode to 'cache', or leave drop_last out"
         )
+    if name == "native":
+        compile_in_background(loader_jobs(config))
     module, class_name = LOADERS[name]
     loader_class = getattr(importlib.import_module(f".backends.{module}", __package__), class_name)
     if not isinstance(shards, Dataset):

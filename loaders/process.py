@@ -18,7 +18,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import traceback
 import weakref
@@ -41,6 +40,7 @@ from .remote.stream import StreamDataset
 from .request import Rendered, Request
 from .shards.dataset import Dataset
 from .shards.open_dataset import open_dataset
+from .system.children import child_command
 from .system.portable import known_signals, shared_memory
 
 HELD = 3
@@ -243,20 +243,8 @@ class ProcessLoader(Loader):
 
 
 def command(connection: int, memory: int) -> list[str]:
-    """The child's command line, for a child of this process that inherits both descriptors.
-
-    It imports this package as this process has, also where an import hook found it here.
-    """
-    root = str(__package__).partition(".")[0]
-    code = f"""
-import sys
-sys.path[:] = {sys.path!r}
-import {root}
-{root}.__path__ = {list(sys.modules[root].__path__)!r}
-from {__package__}.process import serve
-serve({connection}, {memory})
-"""
-    return [sys.executable, "-c", code]
+    """The child's command line, for a child of this process that inherits both descriptors."""
+    return child_command(f"from {__package__}.process import serve\nserve({connection}, {memory})")
 
 
 class _Child:

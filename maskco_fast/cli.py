@@ -36,6 +36,11 @@ COMMANDS = (
         "maskco_fast.commands.index",
     ),
     Command(
+        "compile",
+        "compile the loaders' kernels ahead of the first run",
+        "maskco_fast.commands.compile",
+    ),
+    Command(
         "views",
         "draw a few images with their crops, mask and boxes",
         "maskco_fast.commands.views",

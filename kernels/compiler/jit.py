@@ -22,8 +22,12 @@ from typing import Any, TypeVar
 import llvmlite
 import numba
 from numba.core import caching
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import CPUDispatcher
 
 from .cache import cache_folder
+from .callees import without_machine_code
+from .lock import lock_file
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +128,7 @@ class _Cache(caching.FunctionCache):  # type: ignore[misc]
 
     _impl_class = _CacheImpl
     _started = 0.0
+    _lock: Any = None
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
@@ -135,12 +140,21 @@ class _Cache(caching.FunctionCache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = super().load_overload(sig, target_context)
+        if found is None and self._lock is None:
+            self._lock = lock_file(pathlib.Path(self._cache_file._index_path + ".lock"))
+            found = super().load_overload(sig, target_context)  # compiled meanwhile
         if found is None:
             self._started = time.monotonic()
             _log.warning(
                 "compiling %s for this CPU, once; takes up to a minute", self._py_func.__name__
             )
         return found
+
+    def unlock(self) -> None:
+        """Let other processes compile this function, after `load_overload`."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -170,19 +184,47 @@ class _LazyCache:
         return getattr(self._cache, name)
 
 
+class _Kernel(CPUDispatcher):  # type: ignore[misc]
+    """Compiles and caches a kernel for each combination of argument types."""
+
+    def compile(self, sig: Any) -> Any:
+        """Compile for a signature, or load what this or another process has compiled."""
+        with global_compiler_lock, without_machine_code(self.targetctx):
+            try:
+                return super().compile(sig)
+            finally:
+                self._cache.unlock()
+
+
+class _Callee(CPUDispatcher):  # type: ignore[misc]
+    """Compiles a function into its callers. A call from Python compiles it a second time, as a
+    function of its own."""
+
+    def add_overload(self, compiled: Any) -> None:
+        """Keep the code for callers; it has no entry for Python."""
+        self.overloads[tuple(compiled.signature.args)] = compiled
+
+    def _compile_for_args(self, *arguments: Any, **named: Any) -> Any:
+        return self._alone._compile_for_args(*arguments, **named)
+
+    @functools.cached_property
+    def _alone(self) -> Any:
+        options = {name: self.targetoptions[name] for name in ("nogil", "error_model", "_nrt")}
+        return numba.njit(**options)(self.py_func)
+
+
 def jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
-    """Compile a kernel with `numba.njit`: without the GIL, with IEEE division, cached on disk.
+    """Compile a kernel: without the GIL, with IEEE division, cached on disk.
 
     `allocates`: whether the kernel or one of its callees creates arrays. Without it Numba omits
-    reference counting, which can cost more than a short loop. `options` go to `numba.njit`. The
-    first call with new argument types compiles (seconds); later processes load the machine code
-    (milliseconds). For functions outside `kernels/` the cache does not see edits to callees.
+    reference counting, which can cost more than a short loop. `options` are those of `numba.njit`.
+    The first call with new argument types compiles (seconds); later processes load the machine code
+    (milliseconds). One process compiles a kernel, others that need it meanwhile wait for it. For
+    functions outside `kernels/` the cache does not see edits to callees.
     """
 
     def decorate(function: F) -> F:
-        dispatcher = numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)(
-            function
-        )
+        dispatcher = _Kernel(function, targetoptions=_target_options(allocates, options))
         dispatcher._cache = _LazyCache(function)
         return dispatcher
 
@@ -192,4 +234,30 @@ def jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
 def inline_jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
     """Compile a function that only kernels call: part of its callers' code, without a cache entry.
     Arguments as for `jit`."""
-    return numba.njit(nogil=True, error_model="numpy", _nrt=allocates, **options)
+
+    def decorate(function: F) -> F:
+        target_options = _target_options(allocates, options)
+        return _Callee(function, targetoptions={**target_options, "no_cpython_wrapper": True})
+
+    return decorate
+
+
+def inlined(kernel: F) -> F:
+    """A kernel as `inline_jit` compiles it, for callers that are the usual way to run it: it gets
+    no machine code of its own for them."""
+    return _Callee(  # type: ignore[return-value]
+        kernel.py_func,  # type: ignore[attr-defined]
+        targetoptions={**kernel.targetoptions, "no_cpython_wrapper": True},  # type: ignore[attr-defined]
+    )
+
+
+def _target_options(allocates: bool, options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "nopython": True,
+        "boundscheck": None,
+        "nogil": True,
+        "error_model": "numpy",
+        "_nrt": allocates,
+        "no_cfunc_wrapper": True,
+        **options,
+    }

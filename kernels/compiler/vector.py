@@ -6,6 +6,7 @@ than the CPU's registers, so the code runs on any CPU. Loads and stores check no
 """
 
 import functools
+import itertools
 import operator
 from typing import Any
 
@@ -13,7 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, models, overload, register_model
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
 
 
 class VectorType(types.Type):
@@ -305,52 +307,66 @@ def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
     )
 
 
+def _overload_operator(function: Any, emit: Any, *, boolean: bool = False) -> None:
+    """Overload `function`, of the module `operator`, for vectors and for a vector and a scalar.
+
+    `emit(builder, element, arguments)` emits the operation on two vectors of `element` lanes;
+    `boolean`: its result has boolean lanes. Emitted in place: an `overload` in Python would be
+    compiled as a function of its own for each type, two seconds in all.
+    """
+
+    @infer_global(function)
+    class Operator(AbstractTemplate):  # type: ignore[misc]
+        """The operator's types: scalars are converted to the vector's element type."""
+
+        def generic(self, args, kws):
+            vectors = [argument for argument in args if isinstance(argument, VectorType)]
+            if kws or len(args) != 2 or not vectors or vectors[0] != vectors[-1]:
+                return None
+            vector = vectors[0]
+            operands = [
+                argument if isinstance(argument, VectorType) else vector.element
+                for argument in args
+            ]
+            return signature(
+                VectorType(types.boolean, vector.lanes) if boolean else vector, *operands
+            )
+
+    def generate(context, builder, signature, arguments):
+        vector = next(kind for kind in signature.args if isinstance(kind, VectorType))
+        vectors = [
+            value if isinstance(kind, VectorType) else _splat(builder, value, vector.lanes)
+            for kind, value in zip(signature.args, arguments)
+        ]
+        return emit(builder, vector.element, vectors)
+
+    for operands in itertools.product((VectorType, types.Any), repeat=2):
+        if VectorType in operands:
+            lower_builtin(function, *operands)(generate)
+
+
 def _binary(unsigned: str, floating: str, signed: str | None = None) -> Any:
-    """Make an intrinsic of two vectors. The arguments name the LLVM instruction for each kind of
+    """Make the `emit` of an operation. The arguments name the LLVM instruction for each kind of
     lane; `signed` defaults to `unsigned`."""
 
-    @intrinsic(prefer_literal=True)
-    def apply(typing_context, a, b):
-        def generate(context, builder, signature, arguments):
-            integer = signed or unsigned if getattr(a.element, "signed", False) else unsigned
-            name = floating if isinstance(a.element, types.Float) else integer
-            return getattr(builder, name)(*arguments)
+    def emit(builder: Any, element: types.Type, vectors: Any) -> Any:
+        integer = signed or unsigned if getattr(element, "signed", False) else unsigned
+        name = floating if isinstance(element, types.Float) else integer
+        return getattr(builder, name)(*vectors)
 
-        return a(a, b), generate
-
-    return apply
+    return emit
 
 
 def _comparison(symbol: str) -> Any:
-    """Make an intrinsic that compares two vectors; the result has boolean lanes."""
+    """Make the `emit` of a comparison."""
 
-    @intrinsic(prefer_literal=True)
-    def apply(typing_context, a, b):
-        def generate(context, builder, signature, arguments):
-            if isinstance(a.element, types.Float):
-                return builder.fcmp_ordered(symbol, *arguments)
-            compare = builder.icmp_signed if a.element.signed else builder.icmp_unsigned
-            return compare(symbol, *arguments)
+    def emit(builder: Any, element: types.Type, vectors: Any) -> Any:
+        if isinstance(element, types.Float):
+            return builder.fcmp_ordered(symbol, *vectors)
+        compare = builder.icmp_signed if element.signed else builder.icmp_unsigned
+        return compare(symbol, *vectors)
 
-        return VectorType(types.boolean, a.lanes)(a, b), generate
-
-    return apply
-
-
-def _overload_operator(function: Any, apply: Any) -> None:
-    """Overload `function`, of the module `operator`, for vectors and for a vector and a scalar."""
-
-    @overload(function, jit_options={"forceinline": True})
-    def choose(a, b):
-        if isinstance(a, VectorType) and a == b:
-            return lambda a, b: apply(a, b)
-        if isinstance(a, VectorType) and not isinstance(b, VectorType):
-            lanes, dtype = a.lanes, a.element
-            return lambda a, b: apply(a, broadcast(dtype(b), lanes))
-        if isinstance(b, VectorType) and not isinstance(a, VectorType):
-            lanes, dtype = b.lanes, b.element
-            return lambda a, b: apply(broadcast(dtype(a), lanes), b)
-        return None
+    return emit
 
 
 for _function, _names in {
@@ -371,4 +387,4 @@ for _function, _symbol in {
     operator.ge: ">=",
     operator.eq: "==",
 }.items():
-    _overload_operator(_function, _comparison(_symbol))
+    _overload_operator(_function, _comparison(_symbol), boolean=True)

@@ -1,0 +1,163 @@
+"""Compilation of the loaders' kernels ahead of their first call, in processes of their own.
+
+LLVM and Numba compile one function at a time in a process, so that only processes compile in
+parallel. Each job compiles one large kernel into the cache directory. A loader that needs a kernel
+meanwhile waits for the process that compiles it (`kernels.compiler.lock`).
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+import numba
+import numpy as np
+from numba.core.registry import cpu_target
+
+from ...kernels import headers, tar
+from ...kernels.compiler.cache import cache_folder
+from ...kernels.compiler.jit import source_stamp
+from ...kernels.compiler.lock import lock_file
+from ...kernels.formats import FORMATS
+from ...kernels.plan import plan
+from ...kernels.render import render_views, resize_views
+from ...kernels.render_jpegs import JpegRenderer
+from ...kernels.views import ViewConfig
+from ..config import LoaderConfig
+from ..system.children import child_command
+
+_log = logging.getLogger(__name__)
+
+
+def _index() -> None:
+    tar.walk_tar(np.zeros(1024, np.uint8))
+    nothing = np.zeros(0, np.int64)
+    bytes_of, sides = np.zeros(0, np.uint8), np.zeros(0, np.int32)
+    headers.scan_headers(bytes_of, nothing, nothing, bytes_of, sides, sides, bytes_of)
+    headers.find_ordinary_scan(np.frombuffer(b"", np.uint8))
+
+
+def _plan() -> None:
+    one = np.ones(1, np.int64)
+    plan(ViewConfig.maskco(), 0, 0, one, one, one)
+
+
+def _decode() -> None:
+    renderer, rows = _renderer()
+    renderer.decode(b"\xff", 8, 8, rows[0])
+
+
+def _render(dtype: str) -> None:
+    renderer, rows = _renderer(dtype)
+    out = np.zeros(renderer.config.layout.elements, renderer.buffer_dtype)
+    settings = renderer._places, renderer._mask, renderer._form, renderer._normalisation
+    _compile(render_views, _IMAGE, 0, 0, rows[0], *settings, renderer._scratch, out, 0)
+    renderer.render_jpegs([b"\xff"], np.full((1, 2), 8), rows, np.zeros(1, np.int64), out)
+
+
+def _resize() -> None:
+    renderer, rows = _renderer()
+    out = np.zeros(renderer.config.layout.elements, np.uint8)
+    _compile(resize_views, _IMAGE, 0, 0, rows[0], renderer._places, renderer._scratch, out, 0)
+    renderer.resize_jpegs([b"\xff"], np.full((1, 2), 8), rows, np.zeros(1, np.int64), out)
+
+
+_IMAGE = np.zeros((8, 8, 3), np.uint8)
+
+
+def _compile(kernel: Any, *arguments: object) -> None:
+    """Compile a kernel for the types of these arguments, without a call."""
+    kernel.compile(tuple(map(numba.typeof, arguments)))
+
+
+def _renderer(dtype: str = "float32") -> tuple[JpegRenderer, np.ndarray]:
+    """A renderer and the plan row of an empty crop, (1, columns) float32."""
+    renderer = JpegRenderer(ViewConfig.maskco(), dtype)
+    return renderer, np.zeros((1, renderer._columns), np.float32)
+
+
+JOBS: dict[str, Callable[[], None]] = {
+    "decode": _decode,
+    "render-float32": functools.partial(_render, "float32"),
+    "resize": _resize,
+    "index": _index,
+    "plan": _plan,
+    "render-float16": functools.partial(_render, "float16"),
+    "render-uint8": functools.partial(_render, "uint8"),
+}
+"""By name, each compiles kernels by calling them with next to nothing."""
+
+SHORT_JOBS = ("index", "plan")
+"""Jobs whose kernels a loader needs first; it compiles them itself while processes do the rest."""
+
+
+def loader_jobs(config: LoaderConfig) -> tuple[str, ...]:
+    """The jobs whose kernels the native loader calls with this configuration."""
+    return ("index", "plan", *view_jobs(FORMATS[config.dtype].name, seam=config.seam))
+
+
+def view_jobs(dtype: str, *, seam: bool) -> tuple[str, ...]:
+    """The jobs of views of a dtype. `seam`: they are augmented on a device."""
+    if seam:
+        return ("decode", "resize")
+    return ("decode", "render-" + dtype.replace("bfloat16", "float16"))  # one type in memory
+
+
+def is_compiled(job: str) -> bool:
+    """Whether a job has run, for these sources and this CPU, with the present cache directory."""
+    return _marker(job).exists()
+
+
+def run_jobs(jobs: Sequence[str]) -> None:
+    """Run jobs in this process and note that they have run."""
+    for job in jobs:
+        if not is_compiled(job):
+            JOBS[job]()
+            _marker(job).touch()
+
+
+def start_jobs(jobs: Sequence[str], lock: IO[bytes] | None = None) -> "subprocess.Popen[bytes]":
+    """Run jobs in a new process, which holds `lock` until it ends."""
+    code = f"from {__package__}.compilation import run_jobs\nrun_jobs({tuple(jobs)!r})"
+    return subprocess.Popen(
+        child_command(code),
+        pass_fds=() if lock is None else (lock.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def compile_in_background(jobs: Sequence[str]) -> None:
+    """Start a process for each long job that has not run; returns at once.
+
+    Nothing is started where another process of this user, also on another host, is at it.
+    """
+    missing = [job for job in jobs if job not in SHORT_JOBS and not is_compiled(job)]
+    if not missing or os.name != "posix":
+        return
+    lock = lock_file(_folder() / "background.lock", patience=0)
+    if lock is None:
+        return
+    _log.warning(
+        "compiling the loader's kernels for this CPU, once, in %d processes beside this one",
+        len(missing),
+    )
+    with lock:
+        for job in missing:
+            process = start_jobs([job], lock)
+            threading.Thread(target=process.wait, daemon=True).start()  # reaps it
+
+
+def _folder() -> pathlib.Path:
+    return cache_folder("numba") / source_stamp()
+
+
+def _marker(job: str) -> pathlib.Path:
+    cpu = repr(cpu_target.target_context.codegen().magic_tuple()).encode()
+    return _folder() / f"{job}-{hashlib.sha256(cpu).hexdigest()[:12]}.compiled"
