@@ -35,11 +35,10 @@ _log = logging.getLogger(__name__)
 
 
 def _index() -> None:
-    tar.walk_tar(np.zeros(1024, np.uint8))
-    nothing = np.zeros(0, np.int64)
-    bytes_of, sides = np.zeros(0, np.uint8), np.zeros(0, np.int32)
-    headers.scan_headers(bytes_of, nothing, nothing, bytes_of, sides, sides, bytes_of)
-    headers.find_ordinary_scan(np.frombuffer(b"", np.uint8))
+    archive = np.frombuffer(bytes(1024), np.uint8)  # read-only, as a mapped shard is
+    tar.walk_tar(archive)
+    offsets, verdicts, sides = np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.int32)
+    headers.scan_headers(archive, offsets, offsets, verdicts, sides, sides, verdicts)
 
 
 def _plan() -> None:

@@ -8,9 +8,14 @@ import pytest
 
 from maskco_fast.commands import compile as command
 from maskco_fast.commands.compile import CompileConfig
+from maskco_fast.kernels import headers, tar
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import LoaderConfig, ViewConfig
+from maskco_fast.kernels.plan import plan_rows
+from maskco_fast.kernels.render import make_scratch, render_views
+from maskco_fast.kernels.render_jpegs import decode_crops, render_jpegs
+from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
 from maskco_fast.loaders.backends import compilation
+from tests.support.images import write_shards
 
 
 @pytest.fixture
@@ -57,3 +62,25 @@ def test_a_loader_needs_the_jobs_of_its_dtype_and_device():
     assert on_cpu == ("index", "plan", "decode", "render-float32")
     device = compilation.loader_jobs(LoaderConfig(batch_size=2, views=views, device="meta"))
     assert device == ("index", "plan", "decode", "resize")
+
+
+KERNELS = (
+    tar.walk_tar,
+    headers.scan_headers,
+    plan_rows,
+    make_scratch,
+    decode_crops,
+    render_views,
+    render_jpegs,
+)
+
+
+def test_a_loader_compiles_nothing_after_its_jobs(tmp_path):
+    """The jobs compile for the very types of arguments that the loader's calls have."""
+    shards = write_shards(tmp_path, shards=1, samples=2)
+    for job in compilation.loader_jobs(LoaderConfig(batch_size=2, views=ViewConfig.maskco())):
+        compilation.JOBS[job]()
+    before = [set(kernel.overloads) for kernel in KERNELS]
+    with make_loader(shards, 2, index_folder=tmp_path / "index") as loader:
+        next(iter(loader))
+    assert [set(kernel.overloads) for kernel in KERNELS] == before
