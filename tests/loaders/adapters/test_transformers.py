@@ -37,7 +37,7 @@ def train(
     views = ViewConfig.supervised(32)
     with make_loader(shards, 4, labels="cls", views=views, form=form, threads=1) as loader:
         trainer = LoaderTrainer(model, arguments, loader=loader)
-        result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     assert result.global_step == 8 // accumulate
     return form.seen
 
