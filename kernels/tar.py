@@ -199,9 +199,8 @@ def _size_of(data, header, payload, pax_size):
 def _doubled(table):
     """A table of twice the rows that begins with those of `table`."""
     grown = np.empty((2 * len(table), table.shape[1]), np.int64)
-    for row in range(
-        len(table)
-    ):  # assigning a slice compiles Numba's text of a wrong shape's error
+    # Assigning a slice would compile Numba's text of a wrong shape's error with it.
+    for row in range(len(table)):
         for column in range(table.shape[1]):
             grown[row, column] = table[row, column]
     return grown

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_loader_needs_the_jobs_of_its_dtype_and_device():
     assert device == ("index", "plan", "decode", "resize")
 
 
-KERNELS = (
+KERNELS: tuple[Any, ...] = (
     tar.walk_tar,
     headers.scan_headers,
     plan_rows,
