@@ -6,6 +6,7 @@ CPU's cache, and `render_views` reads it there. Images that this decoder does no
 the caller decodes them with a library and renders them with `Renderer`.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,9 +15,10 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .compiler.jit import inlined, jit
+from .compiler.address import address_of, call_kernel
+from .compiler.jit import jit
 from .errors import InvalidInput
-from .jpeg.decode import DECODED, decode_region, make_jpeg_scratch
+from .jpeg.decode import DECODED, NOT_PLAIN, decode_region, make_jpeg_scratch
 from .jpeg.pixels import LANES
 from .plan import CROP, VIEW_FLOATS
 from .render import Renderer, render_views, resize_views
@@ -29,7 +31,8 @@ MAX_PIXELS = 22 << 20
 MAX_WIDTH = 1 << 16
 """Largest width, pixels."""
 
-_decode_region = inlined(decode_region)
+_IMAGE = np.empty((0, 0, 3), np.uint8)
+"""Has the type of an image."""
 
 
 @intrinsic
@@ -53,13 +56,14 @@ def _bytes_at(typing_context, address, size):
 
 
 @jit()
-def decode_crops(file, height, width, row, views, scratch, pixels):
-    """Decode the region of a JPEG that its crops need: (decoded, y, x, rows, columns).
+def decode_crops(file, height, width, row, views, scratch, pixels, region):
+    """Decode the region of a JPEG that its crops need: DECODED or NOT_PLAIN.
 
-    Writes the region, (rows, columns, 3) uint8, to the start of `pixels`; `y`, `x` is its origin.
-    `decoded` is False where the crops exceed the image, the region exceeds `pixels`, or the decoder
-    does not take the file. `file` (2,) int64: address and length. `height`, `width`: the image's
-    sides. `row` (columns,) float32: the plan row. The other arguments as for `render_jpegs`.
+    Writes the region, (rows, columns, 3) uint8, to the start of `pixels`, and its y, x, rows and
+    columns to `region` (4,) int64. NOT_PLAIN where the crops exceed the image, the region exceeds
+    `pixels`, or the decoder does not take the file. `file` (2,) int64: address and length.
+    `height`, `width`: the image's sides. `row` (columns,) float32: the plan row. The other
+    arguments as for `render_jpegs`.
     """
     # The smallest region that contains every view's crop.
     y, x, bottom, right = np.int64(height), np.int64(width), np.int64(0), np.int64(0)
@@ -68,21 +72,22 @@ def decode_crops(file, height, width, row, views, scratch, pixels):
         y, x = min(y, int(crop[0])), min(x, int(crop[1]))
         bottom, right = max(bottom, int(crop[0] + crop[2])), max(right, int(crop[1] + crop[3]))
     if y < 0 or x < 0 or bottom > height or right > width or y >= bottom or x >= right:
-        return False, 0, 0, 0, 0
+        return np.int64(NOT_PLAIN)
     y, x = y & ~1, x & ~1  # the decoder starts at whole chroma samples
     rows, columns = bottom - y, right - x
     if 3 * (rows * columns + LANES) > len(pixels):
-        return False, 0, 0, 0, 0
+        return np.int64(NOT_PLAIN)
+    region[0], region[1], region[2], region[3] = y, x, rows, columns
     data = _bytes_at(file[0], file[1])
-    decoded = (
-        _decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels)
-        == DECODED
+    return np.int64(
+        decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels)
     )
-    return decoded, y, x, rows, columns
 
 
 @jit()
 def render_jpegs(
+    decode,
+    render,
     files,
     sides,
     plans,
@@ -100,32 +105,40 @@ def render_jpegs(
     """Decode and render n JPEGs as samples `numbers` of `out`; set `done` (n,) bool where that
     succeeded.
 
-    `files` (n, 2) int64: address and length of each. `sides` (n, 2) int64: height and width.
-    `plans` (n, columns) float32: plan rows. `numbers` (n,) int64: positions in `out`.
-    `jpeg_scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the largest region and
-    one more vector. The other arguments as for `render.render_views`.
+    `decode`, `render`: addresses of `decode_crops` and `render.render_views`. `files` (n, 2) int64:
+    address and length of each. `sides` (n, 2) int64: height and width. `plans` (n, columns)
+    float32: plan rows. `numbers` (n,) int64: positions in `out`. `jpeg_scratch`: of
+    `make_jpeg_scratch`. `pixels` uint8, flat: room for the largest region and one more vector. The
+    other arguments as for `render_views`.
     """
+    region = jpeg_scratch.region
     for i in range(len(files)):
-        done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], len(places), jpeg_scratch, pixels
-        )
+        height, width, row = sides[i, 0], sides[i, 1], plans[i]
+        arguments = files[i], height, width, row, len(places), jpeg_scratch, pixels, region
+        done[i] = call_kernel(decode, arguments) == DECODED
         if done[i]:
+            rows, columns = region[2], region[3]
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
-            render_views(
-                image, y, x, plans[i], places, mask, form, normalisation, scratch, out, numbers[i]
-            )
+            settings = row, places, mask, form, normalisation, scratch, out, numbers[i]
+            call_kernel(render, (image, region[0], region[1], *settings))
 
 
 @jit()
-def resize_jpegs(files, sides, plans, numbers, places, jpeg_scratch, pixels, scratch, out, done):
-    """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` uint8."""
+def resize_jpegs(
+    decode, resize, files, sides, plans, numbers, places, jpeg_scratch, pixels, scratch, out, done
+):
+    """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` uint8. `resize`:
+    the address of `render.resize_views`."""
+    region = jpeg_scratch.region
     for i in range(len(files)):
-        done[i], y, x, rows, columns = decode_crops(
-            files[i], sides[i, 0], sides[i, 1], plans[i], len(places), jpeg_scratch, pixels
-        )
+        height, width, row = sides[i, 0], sides[i, 1], plans[i]
+        arguments = files[i], height, width, row, len(places), jpeg_scratch, pixels, region
+        done[i] = call_kernel(decode, arguments) == DECODED
         if done[i]:
+            rows, columns = region[2], region[3]
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
-            resize_views(image, y, x, plans[i], places, scratch, out, numbers[i])
+            settings = row, places, scratch, out, numbers[i]
+            call_kernel(resize, (image, region[0], region[1], *settings))
 
 
 class JpegRenderer(Renderer):
@@ -151,6 +164,8 @@ class JpegRenderer(Renderer):
         """
         where, done = self._prepare(files, sides, plans, numbers, out, self.buffer_dtype)
         render_jpegs(
+            self.decode_address,
+            self.render_address,
             where,
             sides,
             plans,
@@ -178,6 +193,8 @@ class JpegRenderer(Renderer):
         """Decode, crop, resize and flip only: `render_jpegs` up to the seam, `out` uint8."""
         where, done = self._prepare(files, sides, plans, numbers, out, np.dtype(np.uint8))
         resize_jpegs(
+            self.decode_address,
+            self.resize_address,
             where,
             sides,
             plans,
@@ -200,12 +217,32 @@ class JpegRenderer(Renderer):
         Borrowed: valid until the next call. For measuring the parts of `render_jpegs`.
         """
         where = self._locate([file], np.array([[height, width]]))
-        decoded, y, x, rows, columns = decode_crops(
-            where[0], height, width, row, len(self._places), self._jpeg_scratch, self._pixels
-        )
-        if not decoded:
+        scratch, pixels = self._jpeg_scratch, self._pixels
+        arguments = where[0], height, width, row, len(self._places), scratch, pixels, scratch.region
+        if decode_crops(*arguments) != DECODED:
             return None
-        return self._pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x
+        y, x, rows, columns = scratch.region.tolist()
+        return pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x
+
+    @functools.cached_property
+    def decode_address(self) -> int:
+        """Address of `decode_crops`, compiled if needed."""
+        file, row = np.empty(2, np.int64), np.empty(self._columns, np.float32)
+        scratch = make_jpeg_scratch(0, 0)
+        return address_of(decode_crops, file, 0, 0, row, 1, scratch, self._pixels, scratch.region)
+
+    @functools.cached_property
+    def render_address(self) -> int:
+        """Address of `render_views`, compiled if needed."""
+        row, out = np.empty(self._columns, np.float32), np.empty(0, self.buffer_dtype)
+        settings = self._places, self._mask, self._form, self._normalisation, self._scratch
+        return address_of(render_views, _IMAGE, 0, 0, row, *settings, out, 0)
+
+    @functools.cached_property
+    def resize_address(self) -> int:
+        """Address of `resize_views`, compiled if needed."""
+        row, out = np.empty(self._columns, np.float32), np.empty(0, np.uint8)
+        return address_of(resize_views, _IMAGE, 0, 0, row, self._places, self._scratch, out, 0)
 
     def _prepare(
         self,
@@ -225,6 +262,16 @@ class JpegRenderer(Renderer):
             )
         for plan, number in zip(plans, numbers.tolist()):
             self._check_out(out, plan, number, dtype)
+        for name, array, kind in (
+            ("sides", sides, np.int64),
+            ("plans", plans, np.float32),
+            ("numbers", numbers, np.int64),
+        ):  # the kernels are compiled for these
+            if array.dtype != kind or not array.flags.c_contiguous:
+                raise InvalidInput(
+                    f"`{name}` must be C-contiguous {np.dtype(kind)}, "
+                    f"got {array.dtype} with strides {array.strides}."
+                )
         return self._locate(files, sides), np.empty(count, np.bool_)
 
     def _locate(self, files: Sequence[bytes], sides: np.ndarray) -> np.ndarray:

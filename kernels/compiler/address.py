@@ -28,9 +28,10 @@ def address_of(kernel: Any, *arguments: object) -> int:
 
 @intrinsic
 def call_kernel(typing_context, address, arguments):
-    """Call the kernel at `address` (int64) with a tuple of arguments; returns its int64 result.
+    """Call the kernel at `address` (int64) with a tuple of arguments; returns its result, an int64,
+    or 0 for None.
 
-    Nothing checks that the kernel there was compiled for the arguments' types and returns an int64.
+    Nothing checks that the kernel there was compiled for the arguments' types and returns either.
     """
     result = types.int64(types.intp, arguments)
 

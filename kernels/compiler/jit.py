@@ -242,15 +242,6 @@ def inline_jit(*, allocates: bool = False, **options: Any) -> Callable[[F], F]:
     return decorate
 
 
-def inlined(kernel: F) -> F:
-    """A kernel as `inline_jit` compiles it, for callers that are the usual way to run it: it gets
-    no machine code of its own for them."""
-    return _Callee(  # type: ignore[return-value]
-        kernel.py_func,  # type: ignore[attr-defined]
-        targetoptions={**kernel.targetoptions, "no_cpython_wrapper": True},  # type: ignore[attr-defined]
-    )
-
-
 def _target_options(allocates: bool, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "nopython": True,

@@ -79,6 +79,8 @@ class JpegScratch(NamedTuple):
     part is 0 until it is read."""
     frame: np.ndarray
     """(4, 8) int64: a row for each component, with the columns of `segments`."""
+    region: np.ndarray
+    """(4,) int64: y, x, rows and columns of the decoded region, where a caller asks for them."""
 
 
 @jit(allocates=True)
@@ -93,6 +95,7 @@ def make_jpeg_scratch(file_bytes, pixels):
         np.zeros(3 * pixels + 8192, np.uint8),
         np.zeros(2 * MCU_BLOCKS * BLOCK_STRIDE, np.int16),
         np.zeros((4, 8), np.int64),
+        np.zeros(4, np.int64),
     )
 
 

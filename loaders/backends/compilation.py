@@ -13,9 +13,8 @@ import pathlib
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import IO
 
-import numba
 import numpy as np
 from numba.core.registry import cpu_target
 
@@ -25,7 +24,6 @@ from ...kernels.compiler.jit import source_stamp
 from ...kernels.compiler.lock import lock_file
 from ...kernels.formats import FORMATS
 from ...kernels.plan import plan
-from ...kernels.render import render_views, resize_views
 from ...kernels.render_jpegs import JpegRenderer
 from ...kernels.views import ViewConfig
 from ..config import LoaderConfig
@@ -47,31 +45,21 @@ def _plan() -> None:
 
 
 def _decode() -> None:
-    renderer, rows = _renderer()
-    renderer.decode(b"\xff", 8, 8, rows[0])
+    assert _renderer()[0].decode_address
 
 
 def _render(dtype: str) -> None:
     renderer, rows = _renderer(dtype)
+    assert renderer.render_address  # first: the next line waits for the process that does `decode`
     out = np.zeros(renderer.config.layout.elements, renderer.buffer_dtype)
-    settings = renderer._places, renderer._mask, renderer._form, renderer._normalisation
-    _compile(render_views, _IMAGE, 0, 0, rows[0], *settings, renderer._scratch, out, 0)
     renderer.render_jpegs([b"\xff"], np.full((1, 2), 8), rows, np.zeros(1, np.int64), out)
 
 
 def _resize() -> None:
     renderer, rows = _renderer()
+    assert renderer.resize_address
     out = np.zeros(renderer.config.layout.elements, np.uint8)
-    _compile(resize_views, _IMAGE, 0, 0, rows[0], renderer._places, renderer._scratch, out, 0)
     renderer.resize_jpegs([b"\xff"], np.full((1, 2), 8), rows, np.zeros(1, np.int64), out)
-
-
-_IMAGE = np.zeros((8, 8, 3), np.uint8)
-
-
-def _compile(kernel: Any, *arguments: object) -> None:
-    """Compile a kernel for the types of these arguments, without a call."""
-    kernel.compile(tuple(map(numba.typeof, arguments)))
 
 
 def _renderer(dtype: str = "float32") -> tuple[JpegRenderer, np.ndarray]:

@@ -75,3 +75,5 @@ def test_plans_that_do_not_fit_are_left_undone():
         renderer.render_jpegs([data], sides, plans, numbers + 1, out)
     with pytest.raises(ValueError, match="1 files need `sides`"):
         renderer.render_jpegs([data], np.repeat(sides, 2, 0), plans, numbers, out)
+    with pytest.raises(ValueError, match="`sides` must be C-contiguous int64"):
+        renderer.render_jpegs([data], sides.astype(np.int32), plans, numbers, out)
