@@ -39,9 +39,9 @@ def both(first, second, pair, offset, where):
 def test_kernels_are_called_by_address():
     where = np.zeros(2)
     arguments = Pair(np.arange(5.0), 0.5), 7, where
-    addresses = [address_of(kernel, *arguments) for kernel in (total, negative_total)]
-    assert both(*addresses, *arguments) == (12, -7)
+    plus, minus = (address_of(kernel, *arguments) for kernel in (total, negative_total))
+    assert both(plus, minus, *arguments) == (12, -7)
     np.testing.assert_array_equal(where, [5, -5])
-    assert both(*addresses[::-1], *arguments) == (-7, 12)
+    assert both(minus, plus, *arguments) == (-7, 12)
     np.testing.assert_array_equal(where, [-5, 5])
-    assert address_of(total, *arguments) == addresses[0]
+    assert address_of(total, *arguments) == plus
