@@ -1,26 +1,25 @@
 """Rendering of JPEG files, by their plan rows, into the views of a batch: several images a call,
 without the GIL.
 
-`jpeg.decode_region` decodes the part of an image that its crops need, into memory that stays in the
-CPU's cache, and `render_views` reads it there. Images that this decoder does not take are skipped;
-the caller decodes them with a library and renders them with `Renderer`.
+`decode_crops` decodes the part of an image that its crops need, into memory that stays in the CPU's
+cache, and `render_views` reads it there. Images that this decoder does not take are skipped; the
+caller decodes them with a library and renders them with `Renderer`. With the files' checkpoints,
+only the part of a scan that the crops need is read.
 """
 
 import functools
 from collections.abc import Sequence
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import populate_array
 
 from .compiler.address import address_of, call_kernel
-from .compiler.jit import jit
+from .compiler.jit import inline_jit, jit
+from .decode_crops import CheckpointTable, decode_crops, decode_crops_at_checkpoints
 from .errors import InvalidInput
-from .jpeg.decode import DECODED, NOT_PLAIN, decode_region, make_jpeg_scratch
+from .jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, as_fields, as_rows, most_checkpoints
+from .jpeg.decode import DECODED, make_jpeg_scratch
 from .jpeg.pixels import LANES
-from .plan import CROP, VIEW_FLOATS
+from .jpeg.scan import CHECKPOINT_FIELDS
 from .render import Renderer, render_views, resize_views
 
 # Larger images are skipped and take the slow path; this bounds each thread's scratch memory.
@@ -35,58 +34,22 @@ _IMAGE = np.empty((0, 0, 3), np.uint8)
 """Has the type of an image."""
 
 
-@intrinsic
-def _bytes_at(typing_context, address, size):
-    """A (size,) uint8 array of the bytes at an address. Borrowed: the caller keeps them alive."""
-    array = types.Array(types.uint8, 1, "C", readonly=True)
+@inline_jit()
+def _decode(decode, at_checkpoints, arguments):
+    """Decode a file from its checkpoints, else from its beginning; returns whether that succeeded.
 
-    def generate(context, builder, signature, arguments):
-        made = context.make_array(array)(context, builder)
-        populate_array(
-            made,
-            data=builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()),
-            shape=[arguments[1]],
-            strides=[context.get_constant(types.intp, 1)],
-            itemsize=context.get_constant(types.intp, 1),
-            meminfo=None,
-        )
-        return made._getvalue()
-
-    return array(types.intp, types.intp), generate
-
-
-@jit()
-def decode_crops(file, height, width, row, views, scratch, pixels, region):
-    """Decode the region of a JPEG that its crops need: DECODED or NOT_PLAIN.
-
-    Writes the region, (rows, columns, 3) uint8, to the start of `pixels`, and its y, x, rows and
-    columns to `region` (4,) int64. NOT_PLAIN where the crops exceed the image, the region exceeds
-    `pixels`, or the decoder does not take the file. `file` (2,) int64: address and length.
-    `height`, `width`: the image's sides. `row` (columns,) float32: the plan row. The other
-    arguments as for `render_jpegs`.
+    `decode`, `at_checkpoints`: addresses of `decode_crops` and `decode_crops_at_checkpoints`, or 0
+    where no file has checkpoints. `arguments`: theirs.
     """
-    # The smallest region that contains every view's crop.
-    y, x, bottom, right = np.int64(height), np.int64(width), np.int64(0), np.int64(0)
-    for v in range(views):
-        crop = row[v * VIEW_FLOATS + CROP :]
-        y, x = min(y, int(crop[0])), min(x, int(crop[1]))
-        bottom, right = max(bottom, int(crop[0] + crop[2])), max(right, int(crop[1] + crop[3]))
-    if y < 0 or x < 0 or bottom > height or right > width or y >= bottom or x >= right:
-        return np.int64(NOT_PLAIN)
-    y, x = y & ~1, x & ~1  # the decoder starts at whole chroma samples
-    rows, columns = bottom - y, right - x
-    if 3 * (rows * columns + LANES) > len(pixels):
-        return np.int64(NOT_PLAIN)
-    region[0], region[1], region[2], region[3] = y, x, rows, columns
-    data = _bytes_at(file[0], file[1])
-    return np.int64(
-        decode_region(data, file[1], height, width, y, x, rows, columns, scratch, pixels)
-    )
+    if at_checkpoints and call_kernel(at_checkpoints, arguments) == DECODED:
+        return True
+    return call_kernel(decode, arguments) == DECODED
 
 
 @jit()
 def render_jpegs(
     decode,
+    at_checkpoints,
     render,
     files,
     sides,
@@ -98,6 +61,7 @@ def render_jpegs(
     normalisation,
     jpeg_scratch,
     pixels,
+    table,
     scratch,
     out,
     done,
@@ -105,17 +69,20 @@ def render_jpegs(
     """Decode and render n JPEGs as samples `numbers` of `out`; set `done` (n,) bool where that
     succeeded.
 
-    `decode`, `render`: addresses of `decode_crops` and `render.render_views`. `files` (n, 2) int64:
-    address and length of each. `sides` (n, 2) int64: height and width. `plans` (n, columns)
-    float32: plan rows. `numbers` (n,) int64: positions in `out`. `jpeg_scratch`: of
-    `make_jpeg_scratch`. `pixels` uint8, flat: room for the largest region and one more vector. The
-    other arguments as for `render_views`.
+    `decode`, `at_checkpoints`: as for `_decode`. `render`: the address of `render.render_views`.
+    `files` (n, 2) int64: address and length of each. `sides` (n, 2) int64: height and width.
+    `plans` (n, columns) float32: plan rows. `numbers` (n,) int64: positions in `out`.
+    `jpeg_scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the largest region and
+    one more vector. `table`: a `CheckpointTable` of the n files. The other arguments as for
+    `render_views`.
     """
     region = jpeg_scratch.region
     for i in range(len(files)):
         height, width, row = sides[i, 0], sides[i, 1], plans[i]
-        arguments = files[i], height, width, row, len(places), jpeg_scratch, pixels, region
-        done[i] = call_kernel(decode, arguments) == DECODED
+        memory = jpeg_scratch, pixels, region, table, i
+        done[i] = _decode(
+            decode, at_checkpoints, (files[i], height, width, row, len(places), *memory)
+        )
         if done[i]:
             rows, columns = region[2], region[3]
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -125,15 +92,30 @@ def render_jpegs(
 
 @jit()
 def resize_jpegs(
-    decode, resize, files, sides, plans, numbers, places, jpeg_scratch, pixels, scratch, out, done
+    decode,
+    at_checkpoints,
+    resize,
+    files,
+    sides,
+    plans,
+    numbers,
+    places,
+    jpeg_scratch,
+    pixels,
+    table,
+    scratch,
+    out,
+    done,
 ):
     """Decode, crop, resize and flip n JPEGs: `render_jpegs` up to the seam, `out` uint8. `resize`:
     the address of `render.resize_views`."""
     region = jpeg_scratch.region
     for i in range(len(files)):
         height, width, row = sides[i, 0], sides[i, 1], plans[i]
-        arguments = files[i], height, width, row, len(places), jpeg_scratch, pixels, region
-        done[i] = call_kernel(decode, arguments) == DECODED
+        memory = jpeg_scratch, pixels, region, table, i
+        done[i] = _decode(
+            decode, at_checkpoints, (files[i], height, width, row, len(places), *memory)
+        )
         if done[i]:
             rows, columns = region[2], region[3]
             image = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
@@ -154,6 +136,8 @@ class JpegRenderer(Renderer):
         plans: np.ndarray,
         numbers: np.ndarray,
         out: np.ndarray,
+        checkpoints: Checkpoints | None = None,
+        find: bool = False,
     ) -> np.ndarray:
         """Decode and render `files` as samples `numbers` of `out`; (n,) bool, True where that
         succeeded.
@@ -161,10 +145,16 @@ class JpegRenderer(Renderer):
         The places of skipped files stay untouched. Any bytes are safe. `sides` (n, 2) int64:
         heights and widths. `plans` (n, columns) float32. `numbers` (n,) int64. `out`
         `buffer_dtype`: as for `render`. Raises InvalidInput where a shape does not fit.
+
+        `checkpoints`: of the n files; any values are safe. Files whose length or checksum differs
+        are read from their beginning. `find`: find the checkpoints of the files that are read so,
+        see `found`.
         """
         where, done = self._prepare(files, sides, plans, numbers, out, self.buffer_dtype)
+        self._table = _make_table(files, sides, checkpoints, find)
         render_jpegs(
             self.decode_address,
+            0 if checkpoints is None else self.at_checkpoints_address,
             self.render_address,
             where,
             sides,
@@ -176,6 +166,7 @@ class JpegRenderer(Renderer):
             self._normalisation,
             self._jpeg_scratch,
             self._pixels,
+            self._table,
             self._scratch,
             out.reshape(-1),
             done,
@@ -189,11 +180,15 @@ class JpegRenderer(Renderer):
         plans: np.ndarray,
         numbers: np.ndarray,
         out: np.ndarray,
+        checkpoints: Checkpoints | None = None,
+        find: bool = False,
     ) -> np.ndarray:
         """Decode, crop, resize and flip only: `render_jpegs` up to the seam, `out` uint8."""
         where, done = self._prepare(files, sides, plans, numbers, out, np.dtype(np.uint8))
+        self._table = _make_table(files, sides, checkpoints, find)
         resize_jpegs(
             self.decode_address,
+            0 if checkpoints is None else self.at_checkpoints_address,
             self.resize_address,
             where,
             sides,
@@ -202,24 +197,46 @@ class JpegRenderer(Renderer):
             self._places,
             self._jpeg_scratch,
             self._pixels,
+            self._table,
             self._scratch,
             out.reshape(-1),
             done,
         )
         return done
 
+    @property
+    def found(self) -> list[np.ndarray | None]:
+        """The checkpoints that the last call with `find` found: for each file (m,)
+        CHECKPOINT_DTYPE, or None where it was read from checkpoints or cannot have any."""
+        fields, counts = self._table.found, self._table.counts
+        return [
+            as_rows(fields[CHECKPOINT_FIELDS * (end - count) :], count) if count else None
+            for end, count in zip(np.cumsum(counts).tolist(), counts.tolist())
+        ]
+
     def decode(
-        self, file: bytes, height: int, width: int, row: np.ndarray
+        self,
+        file: bytes,
+        height: int,
+        width: int,
+        row: np.ndarray,
+        checkpoints: Checkpoints | None = None,
     ) -> tuple[np.ndarray, int, int] | None:
         """Decode only: (region (h, w, 3) uint8, its y, its x) with the crops of a plan row, or None
         where the file is skipped.
 
         Borrowed: valid until the next call. For measuring the parts of `render_jpegs`.
         """
-        where = self._locate([file], np.array([[height, width]]))
+        sides = np.array([[height, width]])
+        where = self._locate([file], sides)
+        self._table = _make_table([file], sides, checkpoints, False)
         scratch, pixels = self._jpeg_scratch, self._pixels
-        arguments = where[0], height, width, row, len(self._places), scratch, pixels, scratch.region
-        if decode_crops(*arguments) != DECODED:
+        memory = scratch, pixels, scratch.region, self._table, 0
+        arguments = where[0], height, width, row, len(self._places), *memory
+        decoded = (
+            checkpoints is not None and decode_crops_at_checkpoints(*arguments) == DECODED
+        ) or decode_crops(*arguments) == DECODED
+        if not decoded:
             return None
         y, x, rows, columns = scratch.region.tolist()
         return pixels[: 3 * rows * columns].reshape(rows, columns, 3), y, x
@@ -227,9 +244,19 @@ class JpegRenderer(Renderer):
     @functools.cached_property
     def decode_address(self) -> int:
         """Address of `decode_crops`, compiled if needed."""
+        return address_of(decode_crops, *self._decode_arguments())
+
+    @functools.cached_property
+    def at_checkpoints_address(self) -> int:
+        """Address of `decode_crops_at_checkpoints`, compiled if needed."""
+        return address_of(decode_crops_at_checkpoints, *self._decode_arguments())
+
+    def _decode_arguments(self) -> tuple[object, ...]:
+        """Arguments of the types that the decoding kernels are called with."""
         file, row = np.empty(2, np.int64), np.empty(self._columns, np.float32)
+        table = _make_table([], np.empty((0, 2), np.int64), None, False)
         scratch = make_jpeg_scratch(0, 0)
-        return address_of(decode_crops, file, 0, 0, row, 1, scratch, self._pixels, scratch.region)
+        return file, 0, 0, row, 1, scratch, self._pixels, scratch.region, table, 0
 
     @functools.cached_property
     def render_address(self) -> int:
@@ -287,3 +314,35 @@ class JpegRenderer(Renderer):
         self._make_room(min(int(sides[:, 1].max()), MAX_WIDTH))
         addresses = [np.frombuffer(file, np.uint8).__array_interface__["data"][0] for file in files]
         return np.array(list(zip(addresses, map(len, files))), np.int64)
+
+
+def _make_table(
+    files: Sequence[bytes],
+    sides: np.ndarray,
+    checkpoints: Checkpoints | None,
+    find: bool,
+) -> CheckpointTable:
+    """The kernels' table of a call's arguments. Raises InvalidInput where a shape does not fit."""
+    count = len(files)
+    if checkpoints is None:
+        checkpoints = Checkpoints(
+            np.empty(0, CHECKPOINT_DTYPE),
+            np.zeros(count + 1, np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(count, np.uint32),
+        )
+    shapes = [one.shape for one in checkpoints[1:]]
+    if shapes != [(count + 1,), (count,), (count,)]:
+        raise InvalidInput(
+            f"{count} files need `begins` ({count + 1},), `lengths` and `checksums` ({count},) "
+            f"of checkpoints, got {shapes[0]}, {shapes[1]} and {shapes[2]}."
+        )
+    room = sum(most_checkpoints(*side) for side in sides.tolist()) if find else 0
+    return CheckpointTable(
+        as_fields(checkpoints.rows),
+        np.ascontiguousarray(checkpoints.begins, np.int64),
+        np.ascontiguousarray(checkpoints.lengths, np.int64),
+        checkpoints.checksums.astype(np.int64),
+        np.empty(CHECKPOINT_FIELDS * room, np.int16),
+        np.zeros(count, np.int64),
+    )

@@ -10,10 +10,11 @@ import pytest
 from maskco_fast.commands import compile as command
 from maskco_fast.commands.compile import CompileConfig
 from maskco_fast.kernels import headers, tar
+from maskco_fast.kernels.decode_crops import decode_crops
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.plan import plan_rows
 from maskco_fast.kernels.render import make_scratch, render_views
-from maskco_fast.kernels.render_jpegs import decode_crops, render_jpegs
+from maskco_fast.kernels.render_jpegs import render_jpegs
 from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
 from maskco_fast.loaders.backends import compilation
 from tests.support.images import write_shards

@@ -1,0 +1,132 @@
+"""Decoding of the region of a JPEG that a plan row's crops need, from the file's beginning or from
+its checkpoints."""
+
+from typing import NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+from .compiler.jit import inline_jit, jit
+from .jpeg.checksum import crc32c
+from .jpeg.decode import NOT_PLAIN, decode_plain
+from .jpeg.pixels import LANES
+from .jpeg.scan import CHECKPOINT_FIELDS
+from .plan import CROP, VIEW_FLOATS
+
+
+class CheckpointTable(NamedTuple):
+    """`checkpoints.Checkpoints` of the n files of a call as the kernels take them, and the memory
+    for new ones."""
+
+    fields: np.ndarray
+    """(CHECKPOINT_FIELDS · m,) int16: the checkpoints of all files."""
+    begins: np.ndarray
+    """(n + 1,) int64: those of file i are `begins[i]` to `begins[i + 1]`; any values are safe."""
+    lengths: np.ndarray
+    """(n,) int64: bytes of the files that they were found in."""
+    checksums: np.ndarray
+    """(n,) int64: CRC-32C of these files."""
+    found: np.ndarray
+    """int16: room for the checkpoints that are found in a call; empty where none are to be."""
+    counts: np.ndarray
+    """(n,) int64, zeros: receives how many were found in each file; they lie one file's behind the
+    other's."""
+
+
+@intrinsic
+def _bytes_at(typing_context, address, size):
+    """A (size,) uint8 array of the bytes at an address. Borrowed: the caller keeps them alive."""
+    array = types.Array(types.uint8, 1, "C", readonly=True)
+
+    def generate(context, builder, signature, arguments):
+        made = context.make_array(array)(context, builder)
+        populate_array(
+            made,
+            data=builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()),
+            shape=[arguments[1]],
+            strides=[context.get_constant(types.intp, 1)],
+            itemsize=context.get_constant(types.intp, 1),
+            meminfo=None,
+        )
+        return made._getvalue()
+
+    return array(types.intp, types.intp), generate
+
+
+@inline_jit()
+def _set_region(height, width, row, views, pixels, region):
+    """Write the smallest region that contains every view's crop to `region`; returns whether it
+    lies inside the image and fits in `pixels`."""
+    y, x, bottom, right = np.int64(height), np.int64(width), np.int64(0), np.int64(0)
+    for v in range(views):
+        crop = row[v * VIEW_FLOATS + CROP :]
+        y, x = min(y, int(crop[0])), min(x, int(crop[1]))
+        bottom, right = max(bottom, int(crop[0] + crop[2])), max(right, int(crop[1] + crop[3]))
+    if y < 0 or x < 0 or bottom > height or right > width or y >= bottom or x >= right:
+        return False
+    y, x = y & ~1, x & ~1  # the decoder starts at whole chroma samples
+    region[0], region[1], region[2], region[3] = y, x, bottom - y, right - x
+    return 3 * ((bottom - y) * (right - x) + LANES) <= len(pixels)
+
+
+@jit()
+def decode_crops(file, height, width, row, views, scratch, pixels, region, table, i):
+    """Decode the region of a JPEG that its crops need: DECODED or NOT_PLAIN.
+
+    Writes the region, (rows, columns, 3) uint8, to the start of `pixels`, and its y, x, rows and
+    columns to `region` (4,) int64. NOT_PLAIN where the crops exceed the image, the region exceeds
+    `pixels`, or the decoder does not take the file. `file` (2,) int64: address and length.
+    `height`, `width`: the image's sides. `row` (columns,) float32: the plan row. `table`: a
+    `CheckpointTable`, in which this is file `i`; receives the file's checkpoints where it has room.
+    `scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the region and a vector more.
+    """
+    if not _set_region(height, width, row, views, pixels, region):
+        return np.int64(NOT_PLAIN)
+    found = table.found[CHECKPOINT_FIELDS * table.counts[:i].sum() :]
+    verdict, table.counts[i] = decode_plain(
+        _bytes_at(file[0], file[1]),
+        file[1],
+        height,
+        width,
+        region[0],
+        region[1],
+        region[2],
+        region[3],
+        scratch,
+        pixels,
+        found,
+        found[:0],
+    )
+    return np.int64(verdict)
+
+
+@jit()
+def decode_crops_at_checkpoints(file, height, width, row, views, scratch, pixels, region, table, i):
+    """`decode_crops` from the file's checkpoints; NOT_PLAIN where there are none, or where they are
+    those of other bytes: the file's verdict is then that of `decode_crops`."""
+    begin, end = table.begins[i], table.begins[i + 1]
+    if begin < 0 or end <= begin or end > len(table.fields) // CHECKPOINT_FIELDS:
+        return np.int64(NOT_PLAIN)
+    data = _bytes_at(file[0], file[1])
+    if table.lengths[i] != file[1] or table.checksums[i] != crc32c(data, file[1]):
+        return np.int64(NOT_PLAIN)
+    if not _set_region(height, width, row, views, pixels, region):
+        return np.int64(NOT_PLAIN)
+    verdict, _ = decode_plain(
+        data,
+        file[1],
+        height,
+        width,
+        region[0],
+        region[1],
+        region[2],
+        region[3],
+        scratch,
+        pixels,
+        table.fields[:0],
+        table.fields[CHECKPOINT_FIELDS * begin : CHECKPOINT_FIELDS * end],
+    )
+    return np.int64(verdict)

@@ -1,0 +1,223 @@
+"""The entropy-coded scan: blocks read one after the other, and those of a region turned to levels.
+
+The stream is read from its beginning, since each code's position depends on the codes before it;
+or from checkpoints, which say where a block begins (see `checkpoints`).
+"""
+
+import numpy as np
+
+from ..compiler.jit import inline_jit
+from ..compiler.vector import broadcast, store
+from .entropy import DUMP_SLOT, END_OF_BLOCK, TABLE_SIZE, is_wild, read_block, refill
+from .pixels import inverse_dct_flat, inverse_dct_pair
+from .segments import (
+    AC_TABLE,
+    DC_TABLE,
+    LAST_DC,
+    OFFSET,
+    QUANTISATION,
+    QUANTISATION_STRIDE,
+    STRIDE,
+    H,
+    V,
+)
+
+MCU_BLOCKS = 6
+"""Most blocks in an MCU: with luma sampled 2x2, four of Y, one each of Cb and Cr."""
+BLOCK_STRIDE = 96
+"""int16 from one block to the next: 64 coefficients, the dump slot, the flag IS_FLAT, padding."""
+IS_FLAT = DUMP_SLOT + 1
+"""Place in a block's memory of the flag that it has no AC coefficients."""
+PIXELS_BETWEEN = 128
+"""Pixels of an MCU row from one checkpoint to the next; the first is at the row's beginning."""
+CHECKPOINT_FIELDS = 5
+"""int16 of a checkpoint: the bit offset's low and high half, the DC predictors of Y, Cb and Cr."""
+_U = np.uint64
+
+
+@inline_jit(forceinline=True)
+def mcus_between(h):
+    """MCUs from one checkpoint to the next; `h`: the luma's horizontal sampling factor."""
+    return PIXELS_BETWEEN // (8 * h)
+
+
+@inline_jit()
+def count_checkpoints(mcu_columns, mcu_rows, h):
+    """Checkpoints of an image of `mcu_columns` by `mcu_rows` MCUs."""
+    between = mcus_between(h)
+    return mcu_rows * ((mcu_columns + between - 1) // between)
+
+
+@inline_jit(forceinline=True)
+def bit_offset(checkpoints, number):
+    """The bit of the scan, without stuffed bytes, at which checkpoint `number` lies."""
+    low = np.int64(checkpoints[CHECKPOINT_FIELDS * number]) & 0xFFFF
+    return low | (np.int64(checkpoints[CHECKPOINT_FIELDS * number + 1]) & 0xFFFF) << 16
+
+
+@inline_jit()
+def _set_checkpoint(checkpoints, number, offset, frame, components):
+    """Write checkpoint `number`; `offset`: its bit."""
+    first = CHECKPOINT_FIELDS * number
+    checkpoints[first] = np.int16(offset & 0xFFFF)
+    checkpoints[first + 1] = np.int16(offset >> 16)
+    for c in range(3):
+        checkpoints[first + 2 + c] = frame[c, LAST_DC] if c < components else 0
+
+
+@inline_jit()
+def decode_scan(
+    data,
+    clean,
+    size,
+    restarts,
+    interval,
+    mcu_columns,
+    mcu_rows,
+    region,
+    components,
+    scratch,
+    found,
+    checkpoints,
+):
+    """Decode the MCUs of the scan, those in `region` to levels; returns whether the scan is valid.
+
+    Without `checkpoints` all MCUs are read; with them, only those from the checkpoints on that the
+    region needs, and only they are judged.
+
+    `data` uint8: the file, which holds the Huffman codes' symbols. `clean` uint8: the scan's `size`
+    bytes, with `restarts` restart markers, one each `interval` MCUs (0 for none). `region` (x1, y1,
+    x2, y2) of `mcu_columns` by `mcu_rows` MCUs. Levels go to `scratch.planes` as `_lay_out_planes`
+    has set. `found`, `checkpoints` (CHECKPOINT_FIELDS · n,) int16, empty or with all checkpoints of
+    the image: receives them; gives them. Any values are safe.
+    """
+    frame = scratch.frame
+    tables = scratch.tables
+    quantisation = scratch.quantisation
+    block = scratch.block
+    planes = scratch.planes
+    x1, y1, x2, y2 = region
+    between = mcus_between(frame[0, H])
+    first_row, last_row, first_column, last_column = 0, mcu_rows, 0, mcu_columns
+    if len(checkpoints):
+        first_row, last_row = y1, y2
+        first_column, last_column = x1 & -between, x2
+    bits, count, at = _U(0), _U(0), _U(0)  # the bit reader, see `entropy.refill`
+    mcus_left = interval
+    restarts_passed = 0
+    wild = 0  # not 0 after a DC coefficient that takes too many bits
+    # Blocks are transformed in pairs. `pending` is the place in `block` of one that has no partner
+    # yet, -1 for none. While it waits, the next MCU is read into the other half of `block`, which
+    # begins with block number `half`.
+    half = 0
+    pending, pending_at, pending_stride = -1, 0, 0
+    for my in range(first_row, last_row):
+        for mx in range(first_column, last_column):
+            # 0. A checkpoint: continue there, or note it.
+            if mx & (between - 1) == 0:
+                number = my * ((mcu_columns + between - 1) // between) + mx // between
+                if len(checkpoints):
+                    offset = bit_offset(checkpoints, number)
+                    if offset > 8 * size:
+                        return False
+                    bits, count, at = refill(clean, _U(0), _U(0), _U(offset >> 3))
+                    bits <<= _U(offset & 7)
+                    count -= _U(offset & 7)
+                    for c in range(components):
+                        frame[c, LAST_DC] = checkpoints[CHECKPOINT_FIELDS * number + 2 + c]
+                elif len(found):
+                    offset = 8 * np.int64(at) - np.int64(count)
+                    _set_checkpoint(found, number, offset, frame, components)
+
+            # 1. Restart interval: it must end where the marker stood; the next begins at a whole
+            # byte, with DC predictions of 0.
+            if interval and mcus_left == 0:
+                if (
+                    restarts_passed >= restarts
+                    or np.int64(at) - np.int64(count >> _U(3)) != scratch.restarts[restarts_passed]
+                ):
+                    return False
+                at = _U(scratch.restarts[restarts_passed])
+                bits, count = _U(0), _U(0)
+                for c in range(components):
+                    frame[c, LAST_DC] = 0
+                mcus_left = interval
+                restarts_passed += 1
+            mcus_left -= 1
+
+            # 2. Read the MCU's blocks: each component's in turn, row by row.
+            number = half
+            for c in range(components):
+                q = QUANTISATION_STRIDE * frame[c, QUANTISATION]
+                dc = frame[c, DC_TABLE] * TABLE_SIZE
+                ac = frame[c, AC_TABLE] * TABLE_SIZE
+                for _ in range(frame[c, V] * frame[c, H]):
+                    bits, count, at, difference, end = read_block(
+                        clean,
+                        bits,
+                        count,
+                        at,
+                        data,
+                        tables,
+                        dc,
+                        ac,
+                        quantisation,
+                        q,
+                        block,
+                        BLOCK_STRIDE * number,
+                    )
+                    if end == _U(0):
+                        return False
+                    value = frame[c, LAST_DC] + difference
+                    frame[c, LAST_DC] = value
+                    coefficient = value * quantisation[q]
+                    wild |= is_wild(coefficient)
+                    block[BLOCK_STRIDE * number] = coefficient
+                    block[BLOCK_STRIDE * number + IS_FLAT] = end == _U(2 + END_OF_BLOCK)
+                    number += 1
+
+            # 3. Inside the region, transform them to levels; elsewhere clear them.
+            if x1 <= mx < x2 and y1 <= my < y2:
+                number = half
+                for c in range(components):
+                    h, v, stride = frame[c, H], frame[c, V], frame[c, STRIDE]
+                    for by in range(v):
+                        for bx in range(h):
+                            to = frame[c, OFFSET] + 8 * (
+                                ((my - y1) * v + by) * stride + (mx - x1) * h + bx
+                            )
+                            source = BLOCK_STRIDE * number
+                            if block[source + IS_FLAT]:
+                                inverse_dct_flat(np.int64(block[source]), planes, to, stride)
+                            elif pending < 0:
+                                pending, pending_at, pending_stride = source, to, stride
+                            else:
+                                inverse_dct_pair(
+                                    block,
+                                    pending,
+                                    source,
+                                    planes,
+                                    pending_at,
+                                    pending_stride,
+                                    to,
+                                    stride,
+                                )
+                                pending = -1
+                            number += 1
+                half = MCU_BLOCKS if 0 <= pending < MCU_BLOCKS * BLOCK_STRIDE else 0
+            else:
+                for i in range(half, number):
+                    store(block, BLOCK_STRIDE * i, broadcast(np.int16(0), 32))
+                    store(block, BLOCK_STRIDE * i + 32, broadcast(np.int16(0), 32))
+
+            # 4. A refill reads up to 8 bytes ahead; farther beyond the end, the data was too short.
+            if np.int64(at) > size + 8 or wild:
+                return False
+    if pending >= 0:
+        inverse_dct_pair(
+            block, pending, pending, planes, pending_at, pending_stride, pending_at, pending_stride
+        )
+    if len(checkpoints):
+        return True
+    # Valid if all bytes and restart markers are used up; bits left in the last byte are padding.
+    return np.int64(at) - np.int64(count >> _U(3)) == size and restarts_passed == restarts
