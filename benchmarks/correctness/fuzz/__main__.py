@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import mmap
 import multiprocessing
+import os
 import pathlib
 import resource
 import shutil
@@ -107,6 +108,8 @@ def _peak_mb() -> int:
 
 def _child(target: Target, seed: int, number: int, before: mmap.mmap, answer: Connection) -> None:
     faulthandler.disable()  # a crash is reported as a finding
+    # Pillow's decoders report each damaged file there, at length.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         answer.send(run_round(target, seed, number, target.per_round, before))
     finally:
