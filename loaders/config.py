@@ -13,6 +13,8 @@ from .system.cpus import loader_threads
 
 DECODING = ("exact", "fast")
 """Values of `LoaderConfig.decode`."""
+SCAN_INDEX_GB = 16.0
+"""Default of `LoaderConfig.scan_index_gb`: about 1.7 kB an image, so 9 million images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class LoaderConfig:
     """Batches prepared at once."""
     decode: str = "exact"
     """One of `DECODING`."""
+    scan_index_gb: float = SCAN_INDEX_GB
+    """Most gigabytes of scan indexes in the folder of the indexes; 0 for none, see `ScanIndex`."""
     names: bool = False
     """Whether batches have their samples' shards and keys, `Batch.names`."""
     form: str | Form | None = None
@@ -58,6 +62,11 @@ class LoaderConfig:
             )
         if self.decode not in DECODING:
             raise InvalidInput(f"`decode` must be {' or '.join(DECODING)}, got {self.decode!r}")
+        if not self.scan_index_gb >= 0:
+            raise InvalidInput(
+                "`scan_index_gb` must be at least 0, which switches scan indexes off, "
+                f"got {self.scan_index_gb}"
+            )
         find_form(self.form)
         if (self.rank is None) != (self.world_size is None):
             raise InvalidInput(

@@ -10,7 +10,7 @@ from ..kernels.errors import InvalidInput
 from ..kernels.views import ViewConfig
 from .adapters.forms import Form
 from .backends.compilation import compile_in_background, loader_jobs
-from .config import LoaderConfig
+from .config import SCAN_INDEX_GB, LoaderConfig
 from .loader import Loader
 from .order import SHARDS_PER_BLOCK
 from .remote.config import RemoteConfig
@@ -69,6 +69,7 @@ def make_loader(
     threads: int | None = None,
     prefetch: int = 3,
     decode: str = "exact",
+    scan_index_gb: float = SCAN_INDEX_GB,
     max_bad_share: float = 0.1,
     index_folder: str | os.PathLike[str] | None = None,
     progress: Progress = no_progress,
@@ -107,6 +108,9 @@ def make_loader(
     - `prefetch`: batches prepared at once.
     - `decode`: "exact", or "fast": images with large crops are decoded at a half, a quarter or an
       eighth of their size with libjpeg's fast IDCT; other images as with "exact".
+    - `scan_index_gb`: most gigabytes that scan indexes may take beside the indexes, 0 for none. The
+      native and ffcv loaders write them in the first epoch, and later read only the parts of each
+      JPEG that the crops need; the batches are the same.
     - `max_bad_share`: largest share of bad samples tolerated, in (0, 1]; see `Quarantine`.
     - `index_folder`: where the indexes of the shards are stored (default: the cache folder).
     - `progress`: called after each shard is indexed.
@@ -133,6 +137,7 @@ def make_loader(
         threads=threads,
         prefetch=prefetch,
         decode=decode,
+        scan_index_gb=scan_index_gb,
         names=names or form == "lightly",
         form=form,
     )

@@ -28,6 +28,7 @@ from ..buffers import BufferPool
 from ..config import LoaderConfig
 from ..loader import Loader
 from ..request import Rendered, Request
+from ..scans.scan_index import ScanIndex
 from ..shards.beton import BetonDataset, write_directory
 from ..shards.dataset import Dataset
 from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
@@ -234,6 +235,7 @@ class FfcvLoader(Loader):
     ) -> None:
         super().__init__(dataset, config, max_bad_share=max_bad_share)
         self._reader: Reader | None = None
+        self._scan_index = ScanIndex.of(dataset, config)
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
@@ -254,6 +256,8 @@ class FfcvLoader(Loader):
             if epoch is not None:
                 epoch.close()
             threads.shutdown(cancel_futures=True)
+            if self._scan_index is not None:
+                self._scan_index.close()
 
 
 def _reader(dataset: Dataset) -> Reader:
@@ -274,7 +278,9 @@ class _Team:
     def __init__(self, loader: FfcvLoader, threads: ThreadPoolExecutor) -> None:
         self.closing = False
         self._threads = threads
-        self._renderers = [SampleRenderer(loader) for _ in range(loader.config.thread_count)]
+        self._renderers = [
+            SampleRenderer(loader, loader._scan_index) for _ in range(loader.config.thread_count)
+        ]
 
     def execute(self, work: Work, status: np.ndarray) -> None:
         """Render all samples of a batch; raise the first error of a thread."""

@@ -8,8 +8,11 @@ from collections.abc import Callable, Generator, Iterator
 import numpy as np
 
 from ..buffers import BufferPool
+from ..config import LoaderConfig
 from ..loader import Loader
 from ..request import Rendered, Request
+from ..scans.scan_index import ScanIndex
+from ..shards.dataset import Dataset
 from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
 
 
@@ -19,9 +22,15 @@ class NativeLoader(Loader):
     Python only reads the bytes. Decoding and rendering run without the GIL, several samples a call.
     """
 
+    def __init__(
+        self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1
+    ) -> None:
+        super().__init__(dataset, config, max_bad_share=max_bad_share)
+        self._scan_index = ScanIndex.of(dataset, config)
+
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
-        config, pool = self.config, self._pool
-        workers = _Workers(config.thread_count, lambda: SampleRenderer(self))
+        config, pool, scan_index = self.config, self._pool, self._scan_index
+        workers = _Workers(config.thread_count, lambda: SampleRenderer(self, scan_index))
         pending: collections.deque[_Work] = collections.deque()
         try:
             for request in requests:
@@ -33,6 +42,8 @@ class NativeLoader(Loader):
         finally:
             self.dataset.cancel_reads()  # before `close` waits for threads that read
             workers.close()
+            if scan_index is not None:
+                scan_index.close()
 
     def _finish(self, work: "_Work", pool: BufferPool) -> Rendered:
         work.wait()

@@ -10,6 +10,7 @@ from ...kernels.render_jpegs import JpegRenderer
 from ..loader import Loader
 from ..regions import scale_crops
 from ..request import Request
+from ..scans.scan_index import ScanIndex
 from ..shards.decode import Decoder
 
 SAMPLES_PER_CALL = 4
@@ -24,12 +25,14 @@ class SampleRenderer:
     image, and every JPEG that is decoded smaller, is decoded by a library, one by one.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, scan_index: ScanIndex | None) -> None:
+        """`scan_index`: shared by the threads; None decodes each JPEG from its beginning."""
         config = loader.config
         self._loader = loader
+        self._scan_index = scan_index
         self._views = len(config.views.views)
         self._decode = Decoder(fast=config.decode == "fast").decode_scaled
-        renderer = JpegRenderer(config.views, FORMATS[config.dtype].name)
+        renderer = self._renderer = JpegRenderer(config.views, FORMATS[config.dtype].name)
         if config.seam:
             self._render, self._render_jpegs = renderer.resize, renderer.resize_jpegs
         else:
@@ -57,11 +60,31 @@ class SampleRenderer:
             chosen = np.array(jpegs)
             samples = dataset.samples[request.indices[chosen]]
             sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
-            done = self._render_jpegs(files, sides, request.rows[chosen], chosen, memory)
+            done = self._render_chosen(request, chosen, files, sides, memory)
             quarantine.count_decoded(int(done.sum()))
             others.extend(chosen[~done].tolist())  # not plain, or damaged: a library decides
         for n in others:
             self._render_one(request, n, memory)
+
+    def _render_chosen(
+        self,
+        request: Request,
+        chosen: np.ndarray,
+        files: Sequence[bytes],
+        sides: np.ndarray,
+        memory: np.ndarray,
+    ) -> np.ndarray:
+        """Render the JPEGs of samples `chosen`, from their checkpoints where they have some."""
+        rows, scan_index = request.rows[chosen], self._scan_index
+        if scan_index is None:
+            return self._render_jpegs(files, sides, rows, chosen, memory)
+        indices = request.indices[chosen].tolist()
+        checkpoints = scan_index.read(indices)
+        find = scan_index.writes
+        done = self._render_jpegs(files, sides, rows, chosen, memory, checkpoints, find)
+        if find:
+            scan_index.add(indices, files, self._renderer.found)
+        return done
 
     def _render_one(self, request: Request, n: int, memory: np.ndarray) -> None:
         image, shrink = self._loader._fetch(request, n, self._decode)

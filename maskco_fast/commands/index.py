@@ -13,7 +13,9 @@ from maskco_fast.errors import SUCCESS
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, EmptyDataset, Quarantine, RemoteConfig, open_dataset
+from maskco_fast.loaders.config import SCAN_INDEX_GB
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
+from maskco_fast.loaders.scans.scan_dataset import scan_dataset
 from maskco_fast.progress import ProgressLines
 
 MAX_PRINTED = 20
@@ -33,6 +35,11 @@ class IndexConfig:
     """Shards read at a time. None: one for each CPU available to this process."""
     index_folder: pathlib.Path | None = None
     """Folder of the indexes. None: the user's cache folder."""
+    scan: bool = False
+    """Also make the scan indexes, which the first epoch makes otherwise: where each JPEG's data can
+    be entered, so that only the parts that the crops need are read."""
+    scan_index_gb: float = SCAN_INDEX_GB
+    """Most gigabytes of scan indexes in the folder of the indexes, for --scan."""
     batch_size: int = 256
     """Batch size for which the mixing of shards is reported."""
     report: pathlib.Path | None = None
@@ -65,7 +72,15 @@ def index(config: IndexConfig) -> int:
     except EmptyDataset as empty:
         _report(config, _facts_of_none(empty.shards), Quarantine(empty.bad), began)
         raise
-    _report(config, _facts(dataset, config.batch_size), Quarantine(dataset.bad), began)
+    facts = _facts(dataset, config.batch_size)
+    if config.scan:
+        facts["scanned"] = scan_dataset(
+            dataset,
+            limit=config.scan_index_gb * 1e9,
+            threads=config.threads,
+            progress=ProgressLines(),
+        )
+    _report(config, facts, Quarantine(dataset.bad), began)
     return SUCCESS
 
 
@@ -131,6 +146,10 @@ def _as_text(facts: dict[str, Any]) -> str:
     if facts["short_side_p5_p50_p95"] is not None:
         small, median, large = facts["short_side_p5_p50_p95"]
         lines.append(f"short side, pixels: {small} / {median} / {large} (5 % / median / 95 %)")
+    if "scanned" in facts:
+        lines.append(
+            f"{facts['scanned']} with a scan index: the others are read from their beginning"
+        )
     if facts["mixing"] is not None:
         lines.append(
             f"mixing: a batch holds samples of {facts['mixing']:.0%} of the shards that a uniform "

@@ -201,6 +201,7 @@ def _loader(
         shuffle_block=config.shuffle_block,
         threads=config.loader_threads or loader_threads(device.type, world.local_size),
         decode=config.decode,
+        scan_index_gb=config.scan_index_gb,
         remote=config.remote,
         loader_process=config.loader_process,
     )

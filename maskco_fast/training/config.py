@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
+from maskco_fast.loaders.config import SCAN_INDEX_GB
 from maskco_fast.loaders.order import SHARDS_PER_BLOCK
 from maskco_fast.loaders.shards.names import redact
 from maskco_fast.loggers import LOGGERS
@@ -135,6 +136,9 @@ class TrainConfig(RunConfig, MethodFields):
     decode: Literal["exact", "fast"] = "exact"
     """fast (native and ffcv): decode images whose crops allow it at 1/2, 1/4 or 1/8 size with
     libjpeg's fast IDCT; the others as with exact."""
+    scan_index_gb: float = field(default=SCAN_INDEX_GB, metadata=MAY_CHANGE)
+    """Most gigabytes of scan indexes beside the shards' indexes, 0 for none. Found in the first
+    epoch, they let later ones read only the parts of a JPEG that its crops need."""
     model: ModelConfig = field(default_factory=ModelConfig)
     views: ViewOptions = field(default_factory=ViewOptions)
     monitor: MonitorConfig = field(default_factory=MonitorConfig, metadata=MAY_CHANGE)

@@ -1,0 +1,197 @@
+"""Scan files: where the entropy-coded data of JPEGs can be entered, in a file for each shard.
+
+Layout, little-endian: HEADER; a table with an entry (FIELDS, CHECKSUM) for each usable sample,
+zeros for one that has not been scanned; then the checkpoints, in the order in which they were
+found.
+
+Each entry vouches for itself. Its checksum covers its fields and its checkpoints, and these are
+used only for a JPEG of its length and CRC32C. Neither damage nor a second writer can therefore
+change a pixel: a sample whose entry does not hold is decoded from its beginning, and scanned anew.
+That is why a file is appended to in place, under a lock, without being synced or renamed.
+"""
+
+import hashlib
+import os
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...kernels.jpeg.checkpoints import CHECKPOINT_DTYPE, PIXELS_BETWEEN
+from ..shards.index import ShardIndex
+from ..shards.index_cache import cache_file
+from ..shards.reader import ShardReader
+from ..system.portable import try_lock, write_at_offset
+
+FORMAT_VERSION = 1
+"""Bump when the format or the meaning of a checkpoint changes; older files are made anew."""
+SUFFIX = ".scan"
+"""Suffix of the files; the stem is that of the shard's index."""
+
+MAGIC = b"mf-scan\n"
+HEADER = struct.Struct("<8sIIQ16sI20x")
+"""Magic, version, pixels between checkpoints, samples, stamp, CRC32 of these."""
+FIELDS = struct.Struct("<QQII")
+"""Of an entry: offset of its checkpoints in the file, length of the JPEG, number of checkpoints,
+CRC32C of the JPEG."""
+CHECKSUM = struct.Struct("<I4x")
+"""Behind the fields: CRC32 of the sample's number, the fields and the checkpoints."""
+ENTRY_SIZE = FIELDS.size + CHECKSUM.size
+MOST_CHECKPOINTS = 1 << 18
+"""More than a JPEG of the largest size taken has; a greater number is damage."""
+PATIENCE = 0.5
+"""Seconds that `append` waits for another process's lock."""
+
+
+class DamagedEntry(Exception):
+    """An entry of a scan file does not hold; text: what is wrong with it."""
+
+
+class Scanned(NamedTuple):
+    """The checkpoints of a JPEG."""
+
+    length: int
+    """Bytes of the JPEG."""
+    checksum: int
+    """CRC32C of these."""
+    rows: bytes
+    """Of CHECKPOINT_DTYPE; empty for a JPEG that has none."""
+
+
+class ScanFile:
+    """The scan file of one shard, read from any thread and appended to by any process."""
+
+    def __init__(self, shard: ShardIndex, folder: Path) -> None:
+        """`folder`: where the shard's index is kept. Opens nothing."""
+        self.path = scan_path(shard, folder)
+        self.damage = ""
+        """Why the file that was found is made anew; empty where it is sound, stale or absent."""
+        self._header = _header(shard)
+        self._table_end = HEADER.size + len(shard.samples) * ENTRY_SIZE
+        self._exists = self._is_sound()
+        self._may_replace = not self._exists
+
+    def _is_sound(self) -> bool:
+        """Whether there is a file for this state of the shard; sets `damage`."""
+        try:
+            with open(self.path, "rb") as file:
+                found = file.read(HEADER.size)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self.damage = error.strerror or str(error)
+            return False
+        if found == self._header:
+            return True
+        if not _is_header(found):
+            self.damage = "its header is damaged"
+        return False
+
+    def read(self, reader: ShardReader, number: int) -> Scanned | None:
+        """The checkpoints of usable sample `number`; None where it has not been scanned.
+
+        Raises DamagedEntry.
+        """
+        if not self._exists:
+            return None
+        path = str(self.path)
+        try:
+            entry = reader.read(path, HEADER.size + number * ENTRY_SIZE, ENTRY_SIZE)
+            begin, length, count, checksum = FIELDS.unpack_from(entry)
+            if not any(entry):
+                return None
+            if count > MOST_CHECKPOINTS or begin >> 62:
+                raise DamagedEntry("an entry is out of range")
+            rows = reader.read(path, begin, count * CHECKPOINT_DTYPE.itemsize)
+        except (OSError, EOFError) as error:
+            raise DamagedEntry(getattr(error, "strerror", None) or "it is cut short") from error
+        (stored,) = CHECKSUM.unpack_from(entry, FIELDS.size)
+        if _entry_checksum(number, entry[: FIELDS.size], rows) != stored:
+            raise DamagedEntry("a checksum differs")
+        return Scanned(length, checksum, rows)
+
+    def append(self, found: Sequence[tuple[int, Scanned]]) -> bool:
+        """Store the checkpoints of usable samples, by number. False where another process holds the
+        file's lock for too long, or the file belongs to another state of the shard.
+
+        Raises OSError where the file cannot be written.
+        """
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+        with open(descriptor, "r+b", buffering=0):
+            if not _lock_soon(descriptor) or not self._prepare(descriptor):
+                return False
+            begin = max(os.fstat(descriptor).st_size, self._table_end)
+            # Checkpoints first, so that an entry seldom points at what is not there yet.
+            _write(descriptor, b"".join(scanned.rows for _, scanned in found), begin)
+            for number, (length, checksum, rows) in found:
+                count = len(rows) // CHECKPOINT_DTYPE.itemsize
+                fields = FIELDS.pack(begin, length, count, checksum)
+                entry = fields + CHECKSUM.pack(_entry_checksum(number, fields, rows))
+                _write(descriptor, entry, HEADER.size + number * ENTRY_SIZE)
+                begin += len(rows)
+        self._exists = True
+        return True
+
+    def _prepare(self, descriptor: int) -> bool:
+        """Begin an empty, stale or damaged file anew; whether the file is this shard's."""
+        found = os.read(descriptor, HEADER.size)
+        if found != self._header:
+            if found and not self._may_replace:
+                return False
+            os.ftruncate(descriptor, 0)
+            _write(descriptor, self._header, 0)
+            os.ftruncate(descriptor, self._table_end)
+        self._may_replace = False
+        return True
+
+
+def scan_path(shard: ShardIndex, folder: Path) -> Path:
+    """The scan file of a shard; each .beton file made from the shard has another one."""
+    beton = getattr(shard, "beton", None)
+    index = cache_file(shard.path if beton is None else f"{beton}\n{shard.path}", folder)
+    return index.with_suffix(SUFFIX)
+
+
+def _header(shard: ShardIndex) -> bytes:
+    """The header of the shard's scan file, with a stamp of what is where in the shard."""
+    stamp = hashlib.blake2b(digest_size=16)
+    for field in ("sample_id", "offset", "size"):
+        stamp.update(np.ascontiguousarray(shard.samples[field]).tobytes())
+    if shard.remote is not None:
+        stamp.update(shard.remote.digest.encode())  # of the bytes; a tag may change without them
+    facts = (MAGIC, FORMAT_VERSION, PIXELS_BETWEEN, len(shard.samples), stamp.digest())
+    checksum = zlib.crc32(HEADER.pack(*facts, 0))
+    return HEADER.pack(*facts, checksum)
+
+
+def _is_header(found: bytes) -> bool:
+    """Whether the bytes are a sound header, of any version and shard."""
+    if len(found) != HEADER.size:
+        return False
+    *facts, checksum = HEADER.unpack(found)
+    return facts[0] == MAGIC and zlib.crc32(HEADER.pack(*facts, 0)) == checksum
+
+
+def _entry_checksum(number: int, fields: bytes, rows: bytes) -> int:
+    return zlib.crc32(rows, zlib.crc32(fields, number & 0xFFFFFFFF))
+
+
+def _lock_soon(descriptor: int) -> bool:
+    """Lock the file within `PATIENCE`, so that a stopped process never stops the others."""
+    end = time.monotonic() + PATIENCE
+    while not try_lock(descriptor):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    while data:
+        written = write_at_offset(descriptor, data, offset)
+        data, offset = data[written:], offset + written

@@ -1,0 +1,223 @@
+"""The scan index of a dataset: finds, keeps and supplies the checkpoints of its JPEGs.
+
+The first epoch finds them, or `scan_dataset` does it ahead; later epochs then read only the parts
+of a JPEG that its crops need. `scan_file` describes the files. Ranks and jobs share them: each
+appends what it has found and reads what any of them has.
+"""
+
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...kernels import headers
+from ...kernels.compiler.cache import cache_folder
+from ...kernels.jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, checksum
+from ..config import LoaderConfig
+from ..shards.dataset import Dataset
+from ..shards.reader import ShardReader
+from ..system.files import bytes_text, free_bytes
+from .scan_file import SUFFIX, DamagedEntry, ScanFile, Scanned
+
+PENDING_BYTES = 4 << 20
+"""Checkpoints that wait in memory before they are written: those of 2 500 images of ImageNet. While
+another thread writes, twice as many may wait; more are dropped, and found in a later epoch."""
+LEAST_PIXELS = 128 * 128
+"""Smaller images are read as fast without checkpoints."""
+RECOUNT_SECONDS = 60.0
+"""Seconds after which the bytes of all scan files are counted anew: other processes write too."""
+RESERVE_BYTES = 1 << 30
+"""Free bytes that are left on the disk."""
+
+
+class ScanIndex:
+    """Checkpoints of a dataset's JPEGs, used from any thread.
+
+    A folder that cannot be written or is full is announced once; what it holds is used all the
+    same, and so are files with damaged parts.
+    """
+
+    def __init__(self, dataset: Dataset, *, limit: float) -> None:
+        """`limit`: most bytes of all scan files in the folder of the indexes. Opens nothing."""
+        opened = dataset.opened_with or {}
+        folder = opened.get("index_folder")
+        self.folder = Path(folder) if folder is not None else cache_folder("index")
+        self._dataset = dataset
+        self._limit = limit
+        self._files: dict[tuple[str, str], ScanFile] = {}
+        self._reader = ShardReader()
+        self._pending: dict[ScanFile, list[tuple[int, Scanned]]] = {}
+        self._pending_bytes = 0
+        self._warned = False
+        self._lock = threading.Lock()
+        """Held while `_files`, `_pending`, `_pending_bytes` or `_warned` changes."""
+        self._writing = threading.Lock()
+        """Held while files are written, and for what follows."""
+        self._writes = True
+        self._used = 0
+        self._counted = -RECOUNT_SECONDS
+        """Bytes of all scan files in the folder, and when they were counted."""
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: LoaderConfig) -> "ScanIndex | None":
+        """The scan index that a loader uses; None where it is switched off, or for a stream."""
+        if not config.scan_index_gb or not len(dataset.shards):
+            return None
+        return cls(dataset, limit=config.scan_index_gb * 1e9)
+
+    @property
+    def writes(self) -> bool:
+        """Whether new checkpoints are stored; finding them is of no use otherwise."""
+        return self._writes
+
+    def covers(self, index: int) -> bool:
+        """Whether checkpoints pay for sample `index`: a JPEG that is not tiny."""
+        sample = self._dataset.samples[index]
+        pixels = int(sample["height"]) * int(sample["width"])
+        return bool(sample["format"] == headers.JPEG) and pixels >= LEAST_PIXELS
+
+    def read(self, indices: Sequence[int]) -> Checkpoints | None:
+        """The checkpoints of samples `indices` for a kernel's call; None where none has any."""
+        found = [self.read_one(index) for index in indices]
+        if not any(found):
+            return None
+        counts = [len(one.rows) // CHECKPOINT_DTYPE.itemsize if one else 0 for one in found]
+        return Checkpoints(
+            rows=np.frombuffer(b"".join(one.rows for one in found if one), CHECKPOINT_DTYPE),
+            begins=np.cumsum([0, *counts]),
+            lengths=np.array([one.length if one else 0 for one in found], np.int64),
+            checksums=np.array([one.checksum if one else 0 for one in found], np.uint32),
+        )
+
+    def read_one(self, index: int) -> Scanned | None:
+        """The checkpoints of sample `index`; None where it is not scanned, or they are damaged."""
+        file, number = self._locate(index)
+        try:
+            return file.read(self._reader, number)
+        except DamagedEntry as error:
+            self._warn_of_damage(file, str(error))
+            return None
+
+    def add(
+        self,
+        indices: Sequence[int],
+        files: Sequence[bytes],
+        checkpoints: Sequence[np.ndarray | None],
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Store the checkpoints, of CHECKPOINT_DTYPE, that were found in the samples' JPEGs: None
+        for a JPEG without new ones, an empty array for one that cannot have any.
+
+        `wait`: where another thread is writing, wait for it instead of going on, which may drop
+        some.
+        """
+        full = False
+        for index, data, rows in zip(indices, files, checkpoints):
+            if rows is not None and self.covers(index):
+                scanned = Scanned(len(data), checksum(data), rows.tobytes())
+                full = self._add_one(index, scanned) or full
+        if full and self._writing.acquire(blocking=wait):
+            try:
+                self._write_pending()
+            finally:
+                self._writing.release()
+
+    def close(self) -> None:
+        """Write what waits in memory and close the files, which the next use opens again."""
+        with self._writing:
+            self._write_pending()
+        self._reader.close()
+
+    def _locate(self, index: int) -> tuple[ScanFile, int]:
+        """The scan file of sample `index`, and the sample's number there."""
+        shard, number = self._dataset.locate(index)
+        key = shard.path, getattr(shard, "beton", "")
+        file = self._files.get(key)
+        if file is None:
+            with self._lock:
+                file = self._files.get(key)
+                if file is None:
+                    file = self._files[key] = ScanFile(shard, self.folder)
+            if file.damage:
+                self._warn_of_damage(file, file.damage)
+        return file, number
+
+    def _add_one(self, index: int, scanned: Scanned) -> bool:
+        """Let checkpoints wait to be written; whether it is time to write them."""
+        file, number = self._locate(index)
+        with self._lock:
+            if not self._writes or self._pending_bytes > 2 * PENDING_BYTES:
+                return False
+            self._pending.setdefault(file, []).append((number, scanned))
+            self._pending_bytes += len(scanned.rows)
+            return self._pending_bytes > PENDING_BYTES
+
+    def _write_pending(self) -> None:
+        """Append what waits to its files, with `_writing` held."""
+        with self._lock:
+            pending, size = self._pending, self._pending_bytes
+            self._pending, self._pending_bytes = {}, 0
+        if not pending or not self._has_room(size):
+            return
+        try:
+            for file, found in pending.items():
+                file.append(found)  # what another process keeps it from writing is found later
+        except OSError as error:
+            self._stop_writing(
+                f"the scan index in {self.folder} cannot be written ({error.strerror or error}), "
+                "so JPEGs that it lacks are decoded from their beginning: make the folder "
+                "writable, choose another `index_folder`, or set `scan_index_gb` to 0"
+            )
+
+    def _has_room(self, size: int) -> bool:
+        """Whether `size` more bytes may be written; counts them."""
+        now = time.monotonic()
+        if now - self._counted > RECOUNT_SECONDS:
+            self._counted = now
+            self._used = _bytes_of_scan_files(self.folder)
+        self._used += size
+        if self._used > self._limit:
+            self._stop_writing(
+                f"the scan index is full: {bytes_text(self._used - size)} of the "
+                f"{bytes_text(int(self._limit))} of `scan_index_gb` are used in {self.folder}, so "
+                "JPEGs that it lacks are decoded from their beginning: raise `scan_index_gb`, or "
+                f"remove the *{SUFFIX} files there that are no longer needed"
+            )
+        elif free_bytes(self.folder / "any") < size + RESERVE_BYTES:
+            self._stop_writing(
+                f"the disk of {self.folder} has less than {bytes_text(RESERVE_BYTES)} left, so "
+                "the scan index does not grow and JPEGs that it lacks are decoded from their "
+                "beginning: free space there, or choose another `index_folder`"
+            )
+        return self._writes
+
+    def _stop_writing(self, reason: str) -> None:
+        self._writes = False
+        warnings.warn(reason, stacklevel=2)
+
+    def _warn_of_damage(self, file: ScanFile, reason: str) -> None:
+        """Warn once: one event may damage many entries."""
+        with self._lock:
+            if self._warned:
+                return
+            self._warned = True
+        warnings.warn(
+            f"the scan file {file.path} is damaged ({reason}): its JPEGs are decoded from their "
+            "beginning, to the same pixels, and scanned anew",
+            stacklevel=2,
+        )
+
+
+def _bytes_of_scan_files(folder: Path) -> int:
+    """Bytes of the scan files in a folder; 0 where there is none."""
+    total = 0
+    try:
+        for file in folder.glob(f"*{SUFFIX}"):
+            total += file.stat().st_size
+    except OSError:  # the folder is absent, or a file has just vanished
+        pass
+    return total

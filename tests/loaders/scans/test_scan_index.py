@@ -1,0 +1,289 @@
+"""The scan index: the same batches with and without, whatever has happened to its files."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+from benchmarks.correctness import faulty_server
+from maskco_fast.commands.index import IndexConfig, index
+from maskco_fast.kernels.jpeg.checkpoints import checksum, find_checkpoints
+from maskco_fast.loaders import Loader, ViewConfig, make_loader, open_dataset
+from maskco_fast.loaders.scans import scan_dataset as module
+from maskco_fast.loaders.scans.scan_dataset import scan_dataset
+from maskco_fast.loaders.scans.scan_file import HEADER, SUFFIX
+from maskco_fast.loaders.scans.scan_index import ScanIndex
+from tests.loaders.test_conformance import same
+from tests.support.images import encode, picture, write_shards, write_tar
+from tests.support.remote_servers import hurried
+
+VIEWS = ViewConfig.maskco(32)
+LIMIT = 1e9
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_shards(tmp_path_factory.mktemp("shards"), 2, 7, bad=(5,), side=160)
+
+
+@pytest.fixture(scope="module")
+def epochs(shards):
+    """Three epochs without a scan index."""
+    with make_loader(shards, 4, views=VIEWS, threads=1, scan_index_gb=0) as loader:
+        return [list(loader) for _ in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def made(shards, folder):
+    """The folder of a complete scan index."""
+    scan_dataset(open_dataset(shards, index_folder=folder), limit=LIMIT, threads=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def uses(monkeypatch) -> list[int]:
+    """How many of the samples of each call had checkpoints."""
+    counts: list[int] = []
+    read = ScanIndex.read
+
+    def counting(self, indices):
+        found = read(self, indices)
+        counts.append(0 if found is None else int((np.diff(found.begins) > 0).sum()))
+        return found
+
+    monkeypatch.setattr(ScanIndex, "read", counting)
+    return counts
+
+
+def native(shards, folder, **options) -> Loader:
+    return make_loader(shards, 4, views=VIEWS, threads=1, index_folder=folder, **options)
+
+
+def scan_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def stored(shards, folder) -> list[bytes | None]:
+    """The checkpoints of all samples in a folder."""
+    scanned = ScanIndex(open_dataset(shards, index_folder=folder), limit=LIMIT)
+    return [one.rows or None if one else None for one in map(scanned.read_one, range(14))]
+
+
+def truth(shards) -> list[bytes | None]:
+    """The checkpoints of all samples, found anew."""
+    dataset = open_dataset(shards)
+    rows = [find_checkpoints(dataset.read(index)) for index in range(len(dataset))]
+    return [None if one is None else one.tobytes() for one in rows]
+
+
+def equal(mine, theirs) -> bool:
+    return all(itertools.starmap(same, zip(mine, theirs, strict=True)))
+
+
+def test_the_first_epoch_makes_it_and_the_second_uses_it(shards, epochs, folder, uses):
+    with native(shards, folder) as loader:
+        assert equal(loader, epochs[0])
+        assert sum(uses) == 0
+        found = stored(shards, folder)
+        assert all(one in (None, true) for one, true in zip(found, truth(shards)))
+        assert found.count(None) <= 3  # the bad one, and two beyond the last batch
+        uses.clear()
+        assert equal(loader, epochs[1])
+        assert sum(uses) >= 8
+
+
+def test_a_resumed_run_uses_it(shards, epochs, made, uses):
+    with native(shards, made) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    with native(shards, made) as loader:
+        loader.load_state_dict(state)
+        uses.clear()
+        assert equal(loader, epochs[0][1:])
+        assert sum(uses) >= 7
+
+
+def test_a_process_of_its_own_makes_it(shards, epochs, folder):
+    with native(shards, folder, loader_process=True) as loader:
+        assert equal(loader, epochs[0])
+        assert equal(loader, epochs[1])
+    found = stored(shards, folder)
+    assert all(one in (None, true) for one, true in zip(found, truth(shards)))
+    assert found.count(None) <= 3
+
+
+def test_ranks_share_it(shards, folder, uses):
+    """What one rank finds in the first epoch, the other uses in the second."""
+
+    def ranks(**options) -> list[Loader]:
+        return [
+            make_loader(shards, 3, views=VIEWS, threads=2, rank=rank, world_size=2, **options)
+            for rank in range(2)
+        ]
+
+    with contextlib.ExitStack() as stack:
+        mine, theirs = (
+            [stack.enter_context(rank) for rank in made]
+            for made in (ranks(index_folder=folder), ranks(scan_index_gb=0))
+        )
+        for _ in range(2):
+            uses.clear()
+            running = [itertools.zip_longest(*pair) for pair in zip(mine, theirs)]
+            for pairs in zip(*running):  # both ranks read at a time
+                assert all(same(*pair) for pair in pairs)
+        assert sum(uses) >= 9
+    assert stored(shards, folder).count(None) <= 3  # the bad one, and two beyond the last batch
+
+
+def test_no_changed_byte_changes_a_checkpoint(shards, made):
+    """Each is found sound or not at all, wherever a byte is changed or the file is cut."""
+    whole, random = stored(shards, made), np.random.default_rng(0)
+    assert sum(one is not None for one in whole) == 13
+    (file, _) = scan_files(made)
+    sound, lost = file.read_bytes(), 0
+    for number in range(120):
+        damaged = bytearray(sound)
+        if number % 4 == 0:
+            del damaged[int(random.integers(len(damaged))) :]
+        else:  # half of them in header and table, which are short
+            room = (len(damaged), HEADER.size + 7 * 32)[number % 2]
+            damaged[int(random.integers(room))] ^= 1 << int(random.integers(8))
+        file.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = stored(shards, made)
+        assert all(one in (None, true) for one, true in zip(found, whole))
+        lost += found != whole
+    assert lost > 90
+
+
+@pytest.mark.parametrize("damage", ["header", "table", "checkpoints", "cut", "not a file"])
+def test_a_damaged_file_is_made_anew_with_a_warning(shards, epochs, made, damage):
+    whole = stored(shards, made)
+    file = scan_files(made)[0]
+    data = bytearray(file.read_bytes())
+    if damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "not a file":
+        file.unlink()
+        file.mkdir()
+    else:
+        at = {"header": 9, "table": HEADER.size + 3 * 32 + 9, "checkpoints": len(data) - 5}[damage]
+        data[at] ^= 64
+        file.write_bytes(data)
+    with native(shards, made) as loader:
+        with pytest.warns(UserWarning, match=f"{file.name}.*is damaged|cannot be written"):
+            assert equal(loader, epochs[0])
+        if damage == "not a file":
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert equal(loader, epochs[1])
+    assert stored(shards, made) == whole
+
+
+def test_changed_images_are_noticed_by_their_checksum(tmp_path, folder, uses):
+    """The index, which compares size and modification time, does not see this change."""
+    images = {f"{n}.jpg": encode(picture(160, 200, n), quality=90) for n in range(4)}
+    shard = write_tar(tmp_path / "s.tar", images)
+    scan_dataset(open_dataset(str(shard), index_folder=folder), limit=LIMIT, threads=1)
+    status = shard.stat()
+    other = bytearray(images["2.jpg"])
+    other[other.index(b"\xff\xdb") + 5] += 9  # the first quantisation step
+    shard.write_bytes(shard.read_bytes().replace(images["2.jpg"], other))
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with native(shard, folder) as loader, native(shard, folder, scan_index_gb=0) as without:
+        assert equal(loader, without)
+        assert equal(loader, without)
+    dataset = open_dataset(str(shard), index_folder=folder)
+    scanned = ScanIndex(dataset, limit=LIMIT).read_one(2)
+    assert scanned is not None
+    assert scanned.checksum == checksum(bytes(other)) != checksum(images["2.jpg"])
+
+
+def test_a_shard_with_other_samples_has_a_new_file(tmp_path, folder):
+    for names in ("abc", "bcd"):
+        shard = write_tar(
+            tmp_path / "s.tar", {f"{n}.jpg": encode(picture(160, 200, ord(n))) for n in names}
+        )
+        dataset = open_dataset(str(shard), index_folder=folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert scan_dataset(dataset, limit=LIMIT, threads=1) == 3
+        (file,) = scan_files(folder)
+        assert file.stat().st_size == 64 + 3 * 32 + 3 * 20 * 10
+
+
+def test_its_bytes_are_limited(shards, folder, epochs):
+    with (
+        native(shards, folder, scan_index_gb=1e-6) as loader,
+        pytest.warns(UserWarning, match="is full: 0 MB of the 0.001 MB of `scan_index_gb`"),
+    ):
+        assert equal(loader, epochs[0])
+    assert scan_files(folder) == []
+
+
+def test_index_scans_ahead_and_only_once(shards, folder, capsys, monkeypatch):
+    config = IndexConfig(shards=tuple(shards), index_folder=folder, scan=True, threads=2)
+    index(config)
+    assert "13 with a scan index" in capsys.readouterr().out
+    assert stored(shards, folder) == truth(shards)
+    monkeypatch.setattr(module, "find_checkpoints", None)
+    index(config)
+    assert "13 with a scan index" in capsys.readouterr().out
+
+
+def test_tiny_images_and_streams_have_none(tmp_path, folder):
+    shards = write_shards(tmp_path, 1, 4)
+    with native(shards, folder) as loader:
+        list(loader)
+    assert scan_files(folder) == []
+
+
+def test_many_append_at_once_without_loss(shards, made, tmp_path):
+    """Eight writers, each with a file descriptor of its own, as of other processes."""
+    dataset = open_dataset(shards, index_folder=made)
+    source = ScanIndex(dataset, limit=LIMIT)
+    every = {n: one for n in range(14) if (one := source.read_one(n)) is not None}
+    for file in scan_files(made):
+        file.unlink()
+    writers = [ScanIndex(dataset, limit=LIMIT) for _ in range(8)]
+
+    def write(writer: ScanIndex) -> None:
+        for number, one in every.items():
+            writer._add_one(number, one)
+            writer.close()
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in writers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = ScanIndex(dataset, limit=LIMIT)
+    assert {number: written.read_one(number) for number in every} == every
+
+
+def test_remote_shards_have_one_by_their_bytes(shards, epochs, tmp_path, uses):
+    pytest.importorskip(
+        "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
+    )
+    folder = tmp_path / "index"
+    with faulty_server.FaultyServer(pathlib.Path(shards[0]).parent) as server:
+        urls = [f"{server.url}/{pathlib.Path(shard).name}" for shard in shards]
+        with native(urls, folder, remote=hurried(tmp_path)) as loader:
+            assert equal(loader, epochs[0])
+            uses.clear()
+            assert equal(loader, epochs[1])
+            assert sum(uses) >= 8
+        scanned = [file.name for file in scan_files(folder)]
+        assert len(scanned) == 2
