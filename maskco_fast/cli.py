@@ -91,6 +91,11 @@ COMMANDS = (
         "maskco_fast.commands.linear",
     ),
     Command(
+        "study",
+        "write the mosaics of one class, and of four, that docs/study.md compares",
+        "maskco_fast.commands.study",
+    ),
+    Command(
         "doctor",
         "report installed packages, usable loaders and devices, and what to install",
         "maskco_fast.commands.doctor",

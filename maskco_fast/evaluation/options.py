@@ -20,6 +20,7 @@ from maskco_fast.loaders import (
 )
 from maskco_fast.loaders.system.cpus import loader_threads
 from maskco_fast.loaders.system.progress import Progress, no_progress
+from maskco_fast.networks.config import TrunkName
 from maskco_fast.progress import ProgressLines
 from maskco_fast.training.devices import (
     DTYPES,
@@ -50,7 +51,7 @@ class EvaluationOptions:
     or "random" for an untrained trunk."""
     network: Literal["query", "key"] = "query"
     """key: the moving average of a run that has one."""
-    trunk: Literal["resnet18", "resnet50"] = "resnet50"
+    trunk: TrunkName = "resnet50"
     """Architecture of random weights; files know their own."""
     train_shards: tuple[str, ...] = ()
     """Labelled shards, named as in `train`. None, here and below: the built-in demo set."""

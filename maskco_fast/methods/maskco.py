@@ -24,6 +24,8 @@ class MaskCoConfig:
     """Zero the positive box in the query view (paper, Table 5)."""
     mph_blocks: int = 3
     """Bottleneck blocks of the mask prediction head (paper, Table 4: 0-4)."""
+    mph_zero_init: bool = False
+    """Begin each of these blocks as the identity: the scale of its last BatchNorm is 0 at first."""
     negatives: Literal["inter", "intra", "both"] = "inter"
     """Source of the negative boxes: the group's other images, the image itself, or both (the
     paper's `+in`; Table 6)."""
@@ -96,6 +98,9 @@ class MaskCo(Method):
             roi_aligned=config.roi_aligned,
         )
         initialise(self.query, torch.Generator().manual_seed(seed))
+        if config.mph_zero_init:
+            for block in self.query.get_submodule("mph").children():
+                nn.init.zeros_(block.get_submodule("bn3").get_parameter("weight"))
         self.key: nn.Module = momentum_copy(self.query)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

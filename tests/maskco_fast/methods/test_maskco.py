@@ -67,3 +67,15 @@ def test_every_row_of_tables_5_and_6_is_a_configuration():
 def test_chance_loss_counts_candidates():
     method = make_method("maskco", MaskCoConfig(), ModelConfig(trunk="resnet18"), seed=0)
     assert method.chance_loss(64) == pytest.approx(6.2086, abs=1e-4)
+
+
+def test_a_head_may_begin_as_the_identity():
+    model = ModelConfig(trunk="resnet10-small", view_size=32, group_size=4)
+    features = torch.rand(2, 256, 2, 2)  # as after a ReLU
+
+    def changes_nothing(config: MaskCoConfig) -> bool:
+        head = make_method("maskco", config, model, seed=0).query.get_submodule("mph").eval()
+        return torch.equal(head(features), features)
+
+    assert changes_nothing(MaskCoConfig(mph_zero_init=True))
+    assert not changes_nothing(MaskCoConfig())

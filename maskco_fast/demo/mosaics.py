@@ -1,11 +1,10 @@
 """Shards of 2x2 mosaics of labelled images: of one class, and of four different classes.
 
-    python -m benchmarks.study.mosaics --shards 'train-{0000..0003}.tar' --out mosaics
-
-Writes OUT/same-*.tar and OUT/mixed-*.tar, with one mosaic for every image of the shards. In both
-sets each image is the tile of four mosaics, once in each corner, so that the sets differ in the
-company of a tile alone: `same` has four different images of one class, `mixed` four images of four
-classes. A method that needs the views of an image to show one thing loses on `mixed`.
+`maskco-fast study mosaics` writes OUT/same-*.tar and OUT/mixed-*.tar, with one mosaic for every
+image of the shards. In both sets each image is the tile of four mosaics, once in each corner, so
+that the sets differ in the company of a tile alone: `same` has four different images of one class,
+`mixed` four images of four classes. A method that needs the views of an image to show one thing
+loses on `mixed`.
 
 Each tile is an image resized to cover a square and cropped at the centre, by Pillow, bicubic. A
 mosaic NNNNNNNNN has the members .jpg (4:4:4), .cls (the class; -1 in `mixed`) and .json, with key
@@ -16,18 +15,15 @@ images, the options and the versions of NumPy and Pillow.
 import io
 import json
 import pathlib
-import sys
 import tarfile
 from dataclasses import dataclass
 
 import numpy as np
-import tyro
 from PIL import Image, ImageOps
 
 from maskco_fast.demo.shards import add_sample
-from maskco_fast.errors import report_user_errors, say
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Dataset, open_dataset
+from maskco_fast.loaders import Dataset
 from maskco_fast.loaders.shards.decode import BadImage, decode_pillow
 from maskco_fast.loaders.system.files import write_atomically
 from maskco_fast.progress import ProgressLines
@@ -38,7 +34,7 @@ SWEEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Mosaics:
     """Write shards of mosaics of one class, and of four classes, from labelled shards."""
 
     shards: tuple[str, ...]
@@ -142,7 +138,7 @@ def draw_mosaic(dataset: Dataset, images: np.ndarray, side: int) -> Image.Image:
     return mosaic
 
 
-def members(dataset: Dataset, images: np.ndarray, options: Options) -> dict[str, bytes]:
+def members(dataset: Dataset, images: np.ndarray, options: Mosaics) -> dict[str, bytes]:
     """A mosaic's members by extension."""
     jpeg = io.BytesIO()
     mosaic = draw_mosaic(dataset, images, options.tile)
@@ -162,7 +158,7 @@ def members(dataset: Dataset, images: np.ndarray, options: Options) -> dict[str,
     }
 
 
-def write_mosaics(dataset: Dataset, name: str, options: Options) -> list[pathlib.Path]:
+def write_mosaics(dataset: Dataset, name: str, options: Mosaics) -> list[pathlib.Path]:
     """Write the set `name`, "same" or "mixed"; returns the paths of its shards."""
     random = np.random.default_rng((options.seed, list(MOSAICS).index(name)))
     rows = MOSAICS[name](dataset.samples["target"], random)
@@ -180,17 +176,3 @@ def write_mosaics(dataset: Dataset, name: str, options: Options) -> list[pathlib
                 progress(f"{name} mosaics written", number + 1, len(rows))
         paths.append(path)
     return paths
-
-
-def main(options: Options) -> int:
-    """Write both sets; returns the exit code."""
-    dataset = open_dataset(options.shards, labels=options.labels, progress=ProgressLines())
-    check_classes(dataset)
-    for name in MOSAICS:
-        paths = write_mosaics(dataset, name, options)
-        say(f"{len(dataset)} {name} mosaics in {len(paths)} shards: {paths[0]}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(report_user_errors(lambda: main(tyro.cli(Options, description=__doc__))))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.study import mosaics
+from maskco_fast.commands.study import StudyConfig, study
+from maskco_fast.demo import mosaics
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import open_dataset
 
@@ -42,14 +43,14 @@ def test_every_class_meets_every_other_one():
 
 
 @pytest.fixture
-def options(make_shards, tmp_path) -> mosaics.Options:
+def options(make_shards, tmp_path) -> StudyConfig:
     """Two shards of twelve images, of four classes in turn."""
     shards = tuple(make_shards(2, 12))
-    return mosaics.Options(shards=shards, out=tmp_path / "out", tile=SIDE, shard_samples=16)
+    return StudyConfig(shards=shards, out=tmp_path / "out", tile=SIDE, shard_samples=16)
 
 
 def test_the_shards_hold_the_tiles_that_they_name(options):
-    assert mosaics.main(options) == 0
+    assert study(options) == 0
     source = open_dataset(options.shards, labels="cls")
     positions = {source.locate(n)[0].key(source.locate(n)[1]): n for n in range(24)}
     for name in ("same", "mixed"):
@@ -81,7 +82,7 @@ def test_the_shards_hold_the_tiles_that_they_name(options):
 def test_the_bytes_follow_from_the_seed(options):
     def written(**changes: object) -> list[bytes]:
         changed = dataclasses.replace(options, **changes)
-        mosaics.main(changed)
+        study(changed)
         return [path.read_bytes() for path in sorted(changed.out.glob("*.tar"))]
 
     first = written()
@@ -94,9 +95,9 @@ def test_the_bytes_follow_from_the_seed(options):
 def test_images_that_make_no_mosaics_are_named(options, make_shards):
     few = make_shards(1, 12)
     with pytest.raises(InvalidInput, match="all 12, got 3 of class '0'"):
-        mosaics.main(dataclasses.replace(options, shards=tuple(few)))
+        study(dataclasses.replace(options, shards=tuple(few)))
     with pytest.raises(InvalidInput, match="`quality` must be in"):
         dataclasses.replace(options, quality=0)
     bad = make_shards(1, 20, bad=(7,))
     with pytest.raises(InvalidInput, match=r"000007 in .*shard-0000\.tar must be an image"):
-        mosaics.main(dataclasses.replace(options, shards=tuple(bad)))
+        study(dataclasses.replace(options, shards=tuple(bad)))
