@@ -23,6 +23,7 @@ from ...kernels.compiler.cache import cache_folder
 from ...kernels.compiler.jit import source_stamp
 from ...kernels.compiler.lock import lock_file
 from ...kernels.formats import FORMATS
+from ...kernels.jpeg.checkpoints import checksum
 from ...kernels.plan import plan
 from ...kernels.render_jpegs import JpegRenderer
 from ...kernels.views import ViewConfig
@@ -46,6 +47,11 @@ def _plan() -> None:
 
 def _decode() -> None:
     assert _renderer()[0].decode_address
+
+
+def _checkpoints() -> None:
+    checksum(b"")
+    assert _renderer()[0].at_checkpoints_address
 
 
 def _render(dtype: str) -> None:
@@ -72,6 +78,7 @@ JOBS: dict[str, Callable[[], None]] = {
     "decode": _decode,
     "render-float32": functools.partial(_render, "float32"),
     "resize": _resize,
+    "checkpoints": _checkpoints,
     "index": _index,
     "plan": _plan,
     "render-float16": functools.partial(_render, "float16"),
@@ -82,6 +89,9 @@ JOBS: dict[str, Callable[[], None]] = {
 SHORT_JOBS = ("index", "plan")
 """Jobs whose kernels a loader needs first; it compiles them itself while processes do the rest."""
 
+LATE_JOBS = ("checkpoints",)
+"""Jobs whose kernels a loader needs last: from the second epoch on, or with a scan index."""
+
 
 def loader_jobs(config: LoaderConfig) -> tuple[str, ...]:
     """The jobs whose kernels the native loader calls with this configuration."""
@@ -90,9 +100,8 @@ def loader_jobs(config: LoaderConfig) -> tuple[str, ...]:
 
 def view_jobs(dtype: str, *, seam: bool) -> tuple[str, ...]:
     """The jobs of views of a dtype. `seam`: they are augmented on a device."""
-    if seam:
-        return ("decode", "resize")
-    return ("decode", "render-" + dtype.replace("bfloat16", "float16"))  # one type in memory
+    render = "resize" if seam else "render-" + dtype.replace("bfloat16", "float16")  # one in memory
+    return "decode", render, *LATE_JOBS
 
 
 def is_compiled(job: str) -> bool:
@@ -125,7 +134,8 @@ def start_jobs(jobs: Sequence[str], lock: IO[bytes] | None = None) -> "subproces
 
 
 def compile_in_background(jobs: Sequence[str]) -> None:
-    """Start a process for each long job that has not run; returns at once.
+    """Start a process for each long job that has not run, and let one go on with the late jobs;
+    returns at once.
 
     Nothing is started where another process of this user, also on another host, is at it.
     """
@@ -135,13 +145,16 @@ def compile_in_background(jobs: Sequence[str]) -> None:
     lock = lock_file(_folder() / "background.lock", patience=0)
     if lock is None:
         return
+    groups = [[job] for job in missing if job not in LATE_JOBS] or [[]]
+    groups[0] += [job for job in missing if job in LATE_JOBS]
     _log.warning(
-        "compiling the loader's kernels for this CPU, once, in %d processes beside this one",
-        len(missing),
+        "compiling the loader's kernels for this CPU, once, in %d process%s beside this one",
+        len(groups),
+        "es" if len(groups) > 1 else "",
     )
     with lock:
-        for job in missing:
-            process = start_jobs([job], lock)
+        for group in groups:
+            process = start_jobs(group, lock)
             threading.Thread(target=process.wait, daemon=True).start()  # reaps it
 
 

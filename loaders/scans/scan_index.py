@@ -85,8 +85,10 @@ class ScanIndex:
         if not any(found):
             return None
         counts = [len(one.rows) // CHECKPOINT_DTYPE.itemsize if one else 0 for one in found]
+        # Writable, as the kernels are compiled for.
+        rows = bytearray().join(one.rows for one in found if one)
         return Checkpoints(
-            rows=np.frombuffer(b"".join(one.rows for one in found if one), CHECKPOINT_DTYPE),
+            rows=np.frombuffer(rows, CHECKPOINT_DTYPE),
             begins=np.cumsum([0, *counts]),
             lengths=np.array([one.length if one else 0 for one in found], np.int64),
             checksums=np.array([one.checksum if one else 0 for one in found], np.uint32),

@@ -10,8 +10,9 @@ import pytest
 from maskco_fast.commands import compile as command
 from maskco_fast.commands.compile import CompileConfig
 from maskco_fast.kernels import headers, tar
-from maskco_fast.kernels.decode_crops import decode_crops
+from maskco_fast.kernels.decode_crops import decode_crops, decode_crops_at_checkpoints
 from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.kernels.jpeg.checksum import file_checksum
 from maskco_fast.kernels.plan import plan_rows
 from maskco_fast.kernels.render import make_scratch, render_views
 from maskco_fast.kernels.render_jpegs import render_jpegs
@@ -38,7 +39,7 @@ def compiled(monkeypatch):
 def test_missing_jobs_are_compiled_and_reported(compiled, capsys):
     assert command.compile(CompileConfig(device="cpu", json=True)) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["compiled"] == ["decode", "render-float32", "index"]
+    assert facts["compiled"] == ["decode", "render-float32", "checkpoints", "index"]
     assert facts["ready"] == ["plan"]
     assert facts["failed"] == []
     assert command.compile(CompileConfig(device="cpu")) == 0
@@ -61,9 +62,9 @@ def test_every_job_has_a_choice(compiled, capsys):
 def test_a_loader_needs_the_jobs_of_its_dtype_and_device():
     views = ViewConfig.maskco()
     on_cpu = compilation.loader_jobs(LoaderConfig(batch_size=2, views=views))
-    assert on_cpu == ("index", "plan", "decode", "render-float32")
+    assert on_cpu == ("index", "plan", "decode", "render-float32", "checkpoints")
     device = compilation.loader_jobs(LoaderConfig(batch_size=2, views=views, device="meta"))
-    assert device == ("index", "plan", "decode", "resize")
+    assert device == ("index", "plan", "decode", "resize", "checkpoints")
 
 
 KERNELS: tuple[Any, ...] = (
@@ -72,6 +73,8 @@ KERNELS: tuple[Any, ...] = (
     plan_rows,
     make_scratch,
     decode_crops,
+    decode_crops_at_checkpoints,
+    file_checksum,
     render_views,
     render_jpegs,
 )
@@ -79,10 +82,11 @@ KERNELS: tuple[Any, ...] = (
 
 def test_a_loader_compiles_nothing_after_its_jobs(tmp_path):
     """The jobs compile for the very types of arguments that the loader's calls have."""
-    shards = write_shards(tmp_path, shards=1, samples=2)
+    shards = write_shards(tmp_path, shards=1, samples=2, side=160)
     for job in compilation.loader_jobs(LoaderConfig(batch_size=2, views=ViewConfig.maskco())):
         compilation.JOBS[job]()
     before = [set(kernel.overloads) for kernel in KERNELS]
     with make_loader(shards, 2, index_folder=tmp_path / "index") as loader:
-        next(iter(loader))
+        for _ in range(2):  # the second epoch reads from checkpoints
+            list(loader)
     assert [set(kernel.overloads) for kernel in KERNELS] == before
