@@ -1,7 +1,8 @@
 """Decoding of the region of a JPEG that a plan row's crops need, from the file's beginning or from
 its checkpoints."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -11,6 +12,7 @@ from numba.np.arrayobj import populate_array
 
 from .compiler.jit import inline_jit, jit
 from .jpeg.checksum import crc32c
+from .jpeg.chunks import decode_by_lanes, decode_by_streams
 from .jpeg.decode import NOT_PLAIN, decode_plain
 from .jpeg.pixels import LANES
 from .jpeg.scan import CHECKPOINT_FIELDS
@@ -98,35 +100,45 @@ def decode_crops(file, height, width, row, views, scratch, pixels, region, table
         scratch,
         pixels,
         found,
-        found[:0],
     )
     return np.int64(verdict)
+
+
+def _make_decode_crops(decode: Any) -> Callable[..., Any]:
+    """Make `decode_crops` from checkpoints with a function of `jpeg.chunks`."""
+
+    @inline_jit()
+    def decode_crops(file, height, width, row, views, scratch, pixels, region, table, i):
+        begin, end = table.begins[i], table.begins[i + 1]
+        if begin < 0 or end <= begin or end > len(table.fields) // CHECKPOINT_FIELDS:
+            return np.int64(NOT_PLAIN)
+        data = _bytes_at(file[0], file[1])
+        if table.lengths[i] != file[1] or table.checksums[i] != crc32c(data, file[1]):
+            return np.int64(NOT_PLAIN)
+        if not _set_region(height, width, row, views, pixels, region):
+            return np.int64(NOT_PLAIN)
+        y, x, rows, columns = region[0], region[1], region[2], region[3]
+        checkpoints = table.fields[CHECKPOINT_FIELDS * begin : CHECKPOINT_FIELDS * end]
+        size = file[1]
+        return np.int64(
+            decode(data, size, height, width, y, x, rows, columns, scratch, pixels, checkpoints)
+        )
+
+    return decode_crops
+
+
+_by_streams = _make_decode_crops(decode_by_streams)
+_by_lanes = _make_decode_crops(decode_by_lanes)
 
 
 @jit()
-def decode_crops_at_checkpoints(file, height, width, row, views, scratch, pixels, region, table, i):
+def decode_crops_by_streams(file, height, width, row, views, scratch, pixels, region, table, i):
     """`decode_crops` from the file's checkpoints; NOT_PLAIN where there are none, or where they are
     those of other bytes: the file's verdict is then that of `decode_crops`."""
-    begin, end = table.begins[i], table.begins[i + 1]
-    if begin < 0 or end <= begin or end > len(table.fields) // CHECKPOINT_FIELDS:
-        return np.int64(NOT_PLAIN)
-    data = _bytes_at(file[0], file[1])
-    if table.lengths[i] != file[1] or table.checksums[i] != crc32c(data, file[1]):
-        return np.int64(NOT_PLAIN)
-    if not _set_region(height, width, row, views, pixels, region):
-        return np.int64(NOT_PLAIN)
-    verdict, _ = decode_plain(
-        data,
-        file[1],
-        height,
-        width,
-        region[0],
-        region[1],
-        region[2],
-        region[3],
-        scratch,
-        pixels,
-        table.fields[:0],
-        table.fields[CHECKPOINT_FIELDS * begin : CHECKPOINT_FIELDS * end],
-    )
-    return np.int64(verdict)
+    return _by_streams(file, height, width, row, views, scratch, pixels, region, table, i)
+
+
+@jit()
+def decode_crops_by_lanes(file, height, width, row, views, scratch, pixels, region, table, i):
+    """`decode_crops_by_streams` with AVX-512: compile it only where `has_avx512` holds."""
+    return _by_lanes(file, height, width, row, views, scratch, pixels, region, table, i)

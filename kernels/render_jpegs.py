@@ -9,12 +9,19 @@ only the part of a scan that the crops need is read.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .compiler.address import address_of, call_kernel
+from .compiler.features import has_avx512
 from .compiler.jit import inline_jit, jit
-from .decode_crops import CheckpointTable, decode_crops, decode_crops_at_checkpoints
+from .decode_crops import (
+    CheckpointTable,
+    decode_crops,
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
+)
 from .errors import InvalidInput
 from .jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, as_fields, as_rows, most_checkpoints
 from .jpeg.decode import DECODED, make_jpeg_scratch
@@ -38,8 +45,8 @@ _IMAGE = np.empty((0, 0, 3), np.uint8)
 def _decode(decode, at_checkpoints, arguments):
     """Decode a file from its checkpoints, else from its beginning; returns whether that succeeded.
 
-    `decode`, `at_checkpoints`: addresses of `decode_crops` and `decode_crops_at_checkpoints`, or 0
-    where no file has checkpoints. `arguments`: theirs.
+    `decode`, `at_checkpoints`: addresses of `decode_crops` and of the kernel that decodes from
+    checkpoints, or 0 where no file has any. `arguments`: theirs.
     """
     if at_checkpoints and call_kernel(at_checkpoints, arguments) == DECODED:
         return True
@@ -234,7 +241,7 @@ class JpegRenderer(Renderer):
         memory = scratch, pixels, scratch.region, self._table, 0
         arguments = where[0], height, width, row, len(self._places), *memory
         decoded = (
-            checkpoints is not None and decode_crops_at_checkpoints(*arguments) == DECODED
+            checkpoints is not None and self.checkpoint_kernel(*arguments) == DECODED
         ) or decode_crops(*arguments) == DECODED
         if not decoded:
             return None
@@ -247,9 +254,14 @@ class JpegRenderer(Renderer):
         return address_of(decode_crops, *self._decode_arguments())
 
     @functools.cached_property
+    def checkpoint_kernel(self) -> Any:
+        """The kernel that decodes files with checkpoints."""
+        return decode_crops_by_lanes if has_avx512() else decode_crops_by_streams
+
+    @functools.cached_property
     def at_checkpoints_address(self) -> int:
-        """Address of `decode_crops_at_checkpoints`, compiled if needed."""
-        return address_of(decode_crops_at_checkpoints, *self._decode_arguments())
+        """Address of the kernel that decodes from checkpoints, compiled if needed."""
+        return address_of(self.checkpoint_kernel, *self._decode_arguments())
 
     def _decode_arguments(self) -> tuple[object, ...]:
         """Arguments of the types that the decoding kernels are called with."""

@@ -125,6 +125,16 @@ def broadcast(typing_context, scalar, lanes):
 
 
 @intrinsic(prefer_literal=True)
+def broadcast_like(typing_context, vector, scalar):
+    """A vector of the type of `vector` with `scalar` in each lane."""
+
+    def generate(context, builder, signature, arguments):
+        return _splat(builder, arguments[1], vector.lanes)
+
+    return vector(vector, vector.element), generate
+
+
+@intrinsic(prefer_literal=True)
 def convert(typing_context, vector, dtype):
     """Convert lanes to `dtype`, a NumPy type. Integers wrap; floats are truncated and must fit."""
     source, result = vector.element, VectorType(dtype.dtype, vector.lanes)
@@ -285,6 +295,17 @@ def lane_numbers(typing_context, dtype, lanes):
         return ir.Constant(vector.llvm, list(range(vector.lanes)))
 
     return vector(dtype, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def with_first(typing_context, vector, value):
+    """An integer vector with `value`, int64, wrapped, in lane 0."""
+
+    def generate(context, builder, signature, arguments):
+        element = builder.trunc(arguments[1], vector.llvm.element)
+        return builder.insert_element(arguments[0], element, ir.Constant(ir.IntType(32), 0))
+
+    return vector(vector, types.int64), generate
 
 
 @intrinsic

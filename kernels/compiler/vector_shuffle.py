@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
-from numba.core import cgutils, config
+from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .features import has_avx512, has_features
 from .vector import VectorType, vector_pointer
 
 
@@ -140,11 +141,10 @@ def multiply_pairs(typing_context, a, b):
     result = VectorType(types.int32, a.lanes // 2)
 
     def generate(context, builder, signature, arguments):
-        if a.lanes == 16 and _has_avx2():  # LLVM does not find this instruction (vpmaddwd)
+        name = _instruction(a.lanes, "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx512.pmaddw.d.512")
+        if name:  # LLVM does not find this instruction (vpmaddwd)
             kind = ir.FunctionType(result.llvm, [a.llvm, a.llvm])
-            function = cgutils.get_or_insert_function(
-                builder.module, kind, "llvm.x86.avx2.pmadd.wd"
-            )
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
             return builder.call(function, arguments)
         even, odd = _lanes(range(0, a.lanes, 2)), _lanes(range(1, a.lanes, 2))
         products = []
@@ -162,11 +162,10 @@ def narrow_groups(typing_context, low, high):
     result = VectorType(types.int16, 2 * low.lanes)
 
     def generate(context, builder, signature, arguments):
-        if low.lanes == 8 and _has_avx2():  # LLVM does not find this instruction (vpackssdw)
+        name = _instruction(result.lanes, "llvm.x86.avx2.packssdw", "llvm.x86.avx512.packssdw.512")
+        if name:  # LLVM does not find this instruction (vpackssdw)
             kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
-            function = cgutils.get_or_insert_function(
-                builder.module, kind, "llvm.x86.avx2.packssdw"
-            )
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
             return builder.call(function, arguments)
         least, most = (ir.Constant(low.llvm, [bound] * low.lanes) for bound in (-32768, 32767))
         clamped = []
@@ -182,9 +181,14 @@ def narrow_groups(typing_context, low, high):
     return result(low, high), generate
 
 
-def _has_avx2() -> bool:
-    """Whether code is compiled for this CPU, rather than a generic one, and it has AVX2."""
-    return config.CPU_NAME is None and binding.get_host_cpu_features().get("avx2", False)
+def _instruction(lanes: int, avx2: str, avx512: str) -> str | None:
+    """Which of two forms of an instruction on int16 lanes the target has, if any: `avx2` takes 16
+    lanes, `avx512` 32."""
+    if lanes == 16 and has_features("avx2"):
+        return avx2
+    if lanes == 32 and has_avx512():
+        return avx512
+    return None
 
 
 @intrinsic(prefer_literal=True)
@@ -213,13 +217,18 @@ def load_two(typing_context, array, first, second, lanes):
 @intrinsic(prefer_literal=True)
 def store_two(typing_context, array, first, second, vector):
     """Store the first half of the lanes to `array` from `first`, the second half from `second`."""
-    half = VectorType(vector.element, vector.lanes // 2)
+    return types.void(array, types.intp, types.intp, vector), _store_parts(array, vector, 2)
+
+
+def _store_parts(array: types.Array, vector: VectorType, count: int) -> Any:
+    """The code of `store_two` and `store_four`."""
+    part = VectorType(vector.element, vector.lanes // count)
 
     def generate(context, builder, signature, arguments):
         memory, *places, whole = arguments
-        for part, place in enumerate(places):
-            lanes = _lanes(range(part * half.lanes, (part + 1) * half.lanes))
-            pointer = vector_pointer(context, builder, array, memory, place, half)
+        for number, place in enumerate(places):
+            lanes = _lanes(range(number * part.lanes, (number + 1) * part.lanes))
+            pointer = vector_pointer(context, builder, array, memory, place, part)
             builder.store(
                 builder.shuffle_vector(whole, whole, lanes),
                 pointer,
@@ -227,7 +236,37 @@ def store_two(typing_context, array, first, second, vector):
             )
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, vector), generate
+    return generate
+
+
+@intrinsic(prefer_literal=True)
+def load_four(typing_context, array, first, second, third, fourth, lanes):
+    """`load_two` of four places."""
+    half, whole = (
+        VectorType(array.dtype, lanes.literal_value),
+        VectorType(array.dtype, 4 * lanes.literal_value),
+    )
+
+    def generate(context, builder, signature, arguments):
+        memory, *places, _ = arguments
+        parts = [
+            builder.load(
+                vector_pointer(context, builder, array, memory, place, half),
+                align=array.dtype.bitwidth // 8,
+            )
+            for place in places
+        ]
+        both = _lanes(range(2 * half.lanes))
+        pairs = [builder.shuffle_vector(*parts[i : i + 2], both) for i in (0, 2)]
+        return builder.shuffle_vector(*pairs, _lanes(range(whole.lanes)))
+
+    return whole(array, *[types.intp] * 4, lanes), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_four(typing_context, array, first, second, third, fourth, vector):
+    """Store each quarter of the lanes to `array`, from `first`, `second` and so on."""
+    return types.void(array, *[types.intp] * 4, vector), _store_parts(array, vector, 4)
 
 
 @intrinsic(prefer_literal=True)

@@ -87,7 +87,6 @@ def _find(data, height, width, scratch, found):
         scratch,
         scratch.clean[:0],
         found,
-        scratch.block[:0],
     )
     return count if verdict == DECODED else 0
 

@@ -20,10 +20,14 @@ import simplejpeg
 
 from ..compiler.jit import inline_jit, jit
 from .entropy import READ_MARGIN, TABLE_SIZE, unstuff
+from .lanes import CHUNK_ROOM
 from .planes import convert_region, lay_out_planes, mcu_span, sampling
 from .scan import BLOCK_STRIDE, CHECKPOINT_FIELDS, MCU_BLOCKS, count_checkpoints, decode_scan
 from .segments import QUANTISATION_STRIDE, read_segments
 
+COEFFICIENTS = 1 << 19
+"""Coefficients of a band: 1 MiB, which fits in the L2 cache, and is touched only where files are
+decoded from checkpoints."""
 DECODED, NOT_PLAIN = range(2)
 """Results of `decode_region`: the pixels are there, or a library must decode the file."""
 
@@ -54,6 +58,18 @@ class JpegScratch(NamedTuple):
     """(4, 8) int64: a row for each component, with the columns of `segments`."""
     region: np.ndarray
     """(4,) int64: y, x, rows and columns of the decoded region, where a caller asks for them."""
+    coefficients: np.ndarray
+    """(COEFFICIENTS,) int16: those of a band of chunks, see `chunks`; 0 between two bands."""
+    chunks: np.ndarray
+    """(4 · CHUNK_ROOM,) uint32: the chunks of a band, see `lanes.fill_lanes`."""
+    blocks: np.ndarray
+    """(48,) uint32: the tables of an MCU's blocks, see `lanes.fill_lanes`."""
+    lanes: np.ndarray
+    """(64,) uint32: four vectors, for lanes that continue one by one."""
+    factors: np.ndarray
+    """(192,) int16: quantisation tables of the components, in natural order."""
+    places: np.ndarray
+    """(8,) int64: where the samples of the blocks in `block` go, and their strides."""
 
 
 @jit(allocates=True)
@@ -69,23 +85,28 @@ def make_jpeg_scratch(file_bytes, pixels):
         np.zeros(2 * MCU_BLOCKS * BLOCK_STRIDE, np.int16),
         np.zeros((4, 8), np.int64),
         np.zeros(4, np.int64),
+        np.zeros(COEFFICIENTS, np.int16),
+        np.zeros(4 * CHUNK_ROOM, np.uint32),
+        np.zeros(48, np.uint32),
+        np.zeros(64, np.uint32),
+        np.zeros(192, np.int16),
+        np.zeros(8, np.int64),
     )
 
 
 @inline_jit()
-def decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, found, checkpoints):
-    """`decode_region` that also finds checkpoints or uses them: (verdict, checkpoints found).
+def find_region(data, size, height, width, y, x, rows, columns, scratch, with_values):
+    """Read the headers and lay out the region's planes: (position of the scan's data, components,
+    restart interval, luma's sampling h and v, MCUs in x and in y, region in MCUs); zeros where the
+    file is not plain, of another size, or does not fit in the `scratch`.
 
-    `found` int16, flat: receives the checkpoints, CHECKPOINT_FIELDS each, where there is room for
-    all of them; none are found in a file with restart intervals or one that is NOT_PLAIN.
-    `checkpoints` int16, flat: all of the file's, or empty. With them only the part of the scan that
-    the region needs is read; where their number is wrong the file is NOT_PLAIN. They must be those
-    of these very bytes: any others are safe, but yield other pixels. A region of 0 rows decodes no
-    pixels.
+    `with_values`: as for `read_segments`. A region of 0 rows has no MCUs.
     """
-    bad = NOT_PLAIN, 0
+    bad = 0, 0, 0, 0, 0, 0, 0, (0, 0, 0, 0)
     # 1. Headers; they must describe the image that the caller planned for.
-    begin, file_height, file_width, components, interval = read_segments(data, size, scratch)
+    begin, file_height, file_width, components, interval = read_segments(
+        data, size, scratch, with_values
+    )
     if begin == 0 or file_height != height or file_width != width:
         return bad
     if len(scratch.clean) < size + READ_MARGIN:
@@ -102,13 +123,27 @@ def decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, f
     region = (x1, y1, x2, y2) if rows else (0, 0, 0, 0)
     if lay_out_planes(frame, components, region) > len(scratch.planes):
         return bad
-    # 3. Checkpoints: all of the image, or none.
-    total = count_checkpoints(mcu_columns, mcu_rows, h)
-    if len(checkpoints) and (len(checkpoints) != CHECKPOINT_FIELDS * total or interval):
+    return begin, components, interval, h, v, mcu_columns, mcu_rows, region
+
+
+@inline_jit()
+def decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, found):
+    """`decode_region` that also finds checkpoints: (verdict, checkpoints found).
+
+    `found` int16, flat: receives the checkpoints, CHECKPOINT_FIELDS each, where there is room for
+    all of them; none are found in a file with restart intervals or one that is NOT_PLAIN. A region
+    of 0 rows decodes no pixels.
+    """
+    bad = NOT_PLAIN, 0
+    begin, components, interval, h, v, mcu_columns, mcu_rows, region = find_region(
+        data, size, height, width, y, x, rows, columns, scratch, True
+    )
+    if begin == 0:
         return bad
+    # 1. Entropy-coded data to levels.
+    total = count_checkpoints(mcu_columns, mcu_rows, h)
     if len(found) < CHECKPOINT_FIELDS * total or interval:
         total = 0
-    # 4. Entropy-coded data to levels.
     clean_size, restarts = unstuff(data, begin, size, scratch.clean, scratch.restarts)
     scratch.block[:] = 0
     if clean_size < 0 or not decode_scan(
@@ -123,12 +158,11 @@ def decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, f
         components,
         scratch,
         found[: CHECKPOINT_FIELDS * total],
-        checkpoints,
     ):
         return bad
-    # 5. Levels to RGB.
+    # 2. Levels to RGB.
     if rows:
-        corner = 8 * h * x1, 8 * v * y1
+        corner = 8 * h * region[0], 8 * v * region[1]
         convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out)
     return DECODED, total
 
@@ -144,7 +178,5 @@ def decode_region(data, size, height, width, y, x, rows, columns, scratch, out):
     after NOT_PLAIN. The scan is read to its end, so that damage outside the region is noticed too.
     """
     none = scratch.block[:0]
-    verdict, _ = decode_plain(
-        data, size, height, width, y, x, rows, columns, scratch, out, none, none
-    )
+    verdict, _ = decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, none)
     return verdict

@@ -27,9 +27,10 @@ LOOKUPS_PER_REFILL = 4
 """After a refill there are 56 bits: four look-ups take up to 44, and a fifth sees 11 more."""
 END_OF_BLOCK = 128
 """Run length that stands for the end-of-block symbol. It moves `k` past 64 from any place."""
-READ_MARGIN = 4096
-"""Bytes behind the entropy-coded data that must exist, since damage is noticed only after each MCU:
-its 384 coefficients of at most 31 bits take 1488."""
+READ_MARGIN = 16384
+"""Bytes behind the entropy-coded data that must exist, since damage is noticed late: after an MCU,
+or after the MCUs from one checkpoint to the next. Their 48 blocks of 64 coefficients of at most 31
+bits take 11904."""
 COEFFICIENT_BITS = 14
 """Width of the dequantised coefficients taken: -8192 to 8191. Photographs stay within -1024 to
 1023 and a quantiser's rounding. Beyond, decoders overflow at different steps of the inverse DCT."""
@@ -39,9 +40,9 @@ DUMP_SLOT = 64
 _U = np.uint64
 # Natural order by zigzag order. Entries from 64 on send out-of-range coefficients to a dump slot;
 # `k` reaches 63 + END_OF_BLOCK.
-_NATURAL_ORDER = np.full(256, DUMP_SLOT, np.uint64)
+NATURAL_ORDER = np.full(256, DUMP_SLOT, np.uint64)
 # fmt: off
-_NATURAL_ORDER[:64] = [
+NATURAL_ORDER[:64] = [
      0,  1,  8, 16,  9,  2,  3, 10,
     17, 24, 32, 25, 18, 11,  4,  5,
     12, 19, 26, 33, 40, 48, 41, 34,
@@ -98,7 +99,7 @@ def unstuff(data, begin, size, clean, restarts):
 
 
 @intrinsic
-def _load_big_endian(typing_context, array, index):
+def load_big_endian(typing_context, array, index):
     """Load the big-endian uint64 that begins at `index` of a uint8 array; no alignment needed."""
 
     def generate(context, builder, signature, arguments):
@@ -149,6 +150,54 @@ def build_table(data, at, ac, table, to):
             symbol += count
         code <<= 1  # canonical codes: the next length continues from here
     return True
+
+
+@inline_jit()
+def build_code_table(data, at, ac, table, to):
+    """`build_table` without values, for `lanes`: entries by the next bits are step << 16 |
+    value bits << 8 | (32 - the bits of code and value); 0 for a longer or invalid code.
+
+    `step`: coefficients that the symbol moves on by, its own included; 64 for end of block.
+    """
+    table[to : to + TABLE_SIZE] = 0
+    code, symbol = 0, at + 16
+    for length in range(1, 17):
+        count = np.int64(data[at + length - 1])
+        if count > 0 and code + count >= 1 << length:  # the code of all ones is reserved
+            return False
+        table[to + LOOKUP_SIZE + 2 * length] = (code + count) << (16 - length)
+        table[to + LOOKUP_SIZE + 2 * length + 1] = symbol - code
+        for k in range(count):
+            value = np.int64(data[symbol + k])
+            if not ac and value > 15:  # a DC symbol is a number of value bits
+                return False
+            if length <= LOOKUP_BITS:
+                first = to + ((code + k) << (LOOKUP_BITS - length))
+                entry = code_entry(value, length, ac)
+                table[first : first + (1 << (LOOKUP_BITS - length))] = entry
+        code, symbol = (code + count) << 1, symbol + count
+    return True
+
+
+@inline_jit(forceinline=True)
+def code_entry(symbol, length, ac):
+    """The entry of `build_code_table` for a symbol with a code of `length` bits."""
+    size = symbol & 15
+    step = min(_run_length(symbol, ac) + 1, 64)
+    return step << 16 | size << 8 | (32 - length - size)
+
+
+@inline_jit()
+def find_long_code(code, data, table, to):
+    """Find the code, longer than `LOOKUP_BITS`, that the 16 bits `code` begin with: (its length,
+    its symbol); (0, 0) for none."""
+    length = LOOKUP_BITS + 1
+    while length <= 16 and code >= table[to + LOOKUP_SIZE + 2 * length]:
+        length += 1
+    if length > 16:
+        return 0, 0
+    place = table[to + LOOKUP_SIZE + 2 * length + 1] + (code >> (16 - length))
+    return length, np.int64(data[place])
 
 
 @inline_jit(forceinline=True)
@@ -217,12 +266,12 @@ def refill(data, bits, count, at):
     is the next byte of `data` (bytes,) uint8. Bits below the valid ones may be set already: they
     are the stream's own, so that reading them again changes nothing.
     """
-    bits |= _load_big_endian(data, at) >> count
+    bits |= load_big_endian(data, at) >> count
     return bits, count | _U(56), at + ((_U(63) - count) >> _U(3))
 
 
 @inline_jit()
-def _decode_long(bits, data, table, to, ac):
+def decode_long(bits, data, table, to, ac):
     """Decode a symbol that the look-up table does not hold with its value: (run, value, bits used);
     a run of -1 where the bits are no code.
 
@@ -234,15 +283,9 @@ def _decode_long(bits, data, table, to, ac):
         size = (entry >> 16) & 15
         run = (entry >> 8) & 255
     else:
-        # The code is longer than the look-up: find its length by comparing with the last of each.
-        code = np.int64(bits >> _U(48))
-        length = LOOKUP_BITS + 1
-        while length <= 16 and code >= table[to + LOOKUP_SIZE + 2 * length]:
-            length += 1
-        if length > 16:
+        length, symbol = find_long_code(np.int64(bits >> _U(48)), data, table, to)
+        if length == 0:
             return -1, 0, 0
-        place = table[to + LOOKUP_SIZE + 2 * length + 1] + (code >> (16 - length))
-        symbol = np.int64(data[place])
         size = symbol & 15
         run = _run_length(symbol, ac)
     value = 0
@@ -274,7 +317,7 @@ def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, blo
     used = _U(entry & 63)
     difference = np.int64(entry >> 16)
     if used == _U(0):
-        run, difference, length = _decode_long(bits, data, table, dc, False)
+        run, difference, length = decode_long(bits, data, table, dc, False)
         if run < 0:
             return bits, count, at, difference, _U(0)
         used = _U(length)
@@ -287,14 +330,14 @@ def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, blo
         bits, count, at = refill(clean, bits, count, at)
         entry = table[_U(ac) + (bits >> _U(64 - LOOKUP_BITS))]
         if entry & 63 == 0:
-            run, value, length = _decode_long(bits, data, table, ac, True)
+            run, value, length = decode_long(bits, data, table, ac, True)
             if run < 0:
                 return bits, count, at, difference, _U(0)
             k += _U(run)
             coefficient = value * quantisation[_U(q) + k]
             if is_wild(coefficient):
                 return bits, count, at, difference, _U(0)
-            block[_U(to) + _NATURAL_ORDER[k]] = coefficient
+            block[_U(to) + NATURAL_ORDER[k]] = coefficient
             k += _U(1)
             bits <<= _U(length)
             count -= _U(length)
@@ -303,7 +346,7 @@ def read_block(clean, bits, count, at, data, table, dc, ac, quantisation, q, blo
         # dump slot takes what lies outside the block.
         for _ in range(LOOKUPS_PER_REFILL):
             k += _U((entry >> 8) & 255)
-            block[_U(to) + _NATURAL_ORDER[k]] = (entry >> 16) * quantisation[_U(q) + k]
+            block[_U(to) + NATURAL_ORDER[k]] = (entry >> 16) * quantisation[_U(q) + k]
             k += _U(1)
             used = _U(entry & 63)
             bits <<= used

@@ -12,6 +12,7 @@ import numpy as np
 from ..compiler.jit import inline_jit
 from ..compiler.vector import (
     broadcast,
+    broadcast_like,
     convert,
     load,
     maximum,
@@ -24,9 +25,11 @@ from ..compiler.vector_shuffle import (
     interleave,
     interleave_high,
     interleave_low,
+    load_four,
     load_two,
     multiply_pairs,
     narrow_groups,
+    store_four,
     store_interleaved,
     store_two,
     transpose_8,
@@ -67,34 +70,35 @@ _ROUND_2 = _I((1 << 17) + (128 << 18))
 
 
 @inline_jit(forceinline=True)
-def _alternate(pair):
-    """Two factors alternating over 16 int16 lanes."""
-    return reinterpret(broadcast(_I((pair[0] & 0xFFFF) | (pair[1] << 16)), 8), np.int16)
+def _multiply(x, pair):
+    """The int32 sums of neighbouring int16 lanes, each multiplied by its factor of `pair`."""
+    factors = broadcast_like(reinterpret(x, np.int32), _I((pair[0] & 0xFFFF) | (pair[1] << 16)))
+    return multiply_pairs(x, reinterpret(factors, np.int16))
 
 
 @inline_jit(forceinline=True)
 def _idct_half(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
-    """The 1-D inverse DCT of half the lanes: eight vectors of 8 int32, before narrowing.
+    """The 1-D inverse DCT of half the lanes: eight vectors of int32, before narrowing.
 
-    `x04` is coefficient 0 plus 4, `minus_04` coefficient 0 less 4, 8 int32 each. The others hold
-    two coefficients in turn, 16 int16 each: `x26` is x2 x6 x2 x6 …
+    `x04` is coefficient 0 plus 4, `minus_04` coefficient 0 less 4, int32. The others hold two
+    coefficients in turn, twice as many int16: `x26` is x2 x6 x2 x6 …
     """
     # Even part (tmp0..tmp3 and tmp10..tmp13 in jidctint.c).
     even_0 = (x04 << _I(13)) + rounding
     even_1 = (minus_04 << _I(13)) + rounding
-    even_2 = multiply_pairs(x26, _alternate(_EVEN_2_3[1]))
-    even_3 = multiply_pairs(x26, _alternate(_EVEN_2_3[0]))
+    even_2 = _multiply(x26, _EVEN_2_3[1])
+    even_3 = _multiply(x26, _EVEN_2_3[0])
     t10 = even_0 + even_3
     t13 = even_0 - even_3
     t11 = even_1 + even_2
     t12 = even_1 - even_2
     # Odd part.
-    z3 = multiply_pairs(x7351, _alternate(_Z3_Z4[0]))
-    z4 = multiply_pairs(x7351, _alternate(_Z3_Z4[1]))
-    odd_0 = multiply_pairs(x71, _alternate(_ODD_0_3[0])) + z3
-    odd_3 = multiply_pairs(x71, _alternate(_ODD_0_3[1])) + z4
-    odd_1 = multiply_pairs(x53, _alternate(_ODD_1_2[0])) + z4
-    odd_2 = multiply_pairs(x53, _alternate(_ODD_1_2[1])) + z3
+    z3 = _multiply(x7351, _Z3_Z4[0])
+    z4 = _multiply(x7351, _Z3_Z4[1])
+    odd_0 = _multiply(x71, _ODD_0_3[0]) + z3
+    odd_3 = _multiply(x71, _ODD_0_3[1]) + z4
+    odd_1 = _multiply(x53, _ODD_1_2[0]) + z4
+    odd_2 = _multiply(x53, _ODD_1_2[1]) + z3
     # Butterflies.
     return (
         (t10 + odd_3) >> shift,
@@ -110,14 +114,14 @@ def _idct_half(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
 
 @inline_jit(forceinline=True)
 def _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
-    """One pass of the inverse DCT of two blocks, along the first dimension, then transposed.
+    """One pass of the inverse DCT of two or four blocks, along the first axis, then transposed.
 
-    `x0` … `x7` are rows of 16 int16: eight lanes of one block, eight of the other. Returns the
-    transformed blocks' columns likewise, so that the second pass takes them as rows.
+    `x0` … `x7` are rows of 16 or 32 int16: eight lanes of each block. Returns the transformed
+    blocks' columns likewise, so that the second pass takes them as rows.
     """
     plus, minus = x0 + x4, x0 - x4
     x73, x51 = x7 + x3, x5 + x1
-    zero = broadcast(_S(0), 16)
+    zero = broadcast_like(x0, _S(0))
     # Interleaved with 0, an int16 lies in the upper half of an int32; shifting it down keeps its
     # sign.
     low = _idct_half(
@@ -154,9 +158,10 @@ def _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
 
 
 @inline_jit(forceinline=True)
-def _clamp_16(row):
-    """16 int16 clamped to 0..255, as uint8."""
-    return convert(minimum(maximum(row, broadcast(_S(0), 16)), broadcast(_S(255), 16)), np.uint8)
+def _clamp(value):
+    """int16 lanes clamped to 0..255, as uint8."""
+    zero, most = broadcast_like(value, _S(0)), broadcast_like(value, _S(255))
+    return convert(minimum(maximum(value, zero), most), np.uint8)
 
 
 @inline_jit(forceinline=True)
@@ -188,14 +193,49 @@ def inverse_dct_pair(block, first, second, planes, at, stride, second_at, second
     store(block, second + 32, zero)
     # Pass 2, along rows: to levels.
     rows = _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_2, _SHIFT_2)
-    store_two(planes, at, second_at, _clamp_16(rows[0]))
-    store_two(planes, at + stride, second_at + second_stride, _clamp_16(rows[1]))
-    store_two(planes, at + 2 * stride, second_at + 2 * second_stride, _clamp_16(rows[2]))
-    store_two(planes, at + 3 * stride, second_at + 3 * second_stride, _clamp_16(rows[3]))
-    store_two(planes, at + 4 * stride, second_at + 4 * second_stride, _clamp_16(rows[4]))
-    store_two(planes, at + 5 * stride, second_at + 5 * second_stride, _clamp_16(rows[5]))
-    store_two(planes, at + 6 * stride, second_at + 6 * second_stride, _clamp_16(rows[6]))
-    store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _clamp_16(rows[7]))
+    store_two(planes, at, second_at, _clamp(rows[0]))
+    store_two(planes, at + stride, second_at + second_stride, _clamp(rows[1]))
+    store_two(planes, at + 2 * stride, second_at + 2 * second_stride, _clamp(rows[2]))
+    store_two(planes, at + 3 * stride, second_at + 3 * second_stride, _clamp(rows[3]))
+    store_two(planes, at + 4 * stride, second_at + 4 * second_stride, _clamp(rows[4]))
+    store_two(planes, at + 5 * stride, second_at + 5 * second_stride, _clamp(rows[5]))
+    store_two(planes, at + 6 * stride, second_at + 6 * second_stride, _clamp(rows[6]))
+    store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _clamp(rows[7]))
+
+
+@inline_jit(forceinline=True)
+def inverse_dct_four(block, planes, places):
+    """`inverse_dct_pair` of the four blocks in `block`, 64 coefficients each, which stay.
+
+    `places` (8,) int64: where each block's samples begin, then each one's stride. For CPUs with
+    AVX-512.
+    """
+    x0, x1, x2, x3, x4, x5, x6, x7 = _idct_pass(
+        load_four(block, 0, 64, 128, 192, 8),
+        load_four(block, 8, 72, 136, 200, 8),
+        load_four(block, 16, 80, 144, 208, 8),
+        load_four(block, 24, 88, 152, 216, 8),
+        load_four(block, 32, 96, 160, 224, 8),
+        load_four(block, 40, 104, 168, 232, 8),
+        load_four(block, 48, 112, 176, 240, 8),
+        load_four(block, 56, 120, 184, 248, 8),
+        _ROUND_1,
+        _SHIFT_1,
+    )
+    rows = _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_2, _SHIFT_2)
+    a, b, c, d = places[0], places[1], places[2], places[3]
+    a_step, b_step, c_step, d_step = places[4], places[5], places[6], places[7]
+    store_four(planes, a, b, c, d, _clamp(rows[0]))
+    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[1]))
+    a, b, c, d = a + 2 * a_step, b + 2 * b_step, c + 2 * c_step, d + 2 * d_step
+    store_four(planes, a, b, c, d, _clamp(rows[2]))
+    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[3]))
+    a, b, c, d = a + 2 * a_step, b + 2 * b_step, c + 2 * c_step, d + 2 * d_step
+    store_four(planes, a, b, c, d, _clamp(rows[4]))
+    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[5]))
+    a, b, c, d = a + 2 * a_step, b + 2 * b_step, c + 2 * c_step, d + 2 * d_step
+    store_four(planes, a, b, c, d, _clamp(rows[6]))
+    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[7]))
 
 
 @inline_jit(forceinline=True)
@@ -205,14 +245,6 @@ def inverse_dct_flat(dc, planes, at, stride):
     row = broadcast(level, 8)
     for i in range(8):
         store(planes, at + i * stride, row)
-
-
-@inline_jit(forceinline=True)
-def _clamp(value):
-    """`LANES` int16 clamped to 0..255, as uint8."""
-    return convert(
-        minimum(maximum(value, broadcast(_S(0), LANES)), broadcast(_S(255), LANES)), np.uint8
-    )
 
 
 @inline_jit(forceinline=True)

@@ -1,14 +1,14 @@
 """The entropy-coded scan: blocks read one after the other, and those of a region turned to levels.
 
-The stream is read from its beginning, since each code's position depends on the codes before it;
-or from checkpoints, which say where a block begins (see `checkpoints`).
+The stream is read from its beginning, since each code's position depends on the codes before it.
+`chunks` reads it from checkpoints, which are found here.
 """
 
 import numpy as np
 
 from ..compiler.jit import inline_jit
 from ..compiler.vector import broadcast, store
-from .entropy import DUMP_SLOT, END_OF_BLOCK, TABLE_SIZE, is_wild, read_block, refill
+from .entropy import DUMP_SLOT, END_OF_BLOCK, TABLE_SIZE, is_wild, read_block
 from .pixels import inverse_dct_flat, inverse_dct_pair
 from .segments import (
     AC_TABLE,
@@ -78,18 +78,13 @@ def decode_scan(
     components,
     scratch,
     found,
-    checkpoints,
 ):
-    """Decode the MCUs of the scan, those in `region` to levels; returns whether the scan is valid.
-
-    Without `checkpoints` all MCUs are read; with them, only those from the checkpoints on that the
-    region needs, and only they are judged.
+    """Decode all MCUs of the scan, those in `region` to levels; returns whether the scan is valid.
 
     `data` uint8: the file, which holds the Huffman codes' symbols. `clean` uint8: the scan's `size`
     bytes, with `restarts` restart markers, one each `interval` MCUs (0 for none). `region` (x1, y1,
     x2, y2) of `mcu_columns` by `mcu_rows` MCUs. Levels go to `scratch.planes` as `_lay_out_planes`
-    has set. `found`, `checkpoints` (CHECKPOINT_FIELDS · n,) int16, empty or with all checkpoints of
-    the image: receives them; gives them. Any values are safe.
+    has set. `found` int16: empty, or receives the image's checkpoints, CHECKPOINT_FIELDS each.
     """
     frame = scratch.frame
     tables = scratch.tables
@@ -98,10 +93,7 @@ def decode_scan(
     planes = scratch.planes
     x1, y1, x2, y2 = region
     between = mcus_between(frame[0, H])
-    first_row, last_row, first_column, last_column = 0, mcu_rows, 0, mcu_columns
-    if len(checkpoints):
-        first_row, last_row = y1, y2
-        first_column, last_column = x1 & -between, x2
+    noted = 0
     bits, count, at = _U(0), _U(0), _U(0)  # the bit reader, see `entropy.refill`
     mcus_left = interval
     restarts_passed = 0
@@ -111,23 +103,12 @@ def decode_scan(
     # begins with block number `half`.
     half = 0
     pending, pending_at, pending_stride = -1, 0, 0
-    for my in range(first_row, last_row):
-        for mx in range(first_column, last_column):
-            # 0. A checkpoint: continue there, or note it.
-            if mx & (between - 1) == 0:
-                number = my * ((mcu_columns + between - 1) // between) + mx // between
-                if len(checkpoints):
-                    offset = bit_offset(checkpoints, number)
-                    if offset > 8 * size:
-                        return False
-                    bits, count, at = refill(clean, _U(0), _U(0), _U(offset >> 3))
-                    bits <<= _U(offset & 7)
-                    count -= _U(offset & 7)
-                    for c in range(components):
-                        frame[c, LAST_DC] = checkpoints[CHECKPOINT_FIELDS * number + 2 + c]
-                elif len(found):
-                    offset = 8 * np.int64(at) - np.int64(count)
-                    _set_checkpoint(found, number, offset, frame, components)
+    for my in range(mcu_rows):
+        for mx in range(mcu_columns):
+            if len(found) and mx & (between - 1) == 0:
+                offset = 8 * np.int64(at) - np.int64(count)
+                _set_checkpoint(found, noted, offset, frame, components)
+                noted += 1
 
             # 1. Restart interval: it must end where the marker stood; the next begins at a whole
             # byte, with DC predictions of 0.
@@ -217,7 +198,5 @@ def decode_scan(
         inverse_dct_pair(
             block, pending, pending, planes, pending_at, pending_stride, pending_at, pending_stride
         )
-    if len(checkpoints):
-        return True
     # Valid if all bytes and restart markers are used up; bits left in the last byte are padding.
     return np.int64(at) - np.int64(count >> _U(3)) == size and restarts_passed == restarts

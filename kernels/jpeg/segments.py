@@ -8,7 +8,7 @@ import numpy as np
 
 from ..compiler.jit import inline_jit
 from ..headers import is_ordinary, u16
-from .entropy import TABLE_SIZE, build_table, lengthen_entries
+from .entropy import TABLE_SIZE, build_code_table, build_table, lengthen_entries
 from .markers import (
     APP0,
     APP14,
@@ -65,7 +65,7 @@ def _read_quantisation_tables(data, begin, end, quantisation):
 
 
 @inline_jit()
-def _read_huffman_tables(data, begin, end, tables):
+def _read_huffman_tables(data, begin, end, tables, with_values):
     """Read a DHT segment; returns a bit for each table read (0..3 DC, 4..7 AC), or -1 where it is
     not plain.
 
@@ -82,7 +82,12 @@ def _read_huffman_tables(data, begin, end, tables):
         if symbols > 256 or begin + 17 + symbols > end:
             return -1
         place = (selector >> 4) * 4 + (selector & 3)
-        if not build_table(data, begin + 1, selector >= 16, tables, place * TABLE_SIZE):
+        to = place * TABLE_SIZE
+        if with_values:
+            built = build_table(data, begin + 1, selector >= 16, tables, to)
+        else:
+            built = build_code_table(data, begin + 1, selector >= 16, tables, to)
+        if not built:
             return -1
         tables_read |= 1 << place
         begin += 17 + symbols
@@ -150,12 +155,13 @@ def _read_scan_header(data, begin, length, components, huffman_read, quantisatio
 
 
 @inline_jit()
-def read_segments(data, size, scratch):
+def read_segments(data, size, scratch, with_values):
     """Read all segments up to the scan: (position of its data, height, width, components, restart
     interval), zeros where any is not plain.
 
     `data` uint8, at least `size` bytes. The restart interval is in MCUs, 0 for none. Tables and
-    components go to the `JpegScratch`.
+    components go to the `JpegScratch`. `with_values`: whether look-up tables hold values, see
+    `build_table`; else they are those of `build_code_table`.
     """
     frame = scratch.frame
     height, width, components, interval = 0, 0, 0, 0
@@ -184,7 +190,7 @@ def read_segments(data, size, scratch):
                 return bad
             quantisation_read |= tables_read
         elif marker == DHT:
-            tables_read = _read_huffman_tables(data, begin, end, scratch.tables)
+            tables_read = _read_huffman_tables(data, begin, end, scratch.tables, with_values)
             if tables_read < 0:
                 return bad
             huffman_read |= tables_read
@@ -216,7 +222,7 @@ def read_segments(data, size, scratch):
                 data, begin, length, components, huffman_read, quantisation_read, frame
             ):
                 return bad
-            for c in range(components):
+            for c in range(components if with_values else 0):
                 q = QUANTISATION_STRIDE * frame[c, QUANTISATION]
                 table = TABLE_SIZE * frame[c, AC_TABLE]
                 lengthen_entries(scratch.tables, table, scratch.quantisation, q)
