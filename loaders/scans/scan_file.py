@@ -87,7 +87,7 @@ class ScanFile:
             return False
         if found == self._header:
             return True
-        if not _is_header(found):
+        if found and not _is_header(found):  # an empty one has just been created
             self.damage = "its header is damaged"
         return False
 

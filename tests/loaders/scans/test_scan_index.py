@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -15,6 +16,7 @@ from maskco_fast.commands.index import IndexConfig, index
 from maskco_fast.kernels.jpeg.checkpoints import checksum, find_checkpoints
 from maskco_fast.loaders import Loader, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.scans import scan_dataset as module
+from maskco_fast.loaders.scans import scan_file
 from maskco_fast.loaders.scans.scan_dataset import scan_dataset
 from maskco_fast.loaders.scans.scan_file import HEADER, SUFFIX
 from maskco_fast.loaders.scans.scan_index import ScanIndex
@@ -212,16 +214,25 @@ def test_changed_images_are_noticed_by_their_checksum(tmp_path, folder, uses):
 
 
 def test_a_shard_with_other_samples_has_a_new_file(tmp_path, folder):
+    datasets = []
     for names in ("abc", "bcd"):
         shard = write_tar(
             tmp_path / "s.tar", {f"{n}.jpg": encode(picture(160, 200, ord(n))) for n in names}
         )
-        dataset = open_dataset(str(shard), index_folder=folder)
+        datasets.append(open_dataset(str(shard), index_folder=folder))
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            assert scan_dataset(dataset, limit=LIMIT, threads=1) == 3
-        (file,) = scan_files(folder)
-        assert file.stat().st_size == 64 + 3 * 32 + 3 * 20 * 10
+            assert scan_dataset(datasets[-1], limit=LIMIT, threads=1) == 3
+        if len(datasets) == 1:
+            earlier = ScanIndex(datasets[0], limit=LIMIT)
+            scanned = earlier.read_one(0)
+            assert scanned is not None
+    (file,) = scan_files(folder)
+    assert file.stat().st_size == 64 + 3 * 32 + 3 * 20 * 10
+    newer = file.read_bytes()
+    earlier._add_one(0, scanned)
+    earlier.close()  # a run that still reads the earlier shard leaves the file alone
+    assert file.read_bytes() == newer
 
 
 def test_its_bytes_are_limited(shards, folder, epochs):
@@ -250,14 +261,21 @@ def test_tiny_images_and_streams_have_none(tmp_path, folder):
     assert scan_files(folder) == []
 
 
-def test_many_append_at_once_without_loss(shards, made, tmp_path):
-    """Eight writers, each with a file descriptor of its own, as of other processes."""
+def test_many_append_at_once_without_loss(shards, made, monkeypatch):
+    """Four writers, each with a file descriptor of its own, as of other processes."""
+    write_all = scan_file._write
+
+    def write_late(*arguments) -> None:
+        time.sleep(5e-4)  # after the file's end was looked up
+        write_all(*arguments)
+
+    monkeypatch.setattr(scan_file, "_write", write_late)
     dataset = open_dataset(shards, index_folder=made)
     source = ScanIndex(dataset, limit=LIMIT)
     every = {n: one for n in range(14) if (one := source.read_one(n)) is not None}
     for file in scan_files(made):
         file.unlink()
-    writers = [ScanIndex(dataset, limit=LIMIT) for _ in range(8)]
+    writers = [ScanIndex(dataset, limit=LIMIT) for _ in range(4)]
 
     def write(writer: ScanIndex) -> None:
         for number, one in every.items():
@@ -270,6 +288,7 @@ def test_many_append_at_once_without_loss(shards, made, tmp_path):
     for thread in threads:
         thread.join()
     written = ScanIndex(dataset, limit=LIMIT)
+    assert not any(writer._warned for writer in writers)
     assert {number: written.read_one(number) for number in every} == every
 
 
