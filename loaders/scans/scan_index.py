@@ -5,6 +5,7 @@ of a JPEG that its crops need. `scan_file` describes the files. Ranks and jobs s
 appends what it has found and reads what any of them has.
 """
 
+import sys
 import threading
 import time
 import warnings
@@ -130,6 +131,8 @@ class ScanIndex:
 
     def close(self) -> None:
         """Write what waits in memory and close the files, which the next use opens again."""
+        if sys.is_finalizing():  # of a loader that was never closed; a later epoch finds it again
+            return
         with self._writing:
             self._write_pending()
         self._reader.close()

@@ -4,6 +4,8 @@ import contextlib
 import itertools
 import os
 import pathlib
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -306,3 +308,23 @@ def test_remote_shards_have_one_by_their_bytes(shards, epochs, tmp_path, uses):
             assert sum(uses) >= 8
         scanned = [file.name for file in scan_files(folder)]
         assert len(scanned) == 2
+
+
+def test_a_script_may_end_in_an_epoch(shards, tmp_path, folder):
+    """The loader is then finalised with the interpreter, when files can no longer be opened: a
+    function keeps the script's names until then."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from maskco_fast.loaders import ViewConfig, make_loader\n"
+        "def function(): pass\n"
+        "folder, *shards = sys.argv[1:]\n"
+        "views = ViewConfig.maskco(32)\n"
+        "loader = make_loader(shards, 4, views=views, threads=1, index_folder=folder)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+    )
+    folder.mkdir()
+    command = [sys.executable, str(script), str(folder), *shards]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
