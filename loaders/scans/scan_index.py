@@ -5,6 +5,7 @@ of a JPEG that its crops need. `scan_file` describes the files. Ranks and jobs s
 appends what it has found and reads what any of them has.
 """
 
+import itertools
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ PENDING_BYTES = 4 << 20
 """Checkpoints that wait in memory before they are written: those of 2 500 images of ImageNet. While
 another thread writes, twice as many may wait; more are dropped, and found in a later epoch."""
 LEAST_PIXELS = 128 * 128
-"""Smaller images are read as fast without checkpoints."""
+"""Smaller images are read as fast from their beginning."""
 RECOUNT_SECONDS = 60.0
 """Seconds after which the bytes of all scan files are counted anew: other processes write too."""
 RESERVE_BYTES = 1 << 30
@@ -90,7 +91,7 @@ class ScanIndex:
         rows = bytearray().join(one.rows for one in found if one)
         return Checkpoints(
             rows=np.frombuffer(rows, CHECKPOINT_DTYPE),
-            begins=np.cumsum([0, *counts]),
+            begins=np.array([0, *itertools.accumulate(counts)], np.int64),
             lengths=np.array([one.length if one else 0 for one in found], np.int64),
             checksums=np.array([one.checksum if one else 0 for one in found], np.uint32),
         )
