@@ -4,6 +4,7 @@ Each function takes the images and the bench's setting and returns `Epochs`. A l
 when its function is called.
 """
 
+import functools
 import io
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +41,7 @@ class _Images(torch.utils.data.Dataset):
         return self._views(self._load(self._dataset.read(position)))
 
 
-class _TwoCrops:
+class TwoCrops:
     """Two views by the same transform (moco/loader.py's TwoCropsTransform)."""
 
     def __init__(self, transform: Any) -> None:
@@ -96,7 +97,8 @@ def pil_image(data: bytes) -> Image.Image:
         return image.convert("RGB")
 
 
-def _tensor(data: bytes) -> torch.Tensor:
+def decode_tensor(data: bytes) -> torch.Tensor:
+    """Decode by torchvision: (3, height, width) uint8."""
     return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
 
@@ -120,10 +122,11 @@ def torchvision_pil(dataset: Dataset, setting: Setting) -> Epochs:
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
     )
-    return _data_loader(_Images(dataset, pil_image, _TwoCrops(transform)), setting)
+    return _data_loader(_Images(dataset, pil_image, TwoCrops(transform)), setting)
 
 
-def _v2_transform(size: int) -> v2.Compose:
+def v2_transform(size: int) -> v2.Compose:
+    """MoCo v2's augmentation by the v2 transforms, of a uint8 tensor."""
     return v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
@@ -139,7 +142,37 @@ def _v2_transform(size: int) -> v2.Compose:
 
 def torchvision_v2(dataset: Dataset, setting: Setting) -> Epochs:
     """The v2 transforms on uint8 tensors, as torchvision's documentation recommends."""
-    return _data_loader(_Images(dataset, _tensor, _TwoCrops(_v2_transform(setting.size))), setting)
+    return _data_loader(
+        _Images(dataset, decode_tensor, TwoCrops(v2_transform(setting.size))), setting
+    )
+
+
+def torchcodec_v2(dataset: Dataset, setting: Setting) -> Epochs:
+    """torchcodec's image decoder, to which torchvision's documentation refers, and the v2
+    transforms."""
+    try:
+        from torchcodec.decoders import decode_image as decode
+    except RuntimeError as error:  # its libraries do not load: FFmpeg or another torch
+        raise MissingPackage(
+            f"torchcodec cannot load its libraries ({str(error).splitlines()[0]}): install the "
+            "version for this torch, and FFmpeg 4 to 8"
+        ) from error
+    images = _Images(dataset, decode, TwoCrops(v2_transform(setting.size)))
+    return _data_loader(images, setting)
+
+
+def kornia_rs_v2(dataset: Dataset, setting: Setting) -> Epochs:
+    """kornia-rs's JPEG decoder, in Rust over libjpeg-turbo, and the v2 transforms."""
+    import kornia_rs
+
+    # Its module has moved in 0.2. The decoder is made in each worker.
+    make = functools.cache(getattr(kornia_rs, "io", kornia_rs).ImageDecoder)
+
+    def decode(data: bytes) -> torch.Tensor:
+        return torch.from_numpy(make().decode(data)).permute(2, 0, 1)
+
+    images = _Images(dataset, decode, TwoCrops(v2_transform(setting.size)))
+    return _data_loader(images, setting)
 
 
 def lightly_moco(dataset: Dataset, setting: Setting) -> Epochs:
@@ -175,7 +208,7 @@ def kornia_batched(dataset: Dataset, setting: Setting) -> Epochs:
         ]
     )
     torch.set_num_threads(setting.workers)
-    crops = _data_loader(_Images(dataset, _tensor, _TwoCrops(crop)), setting)
+    crops = _data_loader(_Images(dataset, decode_tensor, TwoCrops(crop)), setting)
 
     def epoch(count: int) -> Iterator[Any]:
         for views in crops(count):
@@ -199,7 +232,7 @@ def spdl_threads(dataset: Dataset, setting: Setting) -> Epochs:
         raise MissingPackage(
             "SPDL cannot load FFmpeg's shared libraries, versions 4 to 8: apt-get install ffmpeg"
         ) from error
-    transform = _v2_transform(setting.size)
+    transform = v2_transform(setting.size)
 
     def views(position: Any) -> Any:
         packets = spdl.io.demux_image(dataset.read(position))

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskco_fast.bench import parity, peers, peers_dali, peers_ffcv, peers_gpu
+from maskco_fast.bench import parity, peers, peers_dali, peers_datasets, peers_ffcv, peers_gpu
 from maskco_fast.bench.peers_gpu import finish, row_device
 from maskco_fast.bench.setting import Running, Setting
 from maskco_fast.kernels.errors import InvalidInput, MissingPackage
 from maskco_fast.loaders import LOADERS, Dataset, Loader, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
+from maskco_fast.loaders.config import SCAN_INDEX_GB
 from maskco_fast.loaders.shards.decode import Decoder
 
 PARITY_IMAGES = 32
@@ -31,13 +32,21 @@ class Ours(Running):
     """One of our loaders, through `make_loader`.
 
     `stage`: "finished" views; "seam", the uint8 crops before colours change; or "without_blur".
-    `on_gpu`: the views are finished there, and a batch counts once they are.
+    `on_gpu`: the views are finished there, and a batch counts once they are. `scan_index`: the
+    rounds count as later epochs, whose scan index the uncounted pass has made.
     The ffcv loader reads the .beton that FFCV's own rows read.
     """
 
     def __init__(
-        self, setting: Setting, backend: str, stage: str = "finished", *, on_gpu: bool = False
+        self,
+        setting: Setting,
+        backend: str,
+        stage: str = "finished",
+        *,
+        on_gpu: bool = False,
+        scan_index: bool = True,
     ) -> None:
+        self._scan_index = scan_index
         self._device = row_device("our views on a GPU", on_gpu)
         dataset = open_dataset(setting.shards)
         if backend == "ffcv":
@@ -66,6 +75,7 @@ class Ours(Running):
             dtype=dtype,
             threads=self.setting.workers,
             decode=self.setting.decode if backend in ("native", "ffcv") else "exact",
+            scan_index_gb=SCAN_INDEX_GB if self._scan_index else 0,
             rank=0,
             world_size=1,
         )
@@ -191,11 +201,12 @@ def _ours(
     stage: str = "finished",
     *,
     on_gpu: bool = False,
+    scan_index: bool = True,
 ) -> Row:
     return Row(
         kind="ours",
         what=f"our {backend} loader, {what}",
-        open=lambda setting: Ours(setting, backend, stage, on_gpu=on_gpu),
+        open=lambda setting: Ours(setting, backend, stage, on_gpu=on_gpu, scan_index=scan_index),
     )
 
 
@@ -235,6 +246,9 @@ SEAM = "two uint8 crops, before colours change"
 
 ROWS: dict[str, Row] = {
     **{name: _ours(name) for name in LOADERS},
+    "native_first_epoch": _ours(
+        "native", "as in a first epoch, without a scan index", scan_index=False
+    ),
     "torchvision_pil": _peer(
         "torchvision on Pillow, DataLoader workers", FREE, peers.torchvision_pil
     ),
@@ -242,6 +256,26 @@ ROWS: dict[str, Row] = {
         "torchvision v2 on tensors, decode_jpeg, DataLoader workers",
         f"{FREE}; blur 23 taps",
         peers.torchvision_v2,
+    ),
+    "torchcodec": _peer(
+        "torchcodec's image decoder, torchvision v2, DataLoader workers",
+        f"{FREE}; blur 23 taps",
+        peers.torchcodec_v2,
+    ),
+    "kornia_rs": _peer(
+        "kornia-rs's decoder, torchvision v2, DataLoader workers",
+        f"{FREE}; blur 23 taps",
+        peers.kornia_rs_v2,
+    ),
+    "litdata": _peer(
+        "LitData's StreamingDataset of the JPEGs, torchvision v2",
+        f"{FREE}; blur 23 taps; own chunks",
+        peers_datasets.litdata,
+    ),
+    "grain": _peer(
+        "Grain's MapDataset in worker processes, torchvision v2",
+        f"{FREE}; blur 23 taps",
+        peers_datasets.grain,
     ),
     "lightly": _peer("lightly's MoCoV2Transform, DataLoader workers", FREE, peers.lightly_moco),
     "kornia": _peer(

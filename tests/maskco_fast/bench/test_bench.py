@@ -295,6 +295,10 @@ GPU_PEERS = ("dali_gpu", "dali_dynamic_gpu", "dali_torchvision", "nvjpeg", "nvim
 PACKAGES = {
     "lightly": "lightly",
     "kornia": "kornia",
+    "kornia_rs": "kornia_rs",
+    "torchcodec": "torchcodec",
+    "litdata": "litdata",
+    "grain": "grain",
     "dali_stock": "nvidia.dali",
     "dali_dynamic": "nvidia.dali",
     "dali_roi_resize": "nvidia.dali",
