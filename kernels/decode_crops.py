@@ -39,7 +39,7 @@ class CheckpointTable(NamedTuple):
 
 
 @intrinsic
-def _bytes_at(typing_context, address, size):
+def bytes_at(typing_context, address, size):
     """A (size,) uint8 array of the bytes at an address. Borrowed: the caller keeps them alive."""
     array = types.Array(types.uint8, 1, "C", readonly=True)
 
@@ -59,7 +59,7 @@ def _bytes_at(typing_context, address, size):
 
 
 @inline_jit()
-def _set_region(height, width, row, views, pixels, region):
+def set_region(height, width, row, views, pixels, region):
     """Write the smallest region that contains every view's crop to `region`; returns whether it
     lies inside the image and fits in `pixels`."""
     y, x, bottom, right = np.int64(height), np.int64(width), np.int64(0), np.int64(0)
@@ -85,11 +85,11 @@ def decode_crops(file, height, width, row, views, scratch, pixels, region, table
     `CheckpointTable`, in which this is file `i`; receives the file's checkpoints where it has room.
     `scratch`: of `make_jpeg_scratch`. `pixels` uint8, flat: room for the region and a vector more.
     """
-    if not _set_region(height, width, row, views, pixels, region):
+    if not set_region(height, width, row, views, pixels, region):
         return np.int64(NOT_PLAIN)
     found = table.found[CHECKPOINT_FIELDS * table.counts[:i].sum() :]
     verdict, table.counts[i] = decode_plain(
-        _bytes_at(file[0], file[1]),
+        bytes_at(file[0], file[1]),
         file[1],
         height,
         width,
@@ -112,10 +112,10 @@ def _make_decode_crops(decode: Any) -> Callable[..., Any]:
         begin, end = table.begins[i], table.begins[i + 1]
         if begin < 0 or end <= begin or end > len(table.fields) // CHECKPOINT_FIELDS:
             return np.int64(NOT_PLAIN)
-        data = _bytes_at(file[0], file[1])
+        data = bytes_at(file[0], file[1])
         if table.lengths[i] != file[1] or table.checksums[i] != crc32c(data, file[1]):
             return np.int64(NOT_PLAIN)
-        if not _set_region(height, width, row, views, pixels, region):
+        if not set_region(height, width, row, views, pixels, region):
             return np.int64(NOT_PLAIN)
         y, x, rows, columns = region[0], region[1], region[2], region[3]
         checkpoints = table.fields[CHECKPOINT_FIELDS * begin : CHECKPOINT_FIELDS * end]

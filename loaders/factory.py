@@ -177,6 +177,8 @@ def make_loader(
             "`labels`, `classes` and `fields` must be given to `open_dataset`, not with an open "
             f"dataset, whose labels are {shards.labels!r} and whose fields are {shards.fields}"
         )
+    if name == "native" and shards.records is not None:
+        compile_in_background(("records",))
     if not loader_process:
         return loader_class(shards, config, max_bad_share=max_bad_share)
     if name == "dali" and config.seam:

@@ -309,9 +309,9 @@ class Loader(ABC):
                 request.replace(n, self._request(np.array([index]), request.epoch))
             if request.fields is not None:
                 self._fetch_fields(request, n)
-            data, sample = self.dataset.read(index), self.dataset.samples[index]
+            sample = self.dataset.samples[index]
             try:
-                decoded = decode(data, sample, int(request.shrinks[n]))
+                decoded = decode(self.dataset.read(index), sample, int(request.shrinks[n]))
             except BadImage as reason:
                 self._reject(index, str(reason))
                 continue

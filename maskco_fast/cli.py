@@ -47,7 +47,7 @@ COMMANDS = (
     ),
     Command(
         "beton",
-        "convert shards to one .beton file, FFCV's format",
+        "convert shards to one .beton file, FFCV's format, or give it back",
         "maskco_fast.commands.beton",
     ),
     Command(

@@ -26,3 +26,9 @@ def has_avx512() -> bool:
     """Whether `vector_gather` and the 512-bit integer instructions can be used: on x86 server CPUs
     since Skylake, and on AMD's since Zen 4."""
     return has_features("avx512f", "avx512bw", "avx512vl", "avx512dq")
+
+
+def has_vbmi2() -> bool:
+    """Whether bytes can also be permuted and expanded by a mask: on Intel's CPUs since Ice Lake and
+    on AMD's since Zen 4."""
+    return has_avx512() and has_features("avx512vbmi", "avx512vbmi2")

@@ -1,6 +1,6 @@
 """SIMD vectors as Numba values: LLVM vector operations for loops that LLVM does not auto-vectorise.
 
-A vector has a NumPy element type and a number of lanes. `+ - * / & | << >>` and comparisons work
+A vector has a NumPy element type and a number of lanes. `+ - * / & | ^ << >>` and comparisons work
 lane by lane, on two vectors or a vector and a scalar of its element type. LLVM splits vectors wider
 than the CPU's registers, so the code runs on any CPU. Loads and stores check no bounds.
 """
@@ -397,6 +397,7 @@ for _function, _names in {
     operator.truediv: ("udiv", "fdiv"),
     operator.and_: ("and_", "and_"),
     operator.or_: ("or_", "or_"),
+    operator.xor: ("xor", "xor"),
     operator.lshift: ("shl", "shl"),
     operator.rshift: ("lshr", "lshr", "ashr"),
 }.items():

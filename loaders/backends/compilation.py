@@ -25,7 +25,7 @@ from ...kernels.compiler.lock import lock_file
 from ...kernels.formats import FORMATS
 from ...kernels.jpeg.checkpoints import checksum
 from ...kernels.plan import plan
-from ...kernels.render_jpegs import JpegRenderer
+from ...kernels.render_records import RecordRenderer
 from ...kernels.views import ViewConfig
 from ..config import LoaderConfig
 from ..system.children import child_command
@@ -54,6 +54,10 @@ def _checkpoints() -> None:
     assert _renderer()[0].at_checkpoints_address
 
 
+def _records() -> None:
+    assert _renderer()[0].record_address
+
+
 def _render(dtype: str) -> None:
     renderer, rows = _renderer(dtype)
     assert renderer.render_address  # first: the next line waits for the process that does `decode`
@@ -68,14 +72,15 @@ def _resize() -> None:
     renderer.resize_jpegs([b"\xff"], np.full((1, 2), 8), rows, np.zeros(1, np.int64), out)
 
 
-def _renderer(dtype: str = "float32") -> tuple[JpegRenderer, np.ndarray]:
+def _renderer(dtype: str = "float32") -> tuple[RecordRenderer, np.ndarray]:
     """A renderer and the plan row of an empty crop, (1, columns) float32."""
-    renderer = JpegRenderer(ViewConfig.maskco(), dtype)
+    renderer = RecordRenderer(ViewConfig.maskco(), dtype)
     return renderer, np.zeros((1, renderer._columns), np.float32)
 
 
 JOBS: dict[str, Callable[[], None]] = {
     "decode": _decode,
+    "records": _records,
     "render-float32": functools.partial(_render, "float32"),
     "resize": _resize,
     "checkpoints": _checkpoints,

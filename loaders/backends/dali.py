@@ -15,6 +15,8 @@ import torch
 
 from ...kernels import headers
 from ...kernels.errors import InvalidInput
+from ...kernels.render_records import RecordRenderer
+from ...kernels.views import ViewConfig
 from ..config import LoaderConfig
 from ..loader import Loader
 from ..request import Rendered, Request
@@ -29,9 +31,9 @@ class DaliLoader(Loader):
 
     DALI decodes baseline JPEGs of one or three components whose markers show a complete scan. The
     host decodes all other images, as in every loader, and passes the pixels of the region into the
-    graph, because DALI renders damaged scans that other decoders reject. An image that DALI refuses
-    ends its pipeline: the host decodes or replaces it from then on, and a new pipeline starts with
-    the failed batch.
+    graph, because DALI renders damaged scans that other decoders reject. So it does for records of
+    coefficients, which DALI does not know. An image that DALI refuses ends its pipeline: the host
+    decodes or replaces it from then on, and a new pipeline starts with the failed batch.
     """
 
     def __init__(
@@ -118,9 +120,11 @@ class DaliLoader(Loader):
             self._refused.add(int(samples.request.indices[n]))
             self._decode_on_host(samples, n, decoder)
 
-    def _read(self, samples: Samples, n: int, decoder: Decoder) -> None:
+    def _read(self, samples: Samples, n: int, decoder: "_HostDecoder") -> None:
         """Read the bytes of sample `n` for DALI, or decode its region's pixels on the host."""
         index = int(samples.request.indices[n])
+        if self._decode_record(samples, n, index, decoder.renderer):
+            return
         is_jpeg = self.dataset.samples["format"][index] == headers.JPEG
         if is_jpeg and index not in self._refused and index not in self.quarantine:
             if samples.request.fields is not None:
@@ -132,11 +136,40 @@ class DaliLoader(Loader):
                 return
         self._decode_on_host(samples, n, decoder)
 
+    def _decode_record(
+        self, samples: Samples, n: int, index: int, renderer: RecordRenderer
+    ) -> bool:
+        """Decode the region's pixels of sample `n` if it is a sound record; whether it is."""
+        records = self.dataset.records
+        if records is None or not records[index] or index in self.quarantine:
+            return False
+        sample = self.dataset.samples[index]
+        image = renderer.decode_region(
+            self.dataset.read_record(index),
+            int(sample["height"]),
+            int(sample["width"]),
+            samples.regions[n].tolist(),
+        )
+        if image is None:
+            return False
+        samples.encoded[n] = encode_lossless(image)
+        samples.cut[n] = True
+        self.quarantine.count_decoded()
+        return True
+
     def _decode_on_host(self, samples: Samples, n: int, decoder: Decoder) -> None:
         image = self._fetch(samples.request, n, decoder.decode_scaled).image
         y, x, height, width = samples.regions[n].tolist()
         samples.encoded[n] = encode_lossless(image[y : y + height, x : x + width])
         samples.cut[n] = True
+
+
+class _HostDecoder(Decoder):
+    """A thread's decoder, of records too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renderer = RecordRenderer(ViewConfig.maskco())
 
 
 class _Feed:
@@ -152,7 +185,7 @@ class _Feed:
     def __init__(
         self,
         requests: Iterator[Request],
-        read: Callable[[Samples, int, Decoder], None],
+        read: Callable[[Samples, int, _HostDecoder], None],
         threads: int,
     ) -> None:
         self._requests = requests
@@ -220,7 +253,7 @@ class _Feed:
         ]
 
     def _read_part(self, samples: Samples, part: int) -> None:
-        decoder = Decoder()
+        decoder = _HostDecoder()
         for n in range(part, len(samples.encoded), self._threads):
             if self._closing.is_set():
                 return

@@ -262,7 +262,8 @@ class FfcvLoader(Loader):
 
 def _reader(dataset: Dataset) -> Reader:
     """FFCV's reader of the rows, from the .beton file or a temporary one without image data."""
-    if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1:
+    # FFCV refuses the version of a file with records.
+    if isinstance(dataset, BetonDataset) and len(dataset.paths) == 1 and dataset.records is None:
         reader = Reader(dataset.paths[0])
         if "image" in reader.handlers:  # other writers may name the field differently
             return reader

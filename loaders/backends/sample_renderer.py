@@ -6,7 +6,7 @@ import numpy as np
 
 from ...kernels import headers
 from ...kernels.formats import FORMATS
-from ...kernels.render_jpegs import JpegRenderer
+from ...kernels.render_records import RecordRenderer
 from ..loader import Loader
 from ..regions import scale_crops
 from ..request import Request
@@ -21,8 +21,9 @@ Python's share of the time stays small."""
 class SampleRenderer:
     """Decodes and renders samples; make one per thread, as it holds a decoder and scratch memory.
 
-    Plain JPEGs are decoded and rendered by our own kernels in one call without the GIL. Every other
-    image, and every JPEG that is decoded smaller, is decoded by a library, one by one.
+    Plain JPEGs are decoded and rendered by our own kernels in one call without the GIL, and so are
+    records of coefficients. Every other image, and every JPEG that is decoded smaller, is decoded
+    by a library, one by one.
     """
 
     def __init__(self, loader: Loader, scan_index: ScanIndex | None) -> None:
@@ -32,17 +33,21 @@ class SampleRenderer:
         self._scan_index = scan_index
         self._views = len(config.views.views)
         self._decode = Decoder(fast=config.decode == "fast").decode_scaled
-        renderer = self._renderer = JpegRenderer(config.views, FORMATS[config.dtype].name)
+        renderer = self._renderer = RecordRenderer(config.views, FORMATS[config.dtype].name)
         if config.seam:
             self._render, self._render_jpegs = renderer.resize, renderer.resize_jpegs
+            self._render_records = renderer.resize_records
         else:
             self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
+            self._render_records = renderer.render_records
 
     def __call__(self, request: Request, numbers: Sequence[int], memory: np.ndarray) -> None:
         """Render samples `numbers` of a request into the batch's memory, replacing bad ones."""
         others: list[int] = []
         jpegs: list[int] = []
         files: list[bytes] = []
+        in_records: list[int] = []
+        records: list[bytes] = []
         dataset, quarantine = self._loader.dataset, self._loader.quarantine
         if request.fields is not None:
             for n in numbers:
@@ -50,17 +55,26 @@ class SampleRenderer:
                     self._loader._fetch_fields(request, n)
         for n in numbers:
             index = request.indices[n]
+            if dataset.records is not None and dataset.records[index] and index not in quarantine:
+                in_records.append(n)  # whole, since that costs less than a smaller one
+                records.append(dataset.read_record(index))
+                continue
             plain = dataset.samples["format"][index] == headers.JPEG and request.shrinks[n] == 1
             if plain and index not in quarantine:
                 jpegs.append(n)
                 files.append(dataset.read(index))
             else:
                 others.append(n)
-        if jpegs:
-            chosen = np.array(jpegs)
+        for ours, encoded, render in (
+            (jpegs, files, self._render_chosen),
+            (in_records, records, self._render_chosen_records),
+        ):
+            if not ours:
+                continue
+            chosen = np.array(ours)
             samples = dataset.samples[request.indices[chosen]]
             sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
-            done = self._render_chosen(request, chosen, files, sides, memory)
+            done = render(request, chosen, encoded, sides, memory)
             quarantine.count_decoded(int(done.sum()))
             others.extend(chosen[~done].tolist())  # not plain, or damaged: a library decides
         for n in others:
@@ -85,6 +99,17 @@ class SampleRenderer:
         if find:
             scan_index.add(indices, files, self._renderer.found)
         return done
+
+    def _render_chosen_records(
+        self,
+        request: Request,
+        chosen: np.ndarray,
+        records: list[bytes],
+        sides: np.ndarray,
+        memory: np.ndarray,
+    ) -> np.ndarray:
+        """Render records as samples `chosen`: (n,) bool, where that succeeded."""
+        return self._render_records(records, sides, request.rows[chosen], chosen, memory)
 
     def _render_one(self, request: Request, n: int, memory: np.ndarray) -> None:
         image, shrink = self._loader._fetch(request, n, self._decode)

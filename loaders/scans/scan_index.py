@@ -76,7 +76,10 @@ class ScanIndex:
         return self._writes
 
     def covers(self, index: int) -> bool:
-        """Whether checkpoints pay for sample `index`: a JPEG that is not tiny."""
+        """Whether checkpoints pay for sample `index`: a JPEG that is not tiny, nor stored as
+        coefficients, which are read from any place."""
+        if self._dataset.records is not None and self._dataset.records[index]:
+            return False
         sample = self._dataset.samples[index]
         pixels = int(sample["height"]) * int(sample["width"])
         return bool(sample["format"] == headers.JPEG) and pixels >= LEAST_PIXELS

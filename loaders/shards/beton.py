@@ -1,9 +1,13 @@
-"""FFCV's .beton files: their layout, and a dataset that reads them for any loader, without FFCV.
+"""The .beton files of FFCV: their layout, and a dataset that reads them for any loader, without
+FFCV.
 
 The layout is FFCV 1.0's (types.py, writer.py and fields/): header, field descriptors, one row per
 sample, pages of data, allocation table. `beton_writer` adds a block with what FFCV has no place
 for: the shards, the samples' names, the class list and the quarantine. The descriptor of the field
 `sample_id` points to the block; FFCV ignores it.
+
+A file whose images are records (`kernels.coefficients`) has the same layout and a version number of
+its own, since FFCV could not read it.
 """
 
 import dataclasses
@@ -18,17 +22,20 @@ from typing import Any
 import numpy as np
 
 from ...kernels import headers
+from ...kernels.coefficients.record import BadRecord, give_back
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.arrays import read_arrays
 from .dataset import Dataset
-from .decode import MAX_PIXELS
+from .decode import MAX_PIXELS, BadImage
 from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels, sample_id
 from .labels import LabelSource, NoLabel, pack_labels
 from .names import redact_url
 
 VERSION = 2
 """FFCV's version number of the layout."""
+RECORDS_VERSION = 0x8002
+"""The version number where images may be records. FFCV and older readers refuse the file."""
 MAGIC = b"maskco-fast 1".ljust(16, b"\0")
 """First bytes of the arguments of the field `sample_id`; the block's offset and size, two uint64,
 follow."""
@@ -50,8 +57,8 @@ IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 MAX_SIDE = 2**16 - 1
 """Largest image side, pixels: a row stores a side in 16 bits."""
-JPEG_MODE, RAW_MODE = 0, 1
-"""How an image is stored: as a JPEG file, or as RGB pixels."""
+JPEG_MODE, RAW_MODE, RECORD_MODE = 0, 1, 2
+"""How an image is stored: as a JPEG, as RGB pixels, or as a record of a JPEG's coefficients."""
 
 _FLOAT, _INT, _IMAGE, _BYTES, _ARRAY, _JSON, _TENSOR = range(7)  # FFCV's type ids
 _ROW_FORMATS: dict[int, Any] = {
@@ -74,13 +81,15 @@ def row_dtype(types: Sequence[int]) -> np.dtype:
     return np.dtype([("", _ROW_FORMATS[kind]) for kind in types], align=True)
 
 
-def beton_head(samples: int, page_size: int, table: int, block: tuple[int, int]) -> bytes:
+def beton_head(
+    samples: int, page_size: int, table: int, block: tuple[int, int], version: int = VERSION
+) -> bytes:
     """Header and field descriptors of a file.
 
     `table`: offset of the allocation table; `block`: offset and size of the block of `pack_block`.
     """
     header = np.zeros(1, HEADER_DTYPE)
-    header[0] = (VERSION, len(FIELDS), page_size, samples, table)
+    header[0] = (version, len(FIELDS), page_size, samples, table)
     fields = np.zeros(len(FIELDS), FIELD_DTYPE)
     for field, (name, kind) in zip(fields, FIELDS.items()):
         field["type_id"] = kind
@@ -128,6 +137,8 @@ class BetonShard(ShardIndex):
     """
 
     beton: str
+    modes: np.ndarray
+    """(n,) uint8: how each image is stored, JPEG_MODE and so on."""
 
     def file(self, number: int) -> str:
         """The path of the .beton file, for any sample."""
@@ -142,7 +153,7 @@ def read_beton(path: str) -> list[BetonShard]:
     """
     length = os.path.getsize(path)
     header = np.fromfile(path, HEADER_DTYPE, 1)
-    if len(header) == 0 or header[0]["version"] != VERSION:
+    if len(header) == 0 or header[0]["version"] not in (VERSION, RECORDS_VERSION):
         raise InvalidInput(
             f"{path} is not a .beton file of FFCV's layout {VERSION}: write it with "
             "`maskco-fast beton`"
@@ -170,21 +181,23 @@ def read_beton(path: str) -> list[BetonShard]:
         )
     rows = np.fromfile(path, layout, count, offset=rows_at)
     table = np.fromfile(path, ALLOCATION_DTYPE, offset=table_at)
-    samples = _samples(
+    samples, modes = _samples(
         path, rows, types, [bytes(name).partition(b"\0")[0] for name in fields["name"]], table
     )
     arguments = fields[-1]["arguments"].tobytes()
     if not arguments.startswith(MAGIC):
         names = np.array([f"{number}.jpg".encode() for number in range(count)] or [b""])[:count]
         samples["sample_id"] = [sample_id(str(number)) for number in range(count)]
-        shards = [BetonShard(path=path, beton=path, samples=samples, names=names, bad=())]
+        shards = [
+            BetonShard(path=path, beton=path, samples=samples, modes=modes, names=names, bad=())
+        ]
     else:
         block_at, block_size = np.frombuffer(arguments, "<u8", 2, len(MAGIC)).tolist()
         if block_at + block_size > length:
             raise InvalidInput(f"{path} is damaged: write it again with `maskco-fast beton`")
         block = np.fromfile(path, np.uint8, block_size, offset=block_at).tobytes()
         try:
-            shards = _shards(path, samples, block)
+            shards = _shards(path, samples, modes, block)
         except InvalidInput:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -223,6 +236,7 @@ def _without_unusable(shard: BetonShard, length: int) -> BetonShard:
     return dataclasses.replace(
         shard,
         samples=samples[kept],
+        modes=shard.modes[kept],
         names=shard.names[kept],
         bad=(*shard.bad, *bad),
         labels=labels,
@@ -231,8 +245,9 @@ def _without_unusable(shard: BetonShard, length: int) -> BetonShard:
 
 def _samples(
     path: str, rows: np.ndarray, types: list[int], names: list[bytes], table: np.ndarray
-) -> np.ndarray:
-    """(n,) SAMPLE_DTYPE of the rows. Raw images get the format OTHER; see `BetonDataset.read`."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) SAMPLE_DTYPE of the rows, and their modes. Records get the format JPEG and raw images
+    OTHER; see `BetonDataset.read`."""
     image = rows[f"f{types.index(_IMAGE)}"]
     samples = np.zeros(len(rows), SAMPLE_DTYPE)
     table = table[np.argsort(table["ptr"])]
@@ -244,15 +259,16 @@ def _samples(
         )
     samples["offset"], samples["size"] = image["data_ptr"], table["size"][found]
     samples["height"], samples["width"] = image["height"], image["width"]
-    samples["format"] = np.where(image["mode"] == JPEG_MODE, headers.JPEG, headers.OTHER)
+    encoded = (image["mode"] == JPEG_MODE) | (image["mode"] == RECORD_MODE)
+    samples["format"] = np.where(encoded, headers.JPEG, headers.OTHER)
     samples["target"] = -1
     for name in (b"label", b"sample_id"):
         if name in names and types[names.index(name)] == _INT:
             samples["target" if name == b"label" else "sample_id"] = rows[f"f{names.index(name)}"]
-    return samples
+    return samples, image["mode"].copy()
 
 
-def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
+def _shards(path: str, samples: np.ndarray, modes: np.ndarray, block: bytes) -> list[BetonShard]:
     """Split the samples of a file into the shards that its block lists."""
     stored = read_arrays(io.BytesIO(block), ("shards", "names", "labels"))
     facts, names = json.loads(str(stored["shards"])), stored["names"]
@@ -283,6 +299,7 @@ def _shards(path: str, samples: np.ndarray, block: bytes) -> list[BetonShard]:
                 path=str(fact["path"]),
                 beton=path,
                 samples=samples[here],
+                modes=modes[here],
                 names=names[here],
                 bad=bad,
                 labels=labels,
@@ -351,14 +368,28 @@ class BetonDataset(Dataset):
         if labels is None and stored is not None:
             self.labels, self.classes = shards[0].labels.source, stored  # type: ignore[union-attr]
         self.paths = list(paths)
+        records = np.concatenate([shard.modes for shard in shards]) == RECORD_MODE
+        self.records = records if records.any() else None
 
     def read(self, index: int) -> bytes:
-        """Read the encoded bytes of sample `index`; raw pixels are returned as a PPM file."""
+        """Read the encoded bytes of sample `index`; raw pixels are returned as a PPM file.
+
+        A record's JPEG is made again, in milliseconds; BadImage where the record is damaged.
+        """
         data = super().read(index)
         sample = self.samples[index]
+        if self.records is not None and self.records[index]:
+            try:
+                return give_back(data)
+            except BadRecord as error:
+                raise BadImage(f"record {error}") from error
         if sample["format"] == headers.OTHER:
             return b"P6 %d %d 255\n" % (sample["width"], sample["height"]) + data
         return data
+
+    def read_record(self, index: int) -> bytes:
+        """Read the record of sample `index`, one of `records`, from any thread."""
+        return super().read(index)
 
 
 def write_directory(dataset: Dataset, path: str | os.PathLike[str]) -> None:

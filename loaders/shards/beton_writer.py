@@ -1,42 +1,53 @@
 """Write a dataset into one .beton file: in parallel, resumable, keeping the original JPEG bytes.
+And back: give the images of .beton files as tar shards, JPEGs byte for byte, pixels as PNG files.
 
 Threads read and encode; the calling thread writes in the samples' order. The file is therefore the
 same for any number of threads.
 """
 
 import collections
+import functools
 import hashlib
+import io
 import itertools
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
+from PIL import Image
 
 from ...kernels import headers
+from ...kernels.coefficients.record import VERSION as RECORD_VERSION
+from ...kernels.coefficients.record import BadRecord, read_header
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.cpus import usable_cpus
-from ..system.files import publish, write_atomically
+from ..system.files import publish, staged, write_atomically
 from ..system.portable import sync_data, write_at_offset
 from ..system.progress import Progress, no_progress
 from .beton import (
     ALLOCATION_DTYPE,
     FIELDS,
     HEAD_SIZE,
+    RECORD_MODE,
+    RECORDS_VERSION,
+    VERSION,
     BetonDataset,
+    BetonShard,
     beton_head,
     pack_block,
     row_dtype,
     without,
 )
-from .beton_encode import BetonOptions, Stored, store
+from .beton_encode import RECORD_GROWTH, BetonOptions, Encoder, Stored, store
 from .dataset import Dataset
-from .decode import BadImage, Decoder
+from .decode import BadImage, decode_pillow
 from .index import ShardIndex
 from .names import redact_url
 
@@ -102,7 +113,7 @@ def check_beton(
             and mine["height"] == theirs["height"]
         )
         if original and mine["width"] == theirs["width"]:
-            if beton.read(index) != dataset.read(source):
+            if not _is_same(beton, index, dataset, source):
                 shard, number = dataset.locate(source)
                 raise BetonMismatch(
                     f"{path}: row {index} differs from {shard.key(number)} in "
@@ -113,6 +124,18 @@ def check_beton(
             progress("checked", index + 1, len(beton))
     beton.reader.close()
     return same
+
+
+def _is_same(beton: BetonDataset, index: int, dataset: Dataset, source: int) -> bool:
+    """Whether a row of a file has the bytes of a sample. A record was held to them when it was
+    written; here its checksum and the length of its JPEG are."""
+    if beton.records is None or not beton.records[index]:
+        return beton.read(index) == dataset.read(source)
+    try:
+        header = read_header(beton.read_record(index))
+    except BadRecord:
+        return False
+    return int(header["jpeg_size"]) == int(dataset.samples["size"][source])
 
 
 class _Writer:
@@ -131,6 +154,8 @@ class _Writer:
         )
         if options.max_side is not None:
             largest = max(largest, 2 * 3 * options.max_side**2)
+        if options.form == "coefficients":
+            largest *= RECORD_GROWTH
         self._page = MIN_PAGE_SIZE
         while self._page < largest:
             self._page *= 2
@@ -141,6 +166,7 @@ class _Writer:
         self._pointers: list[int] = []
         self._kept: list[int] = []
         self._bad: list[tuple[int, str]] = []
+        self._records = 0
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -153,6 +179,9 @@ class _Writer:
             "max_side": options.max_side,
             "quality": options.quality,
         }
+        if options.form != "jpeg":
+            settings["form"] = options.form
+            settings["record"] = RECORD_VERSION
         if self._dataset.classes is not None:
             settings["labels"] = self._dataset.labels
             targets = hashlib.blake2b(self._dataset.samples["target"].tobytes(), digest_size=8)
@@ -227,6 +256,7 @@ class _Writer:
             self._pointers += entry["pointers"]
             self._sizes += entry["sizes"]
             self._bad += [(index, reason) for index, reason in entry["bad"]]
+            self._records = entry.get("records", 0)
         with write_atomically(self._journal, "w") as journal:
             journal.write("\n".join(lines[: 1 + -(-done // CHUNK)]) + "\n")
         return done
@@ -253,11 +283,11 @@ class _Writer:
                 future.cancel()
 
     def _encode(self, first: int) -> list[Stored | BadImage]:
-        decoder = Decoder()
+        encoder = Encoder()
         chunk: list[Stored | BadImage] = []
         for index in range(first, min(first + CHUNK, len(self._dataset))):
             try:
-                chunk.append(store(self._dataset, index, self._options, decoder))
+                chunk.append(store(self._dataset, index, self._options, encoder))
             except BadImage as reason:
                 chunk.append(reason)
         return chunk
@@ -281,19 +311,21 @@ class _Writer:
             self._kept.append(index)
             self._pointers.append(self._cursor)
             self._sizes.append(size)
+            self._records += stored.mode == RECORD_MODE
             self._cursor += size
             count += 1
         _write_all(file, rows[:count].tobytes(), HEAD_SIZE + row * self._row_dtype.itemsize)
-        return json.dumps(
-            {
-                "done": first + len(chunk),
-                "cursor": self._cursor,
-                "kept": self._kept[row:],
-                "pointers": self._pointers[row:],
-                "sizes": self._sizes[row:],
-                "bad": self._bad[bad:],
-            }
-        )
+        entry = {
+            "done": first + len(chunk),
+            "cursor": self._cursor,
+            "kept": self._kept[row:],
+            "pointers": self._pointers[row:],
+            "sizes": self._sizes[row:],
+            "bad": self._bad[bad:],
+        }
+        if self._records:
+            entry["records"] = self._records  # so far
+        return json.dumps(entry)
 
     @staticmethod
     def _commit(file: int, journal: TextIO, lines: list[str]) -> None:
@@ -335,7 +367,9 @@ class _Writer:
         _write_all(file, table.tobytes(), table_at)
         os.ftruncate(file, table_at + table.nbytes)
         # The header comes last: without it the file is not a .beton.
-        _write_all(file, beton_head(len(kept), self._page, table_at, (self._cursor, len(block))), 0)
+        version = RECORDS_VERSION if self._records else VERSION
+        places = table_at, (self._cursor, len(block))
+        _write_all(file, beton_head(len(kept), self._page, *places, version), 0)
         return bad
 
 
@@ -345,3 +379,103 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
     while len(view):
         written = write_at_offset(file, view, offset)
         view, offset = view[written:], offset + written
+
+
+def write_jpegs(
+    paths: list[str],
+    folder: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> tuple[int, list[BadSample]]:
+    """Write a tar of each shard that the files were made from into `folder`: (images, those left
+    out).
+
+    Members have their original names, PNG images in place of pixels the suffix .png. A sample's
+    label is a .cls member: its text, or the number where the file has no class list. Damaged
+    records are left out. Raises InvalidInput where a tar is there already, OSError where one cannot
+    be written.
+    """
+    dataset = BetonDataset(paths)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = _tar_names([str(shard.path) for shard in dataset.shards])
+    existing = [name for name in names if (folder / name).exists()]
+    if existing:
+        raise InvalidInput(
+            f"{folder / existing[0]} is there already: choose another folder, or remove it"
+        )
+    bad: list[BadSample] = []
+    written = begin = 0
+    threads = threads or usable_cpus()
+    read = functools.partial(_read, dataset)
+    with ThreadPoolExecutor(threads, thread_name_prefix="jpegs") as pool:
+        for shard, name in zip(dataset.shards, names):
+            assert isinstance(shard, BetonShard)
+            end = begin + len(shard.samples)
+            with staged(folder / name) as partial, tarfile.open(partial, "w") as archive:
+                for first in range(begin, end, CHUNK):
+                    numbers = range(first, min(first + CHUNK, end))
+                    for index, image in zip(numbers, pool.map(read, numbers)):
+                        if isinstance(image, BadImage):
+                            key = shard.key(index - begin)
+                            bad.append(
+                                BadSample(
+                                    shard=shard.path, key=key, reason=str(image), found="decode"
+                                )
+                            )
+                            continue
+                        _add(archive, dataset, shard, index, index - begin, image)
+                        written += 1
+                    progress("given back", numbers[-1] + 1, len(dataset))
+            begin = end
+    dataset.close()
+    return written, bad
+
+
+def _read(dataset: BetonDataset, index: int) -> bytes | BadImage:
+    """The file of a sample, or why there is none."""
+    try:
+        data = dataset.read(index)
+        if dataset.samples["format"][index] == headers.OTHER:
+            buffer = io.BytesIO()
+            Image.fromarray(decode_pillow(data)).save(buffer, "PNG")
+            return buffer.getvalue()
+    except BadImage as reason:
+        return reason
+    return data
+
+
+def _tar_names(paths: list[str]) -> list[str]:
+    """A file name for each shard, its own where that is unique."""
+    stems = [Path(path).name.removesuffix(".tar") or "shard" for path in paths]
+    seen: collections.Counter[str] = collections.Counter()
+    names = []
+    for stem in stems:
+        number = seen[stem]
+        seen[stem] += 1
+        names.append(f"{stem}.{number}.tar" if number else f"{stem}.tar")
+    return names
+
+
+def _add(
+    archive: tarfile.TarFile,
+    dataset: BetonDataset,
+    shard: BetonShard,
+    index: int,
+    number: int,
+    image: bytes,
+) -> None:
+    """Add a sample's members to the tar."""
+    name = os.fsdecode(shard.names[number])
+    if dataset.samples["format"][index] == headers.OTHER:
+        name = f"{shard.exact_key(number)}.png"
+    members = {name: image}
+    target = int(dataset.samples["target"][index])
+    if target >= 0:
+        label = dataset.classes[target] if dataset.classes is not None else str(target)
+        members[f"{shard.exact_key(number)}.cls"] = label.encode()
+    for member, data in members.items():
+        info = tarfile.TarInfo(member)
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))

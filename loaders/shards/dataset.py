@@ -37,6 +37,10 @@ class Dataset:
     InvalidInput where a sample has no label or one outside the class list.
     """
 
+    records: np.ndarray | None = None
+    """(n,) bool: the samples that are stored as records of coefficients, which `read_record` reads.
+    None where none is."""
+
     def __init__(
         self,
         shards: Iterable[ShardIndex],
@@ -94,6 +98,10 @@ class Dataset:
         shard, number = self.locate(index)
         sample = self.samples[index]
         return self.reader.read(shard.file(number), int(sample["offset"]), int(sample["size"]))
+
+    def read_record(self, index: int) -> bytes:
+        """Read the record of sample `index`, one of `records`, from any thread."""
+        raise NotImplementedError
 
     def read_fields(self, index: int) -> list[bytes | None]:
         """Read the members `fields` of sample `index`, from any thread; None for each it lacks."""

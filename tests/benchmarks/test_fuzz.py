@@ -12,7 +12,15 @@ from benchmarks.correctness.fuzz import __main__ as fuzz
 from benchmarks.correctness.fuzz import guard, mutate, seeds, targets
 from tests.support.images import skip_without_packages
 
-SHORT = {"jpeg": 150, "headers": 150, "images": 100, "tars": 30, "loaders": 1}
+SHORT = {
+    "jpeg": 150,
+    "records": 60,
+    "transcoding": 40,
+    "headers": 150,
+    "images": 100,
+    "tars": 30,
+    "loaders": 1,
+}
 """Executions by target; a second or so each."""
 
 

@@ -23,6 +23,22 @@ from benchmarks.correctness.fuzz import seeds
 from benchmarks.correctness.fuzz.guard import GuardedBytes, guarded
 from benchmarks.correctness.fuzz.mutate import Random, damage, damage_jpeg, pick
 from maskco_fast.kernels import headers
+from maskco_fast.kernels.coefficients.decode import (
+    RecordScratch,
+    decode_record,
+    decode_record_avx512,
+    make_record_scratch,
+)
+from maskco_fast.kernels.coefficients.jpeg_file import NotTranscodable
+from maskco_fast.kernels.coefficients.record import (
+    HEADER_DTYPE,
+    HEADER_SIZE,
+    BadRecord,
+    give_back,
+    pack,
+    with_checksum,
+)
+from maskco_fast.kernels.compiler.features import has_vbmi2
 from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
 from maskco_fast.kernels.jpeg.pixels import LANES
@@ -96,6 +112,15 @@ def _guarded_scratch() -> JpegScratch:
 
 
 @functools.cache
+def _guarded_record_scratch() -> RecordScratch:
+    """The working memory of records' readers, each array between closed pages."""
+    plain = make_record_scratch(MAX_JPEG_PIXELS)
+    return RecordScratch(
+        *(array if array.ndim > 1 else guarded(array.size, array.dtype) for array in plain)
+    )
+
+
+@functools.cache
 def _guarded_pixels() -> np.ndarray:
     return guarded(3 * (MAX_JPEG_PIXELS + LANES))
 
@@ -137,6 +162,61 @@ def check_jpeg(data: bytes, random: Random) -> None:
         mine = out[:size].reshape(down, right, 3)
         if not np.array_equal(mine, truth[top : top + down, left : left + right]):
             raise Finding("our decoder yields other pixels than Pillow")
+
+
+@functools.cache
+def _records() -> list[bytes]:
+    """The records of the sound JPEGs among the seeds."""
+    found = []
+    for data in seeds.jpegs():
+        with contextlib.suppress(NotTranscodable):
+            found.append(pack(data))
+    return found
+
+
+def _make_record(random: Random) -> bytes:
+    """A damaged record, whose checksum mostly is right."""
+    damaged = damage(random, pick(random, _records()), 2000 if random.integers(2) else None)
+    if len(damaged) < HEADER_SIZE or random.integers(8) == 0:
+        return damaged
+    size = len(damaged).to_bytes(4, "little")
+    return with_checksum(damaged[:12] + size + damaged[16:])
+
+
+def check_record(data: bytes, random: Random) -> None:
+    """All readers of a record, in guarded memory: one verdict, equal pixels; the JPEG or an
+    error."""
+    header = np.frombuffer(data.ljust(HEADER_SIZE, b"\0"), HEADER_DTYPE, 1)[0]
+    height, width = max(int(header["height"]), 1), max(int(header["width"]), 1)
+    if height * width <= MAX_JPEG_PIXELS:
+        y, x = 2 * random.integers(0, [(height + 1) // 2, (width + 1) // 2])
+        rows, columns = random.integers(1, [height - y + 1, width - x + 1])
+        for region in ((0, 0, height, width), (int(y), int(x), int(rows), int(columns))):
+            size = 3 * region[2] * region[3]
+            found = []
+            for reader in (
+                (decode_record, decode_record_avx512) if has_vbmi2() else (decode_record,)
+            ):
+                out = _guarded_pixels()[-(size + 3 * LANES) :]
+                file, scratch = _guarded_file()(data), _guarded_record_scratch()
+                verdict = reader(file, len(data), height, width, *region, scratch, out)
+                found.append(out[:size].tobytes() if verdict == DECODED else None)
+            if len(set(found)) > 1:
+                raise Finding("two readers of records differ")
+    try:
+        data = give_back(data)
+    except BadRecord:
+        return
+    with contextlib.suppress(NotTranscodable):
+        if give_back(pack(data)) != data:
+            raise Finding("a record gives another JPEG back")
+
+
+def check_transcoding(data: bytes, random: Random) -> None:
+    """A damaged JPEG becomes a record that gives it back, or is refused."""
+    with contextlib.suppress(NotTranscodable):
+        if give_back(pack(data)) != data:
+            raise Finding("a record gives another JPEG back")
 
 
 def _any_image(random: Random) -> bytes:
@@ -392,6 +472,13 @@ def check_loaders(data: bytes, random: Random) -> None:
 TARGETS = (
     Target(
         "jpeg", lambda random: damage_jpeg(random, pick(random, seeds.jpegs())), check_jpeg, 4000
+    ),
+    Target("records", _make_record, check_record, 2000),
+    Target(
+        "transcoding",
+        lambda random: damage_jpeg(random, pick(random, seeds.jpegs())),
+        check_transcoding,
+        1000,
     ),
     Target("headers", _any_image, check_headers, 3000),
     Target("images", _any_image, check_image, 2000),
