@@ -8,7 +8,7 @@ from ..kernels.errors import InvalidInput
 from ..kernels.formats import FORMAT_NAMES, FORMATS
 from ..kernels.views import ViewConfig
 from .adapters.forms import Form, find_form
-from .order import SHARDS_PER_BLOCK
+from .order import ShuffleBlock, check_block
 from .system.cpus import loader_threads
 
 DECODING = ("exact", "fast")
@@ -34,8 +34,10 @@ class LoaderConfig:
     drop_last: bool = True
     """Drop the samples that do not fill the last global batch; if False, keep them in a short batch
     and leave bad samples out instead of replacing them: each sample comes exactly once."""
-    block: int = SHARDS_PER_BLOCK
-    """Shards shuffled together."""
+    block: ShuffleBlock | None = None
+    """Shards shuffled together, or "all"; a loader sets None to `Dataset.default_block`."""
+    shard_in_id: bool | None = None
+    """Whether sample ids take in the shards' names; a loader sets None to `Dataset.keys_repeat`."""
     threads: int | None = None
     """Decoding threads; None for the CPUs that this process may use, less those that a device's
     main thread needs; see `loader_threads`."""
@@ -51,11 +53,12 @@ class LoaderConfig:
     """What a batch is delivered as: one of `FORMS`, or a function of it; None for the batch."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "prefetch", "threads", "block"):
+        for name in ("batch_size", "prefetch", "threads"):
             count = getattr(self, name)
             if count is not None and count < 1:
-                option = "shuffle_block" if name == "block" else name
-                raise InvalidInput(f"`{option}` must be at least 1, got {count}")
+                raise InvalidInput(f"`{name}` must be at least 1, got {count}")
+        if self.block is not None:
+            check_block(self.block, "shuffle_block")
         if self.dtype not in FORMATS:
             raise InvalidInput(
                 f"`dtype` must be one of {', '.join(FORMAT_NAMES)}, got {self.dtype}"

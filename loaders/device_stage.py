@@ -171,8 +171,10 @@ class DeviceStage:
     def _upload(self, rendered: Rendered) -> _Slot:
         """Queue the copies of a batch into the next slot, once its former batch is augmented."""
         streams, request = self._streams, rendered.request
-        samples = self._dataset.samples[request.indices]
-        numbers = np.stack([samples["sample_id"], samples["target"], request.indices])  # (3, N)
+        dataset, with_shard = self._dataset, bool(self._config.shard_in_id)
+        ids = dataset.sample_ids(request.indices, shard_in_id=with_shard)
+        targets = dataset.samples[request.indices]["target"]
+        numbers = np.stack([ids, targets, request.indices])  # (3, N)
         pixels = rendered.memory
         if pixels is None:
             pixels = self._config.views.layout.pack(rendered.views)

@@ -12,7 +12,7 @@ from .adapters.forms import Form
 from .backends.compilation import compile_in_background, loader_jobs
 from .config import SCAN_INDEX_GB, LoaderConfig
 from .loader import Loader
-from .order import SHARDS_PER_BLOCK
+from .order import ShuffleBlock
 from .remote.config import RemoteConfig
 from .remote.stream import StreamDataset
 from .shards.dataset import Dataset
@@ -64,7 +64,7 @@ def make_loader(
     rank: int | None = None,
     world_size: int | None = None,
     shuffle: bool = True,
-    shuffle_block: int = SHARDS_PER_BLOCK,
+    shuffle_block: ShuffleBlock | None = None,
     drop_last: bool = True,
     threads: int | None = None,
     prefetch: int = 3,
@@ -99,7 +99,8 @@ def make_loader(
     - `rank`, `world_size`: default to torch.distributed's, then torchrun's, then SLURM's; looked up
       at the first `len()` or `next()`.
     - `shuffle`: visit the samples in a new order each epoch, or in the shards' order.
-    - `shuffle_block`: shards that are shuffled together, and so read at the same time; see `order`.
+    - `shuffle_block`: shards that are shuffled together, and so read at the same time, or "all"; by
+      default "all" on this machine's disks and 16 elsewhere. See `Dataset.default_block`.
     - `drop_last`: drop the samples that do not fill the last global batch. With False each sample
       comes exactly once over all ranks: the last batch may be short, the last ranks may have a
       batch less than the first, and a bad sample is left out instead of replaced.

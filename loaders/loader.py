@@ -5,6 +5,7 @@ A backend implements `Loader._run`, which renders requests, and nothing else of 
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import os
 import weakref
@@ -31,7 +32,12 @@ from .request import Rendered, Request, extras
 from .shards.dataset import Dataset
 from .shards.decode import BadImage, Decoded
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Bump when a position has other fields; `_ADDED` has the values of those that older ones lack."""
+_ADDED = {"version": STATE_VERSION, "shard_in_id": False}
+"""What the positions of version 1 lack: ids were hashes of the keys alone."""
+_CHOSEN = ("block", "shard_in_id")
+"""Settings that a loader chooses where they are not given, and takes over from a position."""
 
 
 class LoaderForked(MaskCoError, RuntimeError):
@@ -63,6 +69,12 @@ class Loader(ABC):
         self, dataset: Dataset, config: LoaderConfig, *, max_bad_share: float = 0.1
     ) -> None:
         self.dataset = dataset
+        self._chosen = tuple(name for name in _CHOSEN if getattr(config, name) is None)
+        """The settings of `_CHOSEN` that were not given."""
+        if config.block is None:
+            config = dataclasses.replace(config, block=dataset.default_block)
+        if config.shard_in_id is None:
+            config = dataclasses.replace(config, shard_in_id=dataset.keys_repeat)
         self.config = config
         self.before_device_work: Callable[[], None] = _nothing
         """Called on a device for each batch, when the current stream waits for its copy and before
@@ -168,6 +180,7 @@ class Loader(ABC):
             "seed": self.config.seed,
             "shuffle": self.config.shuffle,
             "block": self.config.block,
+            "shard_in_id": self.config.shard_in_id,
             "dataset": self.dataset.fingerprint,
             "batch_size": self.config.batch_size,
             "world_size": self._ranks()[1],
@@ -176,10 +189,14 @@ class Loader(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Begin the next pass at the position of `state`. InvalidInput names a differing setting.
 
-        The world size may differ if the batch per rank or the global batch is the same.
+        The world size may differ if the batch per rank or the global batch is the same. Settings
+        that this loader chose by itself, `shuffle_block` and the kind of ids, become those of the
+        position.
         """
-        mine = self.state_dict()
-        for name in ("version", "seed", "shuffle", "block", "dataset"):
+        if state.get("version") == 1:
+            state = {**state, **_ADDED}
+        mine = {**self.state_dict(), **{name: state.get(name) for name in self._chosen}}
+        for name in ("version", "seed", "shuffle", *_CHOSEN, "dataset"):
             if state.get(name) != mine[name]:
                 raise InvalidInput(
                     f"the saved position has {name} {state.get(name)!r}, this loader "
@@ -195,6 +212,8 @@ class Loader(ABC):
                 f"{mine['world_size']}: keep the batch per rank or the global batch"
             )
         self._end_current("load_state_dict")
+        taken_over = {name: state[name] for name in self._chosen}
+        self.config = dataclasses.replace(self.config, **taken_over)
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
         self._passing = False
 
@@ -218,7 +237,7 @@ class Loader(ABC):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Settings, position and quarantine; threads, buffers and iterators are not copied."""
-        position = (self._epoch, self._consumed, self._passing, self._following)
+        position = (self._epoch, self._consumed, self._passing, self._following, self._chosen)
         return _remade, (type(self), self._arguments(), position, self.quarantine)
 
     def _arguments(self) -> dict[str, Any]:
@@ -278,7 +297,7 @@ class Loader(ABC):
             config.views,
             config.seed,
             epoch,
-            samples["sample_id"],
+            self._sample_ids(indices),
             samples["height"],
             samples["width"],
         )
@@ -286,6 +305,10 @@ class Loader(ABC):
         if self.dataset.fields:
             request.fields = [None] * len(indices)
         return request
+
+    def _sample_ids(self, indices: np.ndarray) -> np.ndarray:
+        """The ids (N,) int64 of samples `indices` (N,)."""
+        return self.dataset.sample_ids(indices, shard_in_id=bool(self.config.shard_in_id))
 
     def _fetch(
         self, request: Request, n: int, decode: Callable[[bytes, np.void, int], Decoded]
@@ -376,7 +399,7 @@ class Loader(ABC):
         named = rendered.request.rows.view(views.plan_dtype)[:, 0]
         return Batch(
             views=tuple(view.permute(0, 3, 1, 2) for view in rendered.views),
-            sample_id=torch.from_numpy(samples["sample_id"].copy()),
+            sample_id=torch.from_numpy(self._sample_ids(indices).copy()),
             target=torch.from_numpy(samples["target"].copy()),
             index=torch.from_numpy(indices.copy()),
             masked_box=torch.from_numpy(named["masked_box"].copy()) if views.boxes else None,
@@ -506,12 +529,12 @@ def _nothing() -> None:
 def _remade(
     loader_class: type[Loader],
     arguments: dict[str, Any],
-    position: tuple[int, int, bool, int],
+    position: tuple[int, int, bool, int, tuple[str, ...]],
     quarantine: Quarantine,
 ) -> Loader:
     """The copy of a loader; see `Loader.__reduce__`."""
     loader = loader_class(**arguments)
-    loader._epoch, loader._consumed, loader._passing, loader._following = position
+    loader._epoch, loader._consumed, loader._passing, loader._following, loader._chosen = position
     loader.quarantine = quarantine
     loader.dataset.report_to(quarantine)
     return loader

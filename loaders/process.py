@@ -100,6 +100,8 @@ class _Run:
     rank: int
     world_size: int
     batches: int
+    settings: dict[str, Any]
+    """Those of `Loader.config` that a position may have changed."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class ProcessLoader(Loader):
         self, rank: int, world_size: int, batches: int
     ) -> Generator[Rendered, None, None]:
         self._runs += 1
-        run = _Run(self._runs, self._epoch, self._consumed, rank, world_size, batches)
+        settings = {"block": self.config.block, "shard_in_id": self.config.shard_in_id}
+        run = _Run(self._runs, self._epoch, self._consumed, rank, world_size, batches, settings)
         if self._child is None:
             self._child = _Child(self._opening, torch.device(self.config.device))
         child = self._child
@@ -452,6 +455,7 @@ class _Server:
         loader.close()  # takes back the interruption of an earlier run
         self._check()
         loader._epoch, loader._consumed = run.epoch, run.consumed
+        loader.config = dataclasses.replace(loader.config, **run.settings)
         rendered = loader._rendered(run.rank, run.world_size, run.batches)
         try:
             for one in rendered:

@@ -2,9 +2,10 @@
 
 import collections
 import copy
+import itertools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,23 +60,29 @@ class Quarantine:
 
     MIN_FAILURES = 50
 
-    def __init__(self, found_at_index: Iterable[BadSample] = (), *, max_share: float = 0.1) -> None:
-        """`max_share` in (0, 1]."""
+    def __init__(self, found_at_index: Sequence[BadSample] = (), *, max_share: float = 0.1) -> None:
+        """`found_at_index`: read where it lies whenever it is needed. `max_share` in (0, 1]."""
         if not 0 < max_share <= 1:
             raise InvalidInput(
                 f"`max_bad_share` must be in (0, 1], got {max_share}: the largest share of the "
                 "tried samples that may fail to decode"
             )
         self.max_share = max_share
-        self.entries = list(found_at_index)
+        self._excluded = found_at_index
+        self._found: list[BadSample] = []
         self._failed: set[int] = set()
         self._noted: set[BadSample] = set()
         self._decoded = 0
-        self._sent_entries = len(self.entries)
+        self._sent_entries = 0
         self._sent_decoded = 0
         self._unsent_failures: list[int] = []
         """What `news` has said, and what it has yet to say."""
         self._lock = threading.Lock()
+
+    @property
+    def entries(self) -> list[BadSample]:
+        """What the index excluded, then what was found later."""
+        return [*self._excluded, *self._found]
 
     @property
     def tried(self) -> int:
@@ -97,7 +104,7 @@ class Quarantine:
                 return
             self._failed.add(index)
             self._unsent_failures.append(index)
-            self.entries.append(sample)
+            self._found.append(sample)
             failed = len(self._failed)
             too_many = failed >= self.MIN_FAILURES and failed > self.max_share * self.tried
         if too_many or failed == usable:
@@ -108,7 +115,7 @@ class Quarantine:
         with self._lock:
             if sample not in self._noted:
                 self._noted.add(sample)
-                self.entries.append(sample)
+                self._found.append(sample)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the lock."""
@@ -122,9 +129,9 @@ class Quarantine:
     def news(self) -> "News":
         """What was found since the last call, for another process's `absorb`."""
         with self._lock:
-            entries, decoded = len(self.entries), self._decoded
+            entries, decoded = len(self._found), self._decoded
             news = News(
-                entries=tuple(self.entries[self._sent_entries :]),
+                entries=tuple(self._found[self._sent_entries :]),
                 failed=tuple(self._unsent_failures),
                 decoded=decoded - self._sent_decoded,
             )
@@ -135,7 +142,7 @@ class Quarantine:
     def absorb(self, news: "News") -> None:
         """Take over what the quarantine of another process has found."""
         with self._lock:
-            self.entries += [entry for entry in news.entries if entry not in self.entries]
+            self._found += [entry for entry in news.entries if entry not in self._found]
             self._failed.update(news.failed)
             self._decoded += news.decoded
 
@@ -143,7 +150,7 @@ class Quarantine:
         """The error that ends the run: counts, the last failure and what to do."""
         with self._lock:
             failed, tried = len(self._failed), self.tried
-            last = next(entry for entry in reversed(self.entries) if entry.found == "decode")
+            last = next(entry for entry in reversed(self._found) if entry.found == "decode")
         return TooManyBadSamples(
             f"{failed} of {tried} samples tried do not decode; max_bad_share allows "
             f"{self.max_share:.0%}. The last was {last.key} in {redact_url(last.shard)}: "
@@ -156,11 +163,13 @@ class Quarantine:
         return index in self._failed
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self._excluded) + len(self._found)
 
     def by_reason(self) -> dict[str, int]:
         """Number of samples by reason, most frequent first."""
-        counts = collections.Counter(entry.reason for entry in self.entries)
+        counts = collections.Counter(
+            entry.reason for entry in itertools.chain(self._excluded, self._found)
+        )
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def report(self) -> dict:

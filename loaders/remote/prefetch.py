@@ -1,8 +1,9 @@
 """`ShardPrefetcher`: downloads an epoch's shards in order of first use, and releases each after its
 last sample."""
 
+import bisect
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -18,6 +19,8 @@ ROOM_POLL = 0.2
 class ShardPrefetcher:
     """Pins the shards in use and downloads the next ones, in the order of the epoch's samples.
 
+    The order comes in parts, each with all of its shards' samples, and is planned a part at a time.
+
     A shard is released when this process has read all of its samples in the order. A later read of
     the shard (a repeated sample, or a substitute for a bad one) is the caller's business. Methods
     may be called from any thread.
@@ -27,38 +30,41 @@ class ShardPrefetcher:
         self,
         cache: ShardCache,
         shards: Sequence[RemoteShard | None],
-        ends: Sequence[int],
-        indices: np.ndarray,
+        ends: np.ndarray,
+        parts: Iterable[np.ndarray],
         stop: threading.Event,
+        *,
+        planned: int = 1,
     ) -> None:
         """Start the download threads.
 
         `shards`: the dataset's shards, None for each local one. `ends`: the samples of shard `k`
-        are numbered up to `ends[k]`, exclusive. `indices` (n,): the samples that this process will
-        read, in order. `stop`: cancels all waiting once it is set; `close` must still be called.
+        are numbered up to `ends[k]`, exclusive. `parts`: the samples that this process will read,
+        in order, in arrays (n,) that have no shard in common. `stop`: cancels all waiting once it
+        is set; `close` must still be called. `planned`: samples to plan before the first download.
 
-        Raises InvalidInput where the cache is too small for the order.
+        Raises InvalidInput where the cache is too small for the parts that are planned.
         """
         self._cache = cache
         self._shards = shards
-        visits = np.searchsorted(ends, indices, side="right")  # (n,) shard of each sample
-        numbers, first, counts = np.unique(visits, return_index=True, return_counts=True)
-        last = len(visits) - 1 - np.unique(visits[::-1], return_index=True)[1]
-        remote = np.array([shards[number] is not None for number in numbers], bool)
-        by_first = np.argsort(first[remote])
-        self._numbers = numbers[remote][by_first].tolist()
-        self._first = first[remote][by_first]
-        self._last = dict(zip(self._numbers, last[remote][by_first].tolist()))
-        self._left = dict(zip(self._numbers, counts[remote][by_first].tolist()))
-        self._check_limit()
-        self._unread = np.zeros(ends[-1], bool)
-        self._unread[indices] = True
+        self._ends = np.asarray(ends)
+        self._parts = iter(parts)
+        self._planned = 0
+        self._numbers: list[int] = []
+        self._first: list[int] = []
+        """The remote shards that are planned, in order of first use, and their first positions."""
+        self._last: dict[int, int] = {}
+        self._left: dict[int, int] = {}
+        self._unread: dict[int, np.ndarray] = {}
+        """Of each shard the last position, the samples left to read, and which of its samples they
+        are, (size,) bool."""
         self._pins: dict[int, Future[Pin | None]] = {}
         self._changed = threading.Condition()
         self._position = 0
         self._next = 0
         self._stop = stop
-        count = min(cache.config.downloads, len(self._numbers)) if cache.config.ahead else 0
+        self.plan(planned)
+        count = cache.config.downloads if cache.config.ahead else 0
         self._threads = [
             threading.Thread(target=self._run, name=f"remote-{i}", daemon=True)
             for i in range(count)
@@ -66,20 +72,57 @@ class ShardPrefetcher:
         for thread in self._threads:
             thread.start()
 
-    def _check_limit(self) -> None:
-        """Raise InvalidInput where the shards needed at the same time exceed the cache's limit."""
-        sizes = np.array([self._shard(number).size for number in self._numbers], np.int64)
-        last = np.array(list(self._last.values()), np.int64)
+    def plan(self, position: int) -> None:
+        """Plan the parts of the order up to `position`. Raises InvalidInput as `__init__`."""
+        with self._changed:
+            while self._planned < position and self._plan_part():
+                pass
+
+    def _plan_part(self) -> bool:
+        """Plan the next part, with the lock held; False where there is none."""
+        indices = next(self._parts, None)
+        if indices is None:
+            return False
+        visits = np.searchsorted(self._ends, indices, side="right")  # (n,) shard of each sample
+        by_shard = np.argsort(visits, kind="stable")
+        numbers, begins = np.unique(visits[by_shard], return_index=True)
+        found = []
+        for number, places in zip(numbers.tolist(), np.split(by_shard, begins[1:])):
+            if self._shards[number] is not None:
+                found.append((int(places[0]), int(places[-1]), number, indices[places]))
+        found.sort(key=lambda visit: visit[0])
+        self._check_limit(found)
+        for first, last, number, samples in found:
+            begin = int(self._ends[number - 1]) if number else 0
+            unread = np.zeros(int(self._ends[number]) - begin, bool)
+            unread[samples - begin] = True
+            self._numbers.append(number)
+            self._first.append(self._planned + first)
+            self._last[number] = self._planned + last
+            self._left[number] = len(samples)
+            self._unread[number] = unread
+        self._planned += len(indices)
+        return True
+
+    def _check_limit(self, visits: list[tuple[int, int, int, np.ndarray]]) -> None:
+        """Raise InvalidInput where the shards needed at the same time exceed the cache's limit.
+
+        `visits`: first and last position, number and samples of a part's shards, by first position.
+        """
+        sizes = np.array([self._shard(number).size for _, _, number, _ in visits], np.int64)
+        first = np.array([visit[0] for visit in visits], np.int64)
+        last = np.array([visit[1] for visit in visits], np.int64)
         # Bytes of the shards begun so far, less those of the shards that have ended before.
         ended = np.concatenate([[0], np.cumsum(sizes[np.argsort(last)])])
-        needed = np.cumsum(sizes) - ended[np.searchsorted(np.sort(last), self._first)]
+        needed = np.cumsum(sizes) - ended[np.searchsorted(np.sort(last), first)]
         most = int(needed.max(initial=0))
         if most > self._cache.limit:
             raise InvalidInput(
                 f"the cache must hold the {most / 1e9:.3g} GB of shards that the shuffle reads at "
                 f"the same time, but may hold {self._cache.config.cache_gb:g} GB. Give "
                 f"--remote.cache-gb {2 * most / 1e9:.3g} (twice the need, which leaves room for "
-                "the next shards), smaller shards, or --remote.mode stream"
+                "the next shards), a smaller --shuffle-block, smaller shards, or --remote.mode "
+                "stream"
             )
 
     def advance(self, position: int) -> None:
@@ -101,8 +144,9 @@ class ShardPrefetcher:
         with pin:
             data = pin.read(offset, size)
         with self._changed:
-            if self._unread[index]:
-                self._unread[index] = False
+            unread, place = self._unread[number], index - int(self._ends[number])
+            if unread[place]:  # counted from the shard's end
+                unread[place] = False
                 self._left[number] -= 1
             if self._left[number] <= 0:
                 self._release(number)
@@ -201,10 +245,13 @@ class ShardPrefetcher:
     def _next_shard(self) -> int | None:
         """The next shard to download, waiting until it is near enough; None at the end."""
         with self._changed:
-            while not self._stop.is_set() and self._next < len(self._numbers):
-                begun = int(np.searchsorted(self._first, self._position, side="right"))
-                if self._next < begun + self._cache.config.ahead:
+            while not self._stop.is_set():
+                begun = bisect.bisect_right(self._first, self._position)
+                if self._next >= begun + self._cache.config.ahead:
+                    self._changed.wait()
+                elif self._next < len(self._numbers):
                     self._next += 1
                     return self._numbers[self._next - 1]
-                self._changed.wait()
+                elif not self._plan_part():
+                    break
         return None

@@ -28,13 +28,14 @@ import numpy as np
 
 from ...kernels.errors import InvalidInput
 from ..config import LoaderConfig
-from ..order import order
+from ..order import SHARDS_PER_BLOCK, ShuffleBlock, order
 from ..quarantine import BadSample, Quarantine
 from ..shards.build_index import ImageChoice, index_image
 from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import is_image, is_remote, redact_url
+from ..tables.table import ShardTable
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
 from .tar_stream import stream_members
@@ -74,8 +75,8 @@ class StreamDataset(Dataset):
         self._numbers = {name: number for number, name in enumerate(self.classes or ())}
         self.remote = config
         self.store = RemoteStore(config)
-        self.shards = []
-        self.shard_sizes = []
+        self.shards = ShardTable([])
+        self.shard_sizes = self.shards.sizes
         self.bad = []
         self.samples: Any = _RecentSamples()
         self._reader: _ReaderThread | None = None
@@ -85,6 +86,15 @@ class StreamDataset(Dataset):
     def __len__(self) -> int:
         """Samples in an epoch, over all processes."""
         return self.remote.epoch_samples or 0
+
+    def sample_ids(self, indices: np.ndarray, *, shard_in_id: bool) -> np.ndarray:
+        """The ids (N,) int64 of samples of the last batches, which are their indices."""
+        return indices
+
+    @property
+    def default_block(self) -> ShuffleBlock:  # type: ignore[override]
+        """Without a meaning for a stream."""
+        return SHARDS_PER_BLOCK
 
     def report_to(self, quarantine: Quarantine) -> None:
         """As `Dataset.report_to`; records samples with a bad header, which the stream skips."""
@@ -183,7 +193,7 @@ class StreamDataset(Dataset):
         self._interrupted = False
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """A hash of the shards' names and the epoch's length; the samples are unknown."""
         text = "\n".join([*map(redact_url, self.urls), str(self.remote.epoch_samples)])
         return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()

@@ -26,9 +26,11 @@ from ...kernels.coefficients.record import BadRecord, give_back
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.arrays import read_arrays
+from ..tables.sample_ids import sample_id
+from ..tables.table import ShardTable
 from .dataset import Dataset
 from .decode import MAX_PIXELS, BadImage
-from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels, sample_id
+from .index import SAMPLE_DTYPE, ShardIndex, ShardLabels
 from .labels import LabelSource, NoLabel, pack_labels
 from .names import redact_url
 
@@ -104,11 +106,14 @@ HEAD_SIZE = HEADER_DTYPE.itemsize + len(FIELDS) * FIELD_DTYPE.itemsize
 
 
 def pack_block(
-    shards: Sequence[ShardIndex], labels: str | None, classes: Sequence[str] | None
+    shards: Sequence[ShardIndex],
+    labels: str | None,
+    classes: Sequence[str] | None,
+    keys_repeat: bool,
 ) -> bytes:
     """Pack shards, names, classes and quarantine into the block that `read_beton` unpacks.
 
-    `labels`, `classes`: those of the dataset, None without labels.
+    `labels`, `classes`, `keys_repeat`: those of the dataset, the first two None without labels.
     """
     facts = [
         {
@@ -123,6 +128,7 @@ def pack_block(
     names = np.concatenate([shard.names.astype(np.bytes_) for shard in shards])
     buffer = io.BytesIO()
     arrays = {"shards": np.array(json.dumps(facts)), "names": names}
+    arrays["keys_repeat"] = np.array(keys_repeat)  # of all samples, also those that were left out
     if classes is not None:
         arrays["labels"] = np.array(json.dumps({"source": labels, "classes": list(classes)}))
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -139,6 +145,8 @@ class BetonShard(ShardIndex):
     beton: str
     modes: np.ndarray
     """(n,) uint8: how each image is stored, JPEG_MODE and so on."""
+    keys_repeat: bool | None = None
+    """`Dataset.keys_repeat` of the shards that the file was made from; None where it is unknown."""
 
     def file(self, number: int) -> str:
         """The path of the .beton file, for any sample."""
@@ -270,7 +278,7 @@ def _samples(
 
 def _shards(path: str, samples: np.ndarray, modes: np.ndarray, block: bytes) -> list[BetonShard]:
     """Split the samples of a file into the shards that its block lists."""
-    stored = read_arrays(io.BytesIO(block), ("shards", "names", "labels"))
+    stored = read_arrays(io.BytesIO(block), ("shards", "names", "labels", "keys_repeat"))
     facts, names = json.loads(str(stored["shards"])), stored["names"]
     classes = json.loads(str(stored["labels"])) if "labels" in stored else None
     if names.dtype.kind != "S" or len(names) != len(samples):
@@ -282,6 +290,7 @@ def _shards(path: str, samples: np.ndarray, modes: np.ndarray, block: bytes) -> 
                 f"{path}: labels lie outside the file's list of {len(classes['classes'])} classes: "
                 "write it again with `maskco-fast beton`"
             )
+    repeat = bool(stored["keys_repeat"]) if "keys_repeat" in stored else None
     shards, begin = [], 0
     for fact in facts:
         bad = tuple(BadSample(shard=str(fact["path"]), **entry) for entry in fact["bad"])
@@ -303,6 +312,7 @@ def _shards(path: str, samples: np.ndarray, modes: np.ndarray, block: bytes) -> 
                 names=names[here],
                 bad=bad,
                 labels=labels,
+                keys_repeat=repeat,
             )
         )
     if begin != len(samples):
@@ -364,7 +374,10 @@ class BetonDataset(Dataset):
                     "another file differ: pass the list of both as `classes`"
                 )
             classes = classes or stored
-        super().__init__(shards, labels=labels, classes=classes)
+        recorded = {shard.keys_repeat for shard in shards}
+        # Of several files, each knows its own shards alone.
+        repeat = True in recorded or (False if recorded == {False} and len(paths) == 1 else None)
+        super().__init__(ShardTable(shards, labels, classes, repeat), labels=labels)
         if labels is None and stored is not None:
             self.labels, self.classes = shards[0].labels.source, stored  # type: ignore[union-attr]
         self.paths = list(paths)

@@ -357,7 +357,8 @@ class _Writer:
                 f"none of the {len(self._dataset)} samples can be stored; the first: "
                 f"{self._bad[0][1]}. Check the shards with `maskco-fast index`"
             )
-        block = pack_block(shards, self._dataset.labels, self._dataset.classes)
+        dataset = self._dataset
+        block = pack_block(shards, dataset.labels, dataset.classes, dataset.keys_repeat)
         _write_all(file, block, self._cursor)
         table = np.zeros(len(kept), ALLOCATION_DTYPE)
         table["sample_id"] = np.arange(len(kept))

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...kernels import headers, tar
 from ..quarantine import BadSample
+from ..tables.sample_ids import sample_id
 from .decode import (
     MAX_PIXELS,
     MAX_SIDE,
@@ -20,7 +21,7 @@ from .decode import (
     image_size,
     require_sane_size,
 )
-from .index import SAMPLE_DTYPE, ShardFields, ShardIndex, readable, sample_id, split_name
+from .index import SAMPLE_DTYPE, ShardFields, ShardIndex, readable, split_name
 from .labels import MAX_LABEL_BYTES, LabelSource, NoLabel, pack_labels, target_of
 from .names import image_files, is_image
 from .tar_members import MAX_IMAGE_BYTES, Members, kind_of_file, list_members
@@ -95,8 +96,10 @@ def _damage(
         yield BadSample(shard=path, key="", reason="shard cut short", found="index")
 
 
-def unusable(path: str, reason: str, source: LabelSource | None) -> ShardIndex:
-    """The index of a shard without a single member."""
+def unusable(
+    path: str, reason: str, source: LabelSource | None, *, lasting: bool = True
+) -> ShardIndex:
+    """The index of a shard without a single member; `lasting`: as of `ShardIndex`."""
     bad = (BadSample(shard=path, key="", reason=reason, found="index"),)
     return ShardIndex(
         path=path,
@@ -104,6 +107,7 @@ def unusable(path: str, reason: str, source: LabelSource | None) -> ShardIndex:
         names=np.empty(0, "S1"),
         bad=bad,
         labels=pack_labels(source, []) if source else None,
+        lasting=lasting,
     )
 
 

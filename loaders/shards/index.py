@@ -1,7 +1,6 @@
 """The index of a shard: position, size and label of its usable samples; reasons of its bad ones."""
 
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 
@@ -22,17 +21,12 @@ SAMPLE_DTYPE = np.dtype(
         ("format", np.uint8),
     ]
 )
-"""A usable sample: the hash of its key; offset and size of the encoded image, bytes; image height
-and width, pixels; label, -1 without one; format, one of `kernels.headers`."""
+"""A usable sample: the hash of its key (`sample_ids.sample_id`); offset and size of the encoded
+image, bytes; image height and width, pixels; label, -1 without one; format, one of
+`kernels.headers`."""
 
 _LONGEST = 400
 """Characters of a name that is shown in full."""
-
-
-def sample_id(key: str) -> int:
-    """The 63-bit hash of a sample's key that seeds its plan, equal on every machine and loader."""
-    data = key.encode("utf-8", "surrogateescape")  # a tar's names may be in any encoding
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
 
 
 def readable(name: str) -> str:
@@ -92,6 +86,9 @@ class ShardIndex:
     """None where the dataset is opened without `fields`, and of a folder."""
     remote: RemoteShard | None = None
     """The version of the shard that was indexed, where `path` is a URL or a command."""
+    lasting: bool = True
+    """Whether the index holds until the shard changes: not that of a shard that cannot be read, or
+    not now."""
 
     def key(self, number: int) -> str:
         """The key of usable sample `number`, for reports."""

@@ -1,13 +1,13 @@
 """Labels: where a sample's label is read from, and the class list that makes numbers of labels.
 
-A shard's index stores its labels as text, so that it serves any class list; `assign_classes` turns
-them into numbers when a dataset is opened.
+A shard's index stores its labels as text, so that it serves any class list; `choose_classes` and
+`set_targets` turn them into numbers when a dataset's table is made.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -172,38 +172,131 @@ def check_options(
     return source, tuple(classes)
 
 
-def assign_classes(
-    shards: Sequence[Index], source: LabelSource, classes: Sequence[str] | None
-) -> tuple[list[Index], tuple[str, ...]]:
-    """Number the labels of all shards: (the shards with `samples["target"]` set, the class list).
+@dataclass
+class _Occurrence:
+    """A label, or a reason for lacking one, in the shards."""
 
-    `classes` None: see `class_list`. Raises InvalidInput, naming shard and key, where a sample has
-    no label or one that is not in the class list.
-    """
-    _require_labels(shards, source)
-    listed = class_list(shards, source) if classes is None else tuple(classes)
-    numbers = {name: number for number, name in enumerate(listed)}
-    assigned = []
-    unknown: dict[str, int] = {}
-    for shard in shards:
+    count: int
+    """Samples."""
+    first: str
+    """Key and shard of the first one."""
+
+
+class _Survey:
+    """The labels and the reasons for lacking one that occur in the shards."""
+
+    def __init__(self, shards: Iterable[ShardIndex], source: LabelSource) -> None:
+        self._source = source
+        self.labels: dict[str, _Occurrence] = {}
+        self._reasons: dict[str, _Occurrence] = {}
+        self._unlabelled = ""
+        """The first sample without a label, and why."""
+        self._samples = 0
+        for shard in shards:
+            self._add(shard)
+
+    def _add(self, shard: ShardIndex) -> None:
         mine = labels_of(shard)
-        table = np.array([class_number(name, numbers) for name in mine.names] or [0], np.int64)
-        samples = shard.samples.copy()
-        samples["target"] = table[mine.codes]
-        for code in np.unique(mine.codes[samples["target"] < 0]).tolist():
-            count = int((mine.codes == code).sum())
-            unknown[mine.names[code]] = unknown.get(mine.names[code], 0) + count
-        assigned.append(dataclasses.replace(shard, samples=samples))
-    if unknown:
-        label = next(iter(unknown))
-        first = _first(shards, lambda mine: np.array([name == label for name in mine.names]))
+        self._samples += len(mine.codes)
+        codes, firsts, counts = np.unique(mine.codes, return_index=True, return_counts=True)
+        lacking = firsts[codes < 0]
+        for code, first, count in zip(codes.tolist(), firsts.tolist(), counts.tolist()):
+            found = self.labels if code >= 0 else self._reasons
+            name = mine.names[code] if code >= 0 else mine.reasons[-1 - code]
+            if name in found:
+                found[name].count += count
+            else:
+                place = f"{shard.key(first)} in {redact_url(shard.path)}"
+                found[name] = _Occurrence(count, place)
+                if code < 0 and not self._unlabelled and first == lacking.min():
+                    self._unlabelled = f"{place}: {name}"
+
+    def require_labels(self) -> None:
+        """Raise InvalidInput where samples have no label: their number, reasons and the first."""
+        if not self._reasons:
+            return
+        frequent = sorted(self._reasons.items(), key=lambda item: -item[1].count)[:LISTED]
+        causes = "; ".join(f"{found.count}: {cause}" for cause, found in frequent)
         raise InvalidInput(
-            f"{sum(unknown.values())} of {_count(shards)} samples have a label that is not in the "
-            f"list of {len(listed)} classes ({_listed(listed)}), by labels={str(source)!r}. The "
-            f"first is {label!r} of {first}; {len(unknown)} such labels in all. Pass the class "
-            "list of training as `classes`, or leave these samples out of the shards"
+            f"{sum(found.count for found in self._reasons.values())} of {self._samples} samples "
+            f"have no label by labels={str(self._source)!r} ({causes}). The first is "
+            f"{self._unlabelled}. Add the labels, leave these samples out of the shards, or pass "
+            "another source as `labels`"
         )
-    return assigned, listed
+
+    def class_list(self) -> tuple[str, ...]:
+        """The class list of the shards' own labels: "0", "1", … up to the largest where all labels
+        are numbers, so that a class's number is its label; the sorted labels where none is one.
+
+        Raises InvalidInput where some are, or where a number is not in [0, MAX_CLASSES).
+        """
+        source, names = self._source, sorted(self.labels)
+        numbers = {name: int(name) for name in names if _NUMBER.fullmatch(name)}
+        if not numbers:
+            return tuple(names)
+        texts = [name for name in names if name not in numbers]
+        if texts:
+            odd = texts[0] if len(texts) <= len(numbers) else next(iter(numbers))
+            raise InvalidInput(
+                f"labels must be all numbers or all text, got {len(numbers)} numbers and "
+                f"{len(texts)} others by labels={str(source)!r}, such as {odd!r} of "
+                f"{self.labels[odd].first}. Correct the shards, or pass the list of both as "
+                "`classes`"
+            )
+        for name, number in numbers.items():
+            if not 0 <= number < MAX_CLASSES:
+                raise InvalidInput(
+                    f"a label that is a number must be in [0, {MAX_CLASSES - 1}], got {name} of "
+                    f"{self.labels[name].first} by labels={str(source)!r}. Correct the shards, or "
+                    "pass the labels that occur as `classes`, which numbers them in that order"
+                )
+        return tuple(str(number) for number in range(max(numbers.values()) + 1))
+
+    def require_known(self, listed: Sequence[str]) -> None:
+        """Raise InvalidInput where a label is not in the list."""
+        numbers = class_numbers(listed)
+        unknown = {
+            name: found for name, found in self.labels.items() if class_number(name, numbers) < 0
+        }
+        if unknown:
+            label, found = next(iter(unknown.items()))
+            raise InvalidInput(
+                f"{sum(one.count for one in unknown.values())} of {self._samples} samples have a "
+                f"label that is not in the list of {len(listed)} classes ({_listed(listed)}), by "
+                f"labels={str(self._source)!r}. The first is {label!r} of {found.first}; "
+                f"{len(unknown)} such labels in all. Pass the class list of training as `classes`, "
+                "or leave these samples out of the shards"
+            )
+
+
+def choose_classes(
+    shards: Iterable[ShardIndex], source: LabelSource, classes: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The class list of a dataset: `classes`, or by `None` that of the labels that occur: "0", "1",
+    … up to the largest where all are numbers, else the labels sorted.
+
+    Raises InvalidInput, naming shard and key, where a sample has no label or one that is not in the
+    class list, or where only some labels are numbers.
+    """
+    survey = _Survey(shards, source)
+    survey.require_labels()
+    listed = survey.class_list() if classes is None else tuple(classes)
+    survey.require_known(listed)
+    return listed
+
+
+def class_numbers(classes: Sequence[str]) -> dict[str, int]:
+    """The number of each class in the list."""
+    return {name: number for number, name in enumerate(classes)}
+
+
+def set_targets(shard: Index, numbers: dict[str, int]) -> Index:
+    """The shard with `samples["target"]` set by its labels; `numbers`: of `class_numbers`."""
+    mine = labels_of(shard)
+    table = np.array([class_number(name, numbers) for name in mine.names] or [0], np.int64)
+    samples = shard.samples.copy()
+    samples["target"] = table[mine.codes]
+    return dataclasses.replace(shard, samples=samples)
 
 
 def class_number(label: str, numbers: dict[str, int]) -> int:
@@ -213,84 +306,10 @@ def class_number(label: str, numbers: dict[str, int]) -> int:
     return numbers.get(str(int(label)), -1) if _NUMBER.fullmatch(label) else -1
 
 
-def class_list(shards: Sequence[ShardIndex], source: LabelSource) -> tuple[str, ...]:
-    """The class list of the shards' own labels: "0", "1", … up to the largest where all labels are
-    numbers, so that a class's number is its label; the sorted labels where none is a number.
-
-    Raises InvalidInput where some are, or where a number is not in [0, MAX_CLASSES).
-    """
-    names = sorted({name for shard in shards for name in labels_of(shard).names})
-    numbers = {name: int(name) for name in names if _NUMBER.fullmatch(name)}
-    if not numbers:
-        return tuple(names)
-    texts = [name for name in names if name not in numbers]
-    if texts:
-        odd = texts[0] if len(texts) <= len(numbers) else next(iter(numbers))
-        raise InvalidInput(
-            f"labels must be all numbers or all text, got {len(numbers)} numbers and {len(texts)} "
-            f"others by labels={str(source)!r}, such as {odd!r} of {_first_with(shards, odd)}. "
-            "Correct the shards, or pass the list of both as `classes`"
-        )
-    for name, number in numbers.items():
-        if not 0 <= number < MAX_CLASSES:
-            raise InvalidInput(
-                f"a label that is a number must be in [0, {MAX_CLASSES - 1}], got {name} of "
-                f"{_first_with(shards, name)} by labels={str(source)!r}. Correct the shards, or "
-                "pass the labels that occur as `classes`, which numbers them in that order"
-            )
-    return tuple(str(number) for number in range(max(numbers.values()) + 1))
-
-
 def labels_of(shard: ShardIndex) -> ShardLabels:
     """The labels of a shard that was indexed with some."""
     assert shard.labels is not None
     return shard.labels
-
-
-def _require_labels(shards: Sequence[ShardIndex], source: LabelSource) -> None:
-    """Raise InvalidInput where samples have no label: their number, the reasons and the first."""
-    counts: dict[str, int] = {}
-    for shard in shards:
-        mine = labels_of(shard)
-        codes, found = np.unique(mine.codes[mine.codes < 0], return_counts=True)
-        for code, count in zip(codes.tolist(), found.tolist()):
-            reason = mine.reasons[-1 - code]
-            counts[reason] = counts.get(reason, 0) + count
-    if not counts:
-        return
-    shard, number = next(
-        (shard, int(np.flatnonzero(labels_of(shard).codes < 0)[0]))
-        for shard in shards
-        if (labels_of(shard).codes < 0).any()
-    )
-    reason = labels_of(shard).reasons[-1 - int(labels_of(shard).codes[number])]
-    frequent = sorted(counts.items(), key=lambda item: -item[1])[:LISTED]
-    causes = "; ".join(f"{count}: {cause}" for cause, count in frequent)
-    raise InvalidInput(
-        f"{sum(counts.values())} of {_count(shards)} samples have no label by "
-        f"labels={str(source)!r} ({causes}). The first is {shard.key(number)} in "
-        f"{redact_url(shard.path)}: {reason}. Add the labels, leave these samples out of the "
-        "shards, or pass another source as `labels`"
-    )
-
-
-def _first(shards: Sequence[ShardIndex], chosen: Callable[[ShardLabels], np.ndarray]) -> str:
-    """Key and shard of the first sample whose label's name is `chosen(labels)`, (names,) bool."""
-    for shard in shards:
-        mine = labels_of(shard)
-        if len(mine.names):
-            hits = np.flatnonzero(chosen(mine)[mine.codes] & (mine.codes >= 0))
-            if len(hits):
-                return f"{shard.key(int(hits[0]))} in {redact_url(shard.path)}"
-    raise AssertionError("no sample has such a label")
-
-
-def _first_with(shards: Sequence[ShardIndex], label: str) -> str:
-    return _first(shards, lambda mine: np.array([name == label for name in mine.names]))
-
-
-def _count(shards: Sequence[ShardIndex]) -> int:
-    return sum(len(shard.samples) for shard in shards)
 
 
 def _listed(classes: Sequence[str]) -> str:

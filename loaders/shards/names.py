@@ -189,7 +189,14 @@ def _expand_path(folder: str, name: str) -> list[str]:
         matches = []
     else:
         matches = sorted(glob.glob(glob.escape(folder) + name))
-    return [shard for match in matches for shard in _shards_at(str(Path(match).absolute()))]
+    return [shard for match in matches for shard in _shards_at(_absolute(match))]
+
+
+def _absolute(path: str) -> str:
+    """The path as `Path.absolute` gives it, which takes long for those that are so already."""
+    if path.startswith("/") and "//" not in path and "/." not in path and path[-1] != "/":
+        return path
+    return str(Path(path).absolute())
 
 
 def _shards_at(path: str) -> list[str]:

@@ -19,7 +19,7 @@ from ..remote.stream import StreamDataset
 from ..system.progress import Progress, no_progress
 from .beton import BetonDataset
 from .dataset import Dataset
-from .index_cache import index_shards
+from .index_cache import open_table
 from .labels import check_options
 from .names import expand, is_beton, is_remote, redact_url
 
@@ -108,15 +108,16 @@ def _open(
             threads=threads,
             progress=progress,
         )
-    indexes = index_shards(
+    table = open_table(
         paths,
         labels=source,
+        classes=listed,
         fields=fields,
         folder=index_folder,
         threads=threads,
         progress=progress,
     )
-    return Dataset(indexes, labels=source, classes=listed, fields=fields)
+    return Dataset(table, labels=source, fields=fields)
 
 
 def _require_local_betons(betons: list[str], shards: int, remote: RemoteConfig) -> None:

@@ -1,11 +1,10 @@
 """The `index` command: count the samples of shards and list the unusable ones with reasons."""
 
-import collections
 import json
 import pathlib
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,12 +13,15 @@ from maskco_fast.kernels import headers
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import Dataset, EmptyDataset, Quarantine, RemoteConfig, open_dataset
 from maskco_fast.loaders.config import SCAN_INDEX_GB
-from maskco_fast.loaders.order import SHARDS_PER_BLOCK, mixing, order
+from maskco_fast.loaders.order import ALL, EpochOrder, ShuffleBlock, mixing
 from maskco_fast.loaders.scans.scan_dataset import scan_dataset
 from maskco_fast.progress import ProgressLines
 
 MAX_PRINTED = 20
 """Quarantined samples that the text report lists; `--report` and `--json` list all of them."""
+
+ROWS = 1 << 20
+"""Samples that are counted at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,9 @@ class IndexConfig:
     """Most gigabytes of scan indexes in the folder of the indexes, for --scan."""
     batch_size: int = 256
     """Batch size for which the mixing of shards is reported."""
+    shuffle_block: int | Literal["all"] | None = None
+    """Shards shuffled together, or all, for which the mixing is reported. None: what a loader of
+    these shards chooses."""
     report: pathlib.Path | None = None
     """Write every quarantined sample to this file, in the format of a run's quarantine.json."""
     json: bool = False
@@ -72,7 +77,7 @@ def index(config: IndexConfig) -> int:
     except EmptyDataset as empty:
         _report(config, _facts_of_none(empty.shards), Quarantine(empty.bad), began)
         raise
-    facts = _facts(dataset, config.batch_size)
+    facts = _facts(dataset, config)
     if config.scan:
         facts["scanned"] = scan_dataset(
             dataset,
@@ -95,22 +100,39 @@ def _report(
     print(json.dumps(facts, indent=1) if config.json else _as_text(facts))
 
 
-def _facts(dataset: Dataset, batch_size: int) -> dict[str, Any]:
+def _facts(dataset: Dataset, config: IndexConfig) -> dict[str, Any]:
     """What the report says about the usable samples."""
-    formats = collections.Counter(
-        headers.FORMAT_NAMES[kind] for kind in dataset.samples["format"].tolist()
-    )
-    short_sides = np.minimum(dataset.samples["height"], dataset.samples["width"])
+    formats = np.zeros(256, np.int64)
+    short_sides = np.zeros(0, np.int64)
+    size = labelled = 0
+    for begin in range(0, len(dataset), ROWS):
+        samples = dataset.samples[begin : begin + ROWS]
+        formats += np.bincount(samples["format"], minlength=256)
+        sides = np.bincount(np.minimum(samples["height"], samples["width"]))
+        short_sides = np.pad(short_sides, (0, max(len(sides) - len(short_sides), 0)))
+        short_sides[: len(sides)] += sides
+        size += int(samples["size"].sum())
+        labelled += int((samples["target"] >= 0).sum())
+        dataset.shards.release()
+    frequent = sorted(np.flatnonzero(formats).tolist(), key=lambda kind: -formats[kind])
+    block = config.shuffle_block or dataset.default_block
     return {
         "shards": len(dataset.shards),
         "samples": len(dataset),
-        "bytes": int(dataset.samples["size"].sum()),
-        "formats": dict(formats.most_common()),
-        "labelled": int((dataset.samples["target"] >= 0).sum()),
+        "bytes": size,
+        "formats": {headers.FORMAT_NAMES[kind]: int(formats[kind]) for kind in frequent},
+        "labelled": labelled,
         "classes": None if dataset.classes is None else len(dataset.classes),
-        "short_side_p5_p50_p95": np.percentile(short_sides, [5, 50, 95]).astype(int).tolist(),
-        "mixing": _mixing(dataset, batch_size),
+        "short_side_p5_p50_p95": [_percentile(short_sides, share) for share in (5, 50, 95)],
+        "shuffle_block": block,
+        "mixing": _mixing(dataset, block, config.batch_size),
+        "keys_repeat": dataset.keys_repeat,
     }
+
+
+def _percentile(counts: np.ndarray, percent: float) -> int:
+    """The smallest value up to which `percent` of the values lie; `counts[v]` have the value v."""
+    return int(np.searchsorted(np.cumsum(counts), percent / 100 * counts.sum()))
 
 
 def _facts_of_none(shards: int) -> dict[str, Any]:
@@ -123,16 +145,18 @@ def _facts_of_none(shards: int) -> dict[str, Any]:
         "labelled": 0,
         "classes": None,
         "short_side_p5_p50_p95": None,
+        "shuffle_block": None,
         "mixing": None,
+        "keys_repeat": False,
     }
 
 
-def _mixing(dataset: Dataset, batch_size: int) -> float | None:
+def _mixing(dataset: Dataset, block: ShuffleBlock, batch_size: int) -> float | None:
     """`order.mixing` of the first epoch, rounded; None if the samples do not fill a batch."""
     if len(dataset) < batch_size:
         return None
-    positions = order(dataset.shard_sizes, seed=0, epoch=0)
-    return round(mixing(positions, dataset.shard_sizes, batch_size), 3)
+    order = EpochOrder(dataset.shard_sizes, seed=0, epoch=0, block=block)
+    return round(mixing(order, batch_size), 3)
 
 
 def _as_text(facts: dict[str, Any]) -> str:
@@ -151,9 +175,15 @@ def _as_text(facts: dict[str, Any]) -> str:
             f"{facts['scanned']} with a scan index: the others are read from their beginning"
         )
     if facts["mixing"] is not None:
+        block = facts["shuffle_block"]
+        together = "all shards" if block == ALL else f"{block} shards at a time"
         lines.append(
             f"mixing: a batch holds samples of {facts['mixing']:.0%} of the shards that a uniform "
-            f"shuffle would put in it ({SHARDS_PER_BLOCK} shards are shuffled together)"
+            f"shuffle would put in it ({together} are shuffled together: --shuffle-block)"
+        )
+    if facts["keys_repeat"]:
+        lines.append(
+            "keys: the same keys occur in several shards, so that sample ids take in shards' names"
         )
     bad = facts["quarantine"]
     reasons = ", ".join(f"{count} {reason}" for reason, count in bad["by_reason"].items())

@@ -1,6 +1,7 @@
 """The `train` command: pre-train from shards into a run folder."""
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -95,11 +96,14 @@ def train(config: TrainConfig) -> int:
         make = functools.partial(_loader, config, method, device, DTYPES[precision], world, dataset)
         loader = stack.enter_context(make(_backend(config, world, make)))
         _check_length(loader)
+        # Hosts with other storage would choose another order, and shards that differ are named.
+        loader.load_state_dict(world.broadcast(loader.state_dict()))
         method.prepare(len(loader.dataset))
         monitor = _monitor(config, device, world)
         trainer = Trainer(config, method, loader, world, monitor)
+        trainer.resume()
         if world.is_rank_zero:
-            _write_config(config)
+            _write_config(config, loader)
             _log_start(config, trainer, loader)
         stopped_by = trainer.fit()
         if world.is_rank_zero:
@@ -234,6 +238,7 @@ def _check_length(loader: Loader) -> None:
         )
 
 
-def _write_config(config: TrainConfig) -> None:
-    """Write config.json: every field, as of the newest start of this run."""
-    write_json(config.run_dir / "config.json", as_file(config))
+def _write_config(config: TrainConfig, loader: Loader) -> None:
+    """Write config.json: every field, as of the newest start of this run, and what was chosen."""
+    chosen = dataclasses.replace(config, shuffle_block=loader.config.block)
+    write_json(config.run_dir / "config.json", as_file(chosen))

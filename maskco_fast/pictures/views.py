@@ -73,7 +73,8 @@ def draw_views(
         batch = next(batches)
         for n, position in enumerate(batch.index.tolist()):
             sample = dataset.samples[[position]]
-            row = plan(config, seed, epoch, sample["sample_id"], sample["height"], sample["width"])
+            ids = batch.sample_id[[n]].numpy()
+            row = plan(config, seed, epoch, ids, sample["height"], sample["width"])
             shard, number = dataset.locate(position)
             image = PlannedImage(
                 name=shard.key(number),

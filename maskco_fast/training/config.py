@@ -13,7 +13,7 @@ from maskco_fast.evaluation.monitor import MonitorConfig
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import LOADERS, RemoteConfig
 from maskco_fast.loaders.config import SCAN_INDEX_GB
-from maskco_fast.loaders.order import SHARDS_PER_BLOCK
+from maskco_fast.loaders.order import check_block
 from maskco_fast.loaders.shards.names import redact
 from maskco_fast.loggers import LOGGERS
 from maskco_fast.methods.registry import METHODS, MethodFields, find_method
@@ -128,8 +128,11 @@ class TrainConfig(RunConfig, MethodFields):
     loader_process: bool = field(default=False, metadata=MAY_CHANGE)
     """Make the batches in a process of their own, so that the step's Python and the loader's do not
     share an interpreter lock; the batches are the same."""
-    shuffle_block: int = SHARDS_PER_BLOCK
-    """Shards that are shuffled together, and so read at the same time."""
+    # May change: the loader's state has it, and refuses another one that is given.
+    shuffle_block: int | Literal["all"] | None = field(default=None, metadata=MAY_CHANGE)
+    """Shards that are shuffled together, and so read at the same time, or all. None: all on this
+    machine's disks, 16 of shards on servers or network file systems; a resumed run keeps its own.
+    """
     labels: str | None = None
     """Where labels are read from: cls, json:FIELD or folder. For methods that use them; None needs
     no labels."""
@@ -161,8 +164,8 @@ class TrainConfig(RunConfig, MethodFields):
             raise InvalidInput(
                 f"`loader_threads` must be at least 1 or None, got {self.loader_threads}."
             )
-        if self.shuffle_block < 1:
-            raise InvalidInput(f"`shuffle_block` must be at least 1, got {self.shuffle_block}.")
+        if self.shuffle_block is not None:
+            check_block(self.shuffle_block, "shuffle_block")
         if find_method(self.method).method.spans_whole_batch and self.accumulate > 1:
             raise InvalidInput(
                 f"`accumulate` must be 1 for {self.method}, got {self.accumulate}: its loss or "

@@ -115,6 +115,7 @@ class Trainer:
         self._learning_rate = LearningRate(self.optimizer, rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.step = 0
+        self._resumed = False
         self._parallel = self._make_parallel() if self.world.size > 1 else None
         self._forward = self._make_forward()
         self._train = self._make_step()
@@ -172,7 +173,8 @@ class Trainer:
         Raises NonFiniteLoss after writing the batch's sample ids into the run folder. No checkpoint
         then holds the step.
         """
-        self.resume()
+        if not self._resumed:
+            self.resume()
         with contextlib.ExitStack() as stack:
             # Entered first and so left last: a signal during the last checkpoint's write must not
             # kill the process.
@@ -241,7 +243,7 @@ class Trainer:
         return stopped_by
 
     def resume(self) -> None:
-        """Load the run folder's newest intact checkpoint, if there is one.
+        """Load the run folder's newest intact checkpoint, if there is one; `fit` does so otherwise.
 
         Rank 0 reads it and sends it to the others, so that only rank 0 needs access to the folder.
         Raises InvalidInput if the checkpoint has another configuration, or if `config.resume` is
@@ -258,6 +260,7 @@ class Trainer:
         state = self.world.broadcast(state)
         if state is not None:
             self.load_state_dict(state)
+        self._resumed = True
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, in the form that `checkpoint.save` takes."""
@@ -438,5 +441,5 @@ class Trainer:
 
     def _write_bad_samples(self, found: list[list[BadSample]]) -> None:
         """Write quarantine.json. `found`: each rank's samples, which may overlap."""
-        self.bad_samples = Quarantine(dict.fromkeys(itertools.chain.from_iterable(found)))
+        self.bad_samples = Quarantine(list(dict.fromkeys(itertools.chain.from_iterable(found))))
         self.bad_samples.write(self.config.run_dir / "quarantine.json")

@@ -209,9 +209,21 @@ def test_a_block_of_one_shard_is_read_at_a_time(shards):
         first_shard = [index < 8 for batch in ids(loader) for index in batch]
         assert first_shard in ([True] * 8 + [False] * 8, [False] * 8 + [True] * 8)
         state = loader.state_dict()
-    with make(shards) as loader, pytest.raises(ValueError, match="block 1, this loader 16"):
+    with (
+        make(shards, shuffle_block=16) as loader,
+        pytest.raises(ValueError, match="block 1, this loader 16"),
+    ):
         loader.load_state_dict(state)
-    with pytest.raises(ValueError, match="`shuffle_block` must be at least 1, got 0"):
+    with make(shards) as loader:  # which has chosen 16 and takes over the position's
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+        following = ids(loader)
+    with make(shards, shuffle_block=1) as loader:
+        loader.set_epoch(1)
+        assert ids(loader) == following
+    with pytest.raises(
+        ValueError, match="`shuffle_block` must be at least 1 shard, or 'all', got 0"
+    ):
         make(shards, shuffle_block=0)
 
 

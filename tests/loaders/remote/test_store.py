@@ -223,6 +223,37 @@ def test_a_changed_shard_is_indexed_anew_and_refused_in_mid_run(make_shards, tmp
         assert len(open_dataset(names, index_folder=tmp_path / "index", remote=config)) == 9
 
 
+def test_of_many_shards_some_are_looked_up_and_a_change_of_another_is_found_later(
+    make_shards, tmp_path, monkeypatch
+):
+    shards = make_shards(4, 4)
+    monkeypatch.setattr("maskco_fast.loaders.remote.dataset.LOOKED_UP", 2)
+    monkeypatch.setattr("random.sample", lambda numbers, count: numbers[:count])
+    with faulty.FaultyServer(tmp_path) as server:
+        names, config = pattern(server, "shard-{0000..0003}.tar"), hurried(tmp_path)
+
+        def opened():
+            server.requests.clear()
+            return open_dataset(names, index_folder=tmp_path / "index", remote=config)
+
+        opened()
+        for file in (tmp_path / "cache").glob("*.tar"):
+            file.unlink()
+        dataset = opened()
+        asked = sorted(path for _, path, _ in server.requests)
+        assert asked == ["/shard-0000.tar", "/shard-0001.tar"]
+        assert dataset.read(5) == open_dataset(shards).read(5)
+        write_tar(pathlib.Path(shards[3]), {"new.jpg": encode(picture(50, 60, 9))})
+        dataset = opened()
+        assert len(dataset) == 16
+        with pytest.raises(ShardChanged, match=r"shard-0003\.tar has changed since it was indexed"):
+            dataset.read(15)
+        assert len(opened()) == 13
+        # A change of one that is looked up is seen at once.
+        write_tar(pathlib.Path(shards[0]), {"new.jpg": encode(picture(50, 60, 9))})
+        assert len(opened()) == 10
+
+
 def test_the_index_outlives_the_shards(make_shards, tmp_path):
     make_shards(3, 8)
     with faulty.FaultyServer(tmp_path) as server:

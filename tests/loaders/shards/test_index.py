@@ -2,7 +2,6 @@
 
 import io
 import os
-import shutil
 import tarfile
 from typing import Any
 
@@ -13,8 +12,9 @@ from maskco_fast.loaders import EmptyDataset, open_dataset
 from maskco_fast.loaders.shards import index_cache
 from maskco_fast.loaders.shards.build_index import index_shard
 from maskco_fast.loaders.shards.decode import MAX_PIXELS, BadImage, Decoder, decode_pillow
-from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, sample_id, split_name
-from maskco_fast.loaders.shards.index_cache import index_shards, load_or_index
+from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, split_name
+from maskco_fast.loaders.shards.index_cache import Indexes, load_or_index
+from maskco_fast.loaders.tables.sample_ids import sample_id
 from tests.support.images import encode, picture, write_tar
 
 
@@ -205,18 +205,11 @@ def test_an_index_is_used_again_until_the_shard_changes(tmp_path, make_shards, m
 def test_many_shards_keep_their_order_and_report_progress(tmp_path, make_shards):
     paths = make_shards(6, 4)
     seen = []
-    indexes = index_shards(
-        paths, folder=tmp_path / "index", threads=3, progress=lambda *facts: seen.append(facts)
+    indexes = Indexes(
+        paths, tmp_path / "index", threads=3, progress=lambda *facts: seen.append(facts)
     )
-    assert [index.path for index in indexes] == paths
+    assert [index.path for index in indexes] == [index.path for index in indexes] == paths
     assert seen == [(f"shards indexed, {4 * n} samples", n, 6) for n in range(1, 7)]
-
-
-def test_equal_keys_are_pointed_out(make_shards, tmp_path):
-    path = make_shards(1, 3)[0]
-    copy = shutil.copy(path, tmp_path / "copy.tar")
-    with pytest.warns(UserWarning, match="3 of 6 samples share their key"):
-        open_dataset([path, copy])
 
 
 def test_decode_refuses_bombs_and_rubbish():

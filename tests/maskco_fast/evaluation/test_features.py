@@ -65,6 +65,7 @@ def test_of_two_ranks_the_lower_one_keeps_a_repeated_image():
 def test_images_without_labels_are_refused(make_shards, trunk):
     views = ViewConfig.evaluation(SIZE)
     dataset = open_dataset(make_shards(1, 3))
+    dataset.samples = dataset.samples.copy()  # those of the index are read-only
     dataset.samples["target"] = -1
     with (
         make_loader(dataset, 2, views=views, threads=1, drop_last=False) as loader,

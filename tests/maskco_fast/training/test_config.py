@@ -17,7 +17,6 @@ FIXED = {
     "model",
     "optimizer",
     "seed",
-    "shuffle_block",
     "views",
     *METHODS,
 }
