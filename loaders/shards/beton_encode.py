@@ -106,7 +106,7 @@ def _as_record(stored: Stored, encoder: Encoder) -> Stored:
     mine = encoder.renderer.decode_region(record, height, width, (0, 0, height, width))
     if mine is None:
         return stored
-    sample = np.zeros((), SAMPLE_DTYPE)
+    sample = np.zeros(1, SAMPLE_DTYPE)[0]
     sample["height"], sample["width"], sample["format"] = height, width, headers.JPEG
     try:
         truth = encoder.decoder.decode(stored.data, sample)

@@ -4,6 +4,7 @@
 """
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ from tests.support.images import encode, picture
 READERS = {"portable": decode_record}
 if has_vbmi2():
     READERS["AVX-512"] = decode_record_avx512
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "4:4:4": {"subsampling": 0},
     "4:2:2": {"subsampling": 1},
     "4:2:0": {"subsampling": 2},
