@@ -9,7 +9,7 @@ Views of an image:
   render         a decoded image to the views of a batch
   render_jpegs   JPEG files to the views of a batch
   jpeg/          the baseline JPEG decoder
-  formats        the output dtypes
+  formats        the output dtypes; torch_formats by torch's dtypes
 Shards:
   tar            the members of a tar archive
   headers        format, size and completeness of encoded images
@@ -17,5 +17,6 @@ Training:
   batch_norm/    BatchNorm of groups fused with the residual sum and ReLU: Numba, Triton
 Shared:
   compiler/      Numba with a disk cache, SIMD vectors, half precision, threads
+  ahead          which kernels are compiled ahead of their first call
   errors         the base classes of deliberate errors
 """

@@ -7,7 +7,6 @@ Elements have at most 4 bytes. A new dtype needs a row here, a branch in `augmen
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
 """Codes of the formats in compiled kernels."""
@@ -17,10 +16,10 @@ FLOAT32, FLOAT16, BFLOAT16, UINT8 = range(4)
 class OutputFormat:
     """One dtype that views can be rendered to."""
 
+    name: str
+    """The name on command lines, which is torch's name of the dtype, such as "float32"."""
     code: int
     """Code of the format in compiled kernels."""
-    dtype: torch.dtype
-    """Dtype of the tensors that users get."""
     storage: type[np.generic]
     """NumPy type of the buffers in host memory: uint16 for float16, which Numba lacks on
     CPUs, and for bfloat16, which NumPy lacks."""
@@ -30,26 +29,18 @@ class OutputFormat:
     """Largest relative rounding error, half a unit in the last place; 0 for no rounding."""
 
     @property
-    def name(self) -> str:
-        """The name on command lines, such as "float32"."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def normalised(self) -> bool:
         """Whether views are normalised and masked. Integers hold levels in 0..255 instead."""
-        return self.dtype.is_floating_point
+        return self.code != UINT8
 
 
-FORMATS: dict[torch.dtype, OutputFormat] = {
-    form.dtype: form
+FORMAT_NAMES: dict[str, OutputFormat] = {
+    form.name: form
     for form in (
-        OutputFormat(FLOAT32, torch.float32, np.float32, "fp32", 0.0),
-        OutputFormat(FLOAT16, torch.float16, np.uint16, "fp16", 2.0**-11),
-        OutputFormat(BFLOAT16, torch.bfloat16, np.uint16, "bf16", 2.0**-8),
-        OutputFormat(UINT8, torch.uint8, np.uint8, "u8", 0.0),
+        OutputFormat("float32", FLOAT32, np.float32, "fp32", 0.0),
+        OutputFormat("float16", FLOAT16, np.uint16, "fp16", 2.0**-11),
+        OutputFormat("bfloat16", BFLOAT16, np.uint16, "bf16", 2.0**-8),
+        OutputFormat("uint8", UINT8, np.uint8, "u8", 0.0),
     )
 }
-"""Formats by torch dtype."""
-
-FORMAT_NAMES: dict[str, OutputFormat] = {form.name: form for form in FORMATS.values()}
 """Formats by name."""

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import torch
 
-from ..kernels.formats import FORMATS
+from ..kernels.torch_formats import FORMATS
 
 _CACHE_LINE = 64
 """Buffers begin at a cache line, because the kernels store whole lines past the caches."""

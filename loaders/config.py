@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels.errors import InvalidInput
-from ..kernels.formats import FORMAT_NAMES, FORMATS
+from ..kernels.formats import FORMAT_NAMES
+from ..kernels.torch_formats import FORMATS
 from ..kernels.views import ViewConfig
 from .adapters.forms import Form, find_form
 from .order import ShuffleBlock, check_block

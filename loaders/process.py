@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from ..kernels.errors import InvalidInput, MaskCoError
-from ..kernels.formats import FORMATS
+from ..kernels.torch_formats import FORMATS
 from .buffers import BufferPool, is_unused
 from .config import LoaderConfig
 from .loader import Loader

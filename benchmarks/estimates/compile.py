@@ -27,8 +27,8 @@ import tyro
 from benchmarks.estimates.warp_accesses import Access, warp_accesses
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.batch_norm import triton as batch_norm_triton
-from maskco_fast.kernels.formats import FORMATS
 from maskco_fast.kernels.max_pool import triton as max_pool_triton
+from maskco_fast.kernels.torch_formats import FORMATS
 
 ARCHITECTURES = (80, 90, 100)
 KERNELS = ("gray_sums", "colour", "blur")

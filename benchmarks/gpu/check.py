@@ -32,12 +32,12 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.augment import torch as augment_torch
 from maskco_fast.kernels.augment import triton as augment_triton
 from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
-from maskco_fast.kernels.formats import FORMATS
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, SOLARIZE, VIEW_FLOATS, plan
+from maskco_fast.kernels.torch_formats import FORMATS
 from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig, plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
-HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.normalised}
+HALF_UNIT = {dtype: form.half_unit for dtype, form in FORMATS.items() if form.normalised}
 ONE_LEVEL = 1.001 / 255 / min(IMAGENET_STD)
 """One level of 255 after normalisation, at most."""
 MAX_SHARE = 1e-3

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import torch
 
-from ..formats import FORMATS
 from ..layout import Group
+from ..torch_formats import FORMATS
 from ..views import IMAGENET_MEAN, IMAGENET_STD, ViewConfig
 from . import torch as augment_torch
 from .triton import SHORTEST, augmenter, unusable

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional
 
 from ..errors import InvalidInput
-from ..formats import FORMAT_NAMES, FORMATS
+from ..formats import FORMAT_NAMES
 from ..plan import (
     BLUR_SIGMA,
     FACTORS,
@@ -29,6 +29,7 @@ from ..plan import (
     SOLARIZE,
     VIEW_FLOATS,
 )
+from ..torch_formats import FORMATS
 from ..views import (
     BRIGHTNESS,
     CONTRAST,

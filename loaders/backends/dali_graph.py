@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ...kernels.errors import MaskCoError
-from ...kernels.formats import FORMATS
 from ...kernels.plan import CROP, FLIP, VIEW_FLOATS, WINDOW
 from ...kernels.render import normalisation
+from ...kernels.torch_formats import FORMATS
 from ...kernels.views import BICUBIC
 from ..config import LoaderConfig
 from ..request import Request

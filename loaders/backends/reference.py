@@ -13,8 +13,8 @@ from ...kernels.augment.reference import (
     finish_reference,
     light_reference,
 )
-from ...kernels.formats import FORMATS
 from ...kernels.resize import resize_reference
+from ...kernels.torch_formats import FORMATS
 from ..loader import Loader
 from ..request import Rendered, Request
 from ..shards.decode import Decoded, decode_pillow, require_size

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...kernels import headers
-from ...kernels.formats import FORMATS
 from ...kernels.render_records import RecordRenderer
+from ...kernels.torch_formats import FORMATS
 from ..loader import Loader
 from ..regions import scale_crops
 from ..request import Request

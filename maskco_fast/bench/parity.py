@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from maskco_fast.kernels.errors import MaskCoError
-from maskco_fast.kernels.formats import FORMATS
+from maskco_fast.kernels.torch_formats import FORMATS
 from maskco_fast.kernels.views import IMAGENET_STD, ViewConfig
 from maskco_fast.loaders import Batch
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskco_fast.errors import FAILURE, SUCCESS, say
+from maskco_fast.kernels.ahead import JOBS, is_compiled
 from maskco_fast.kernels.compiler.cache import cache_folder
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders.backends.compilation import (
-    JOBS,
     SHORT_JOBS,
-    is_compiled,
     start_jobs,
     view_jobs,
 )

@@ -252,7 +252,7 @@ def test_finished_values_fill_the_buffer_and_nothing_else(dtype, size):
             box = named[n]["masked_box"] if v == 0 else None
             truth = finish_reference(mine[v, 0], box, view["lighting"])
             values = torch.from_numpy(out[v, 1].copy())
-            values = values.view(FORMAT_NAMES[dtype].dtype).float()
+            values = values.view(getattr(torch, dtype)).float()
             assert (values - torch.from_numpy(truth)).abs().max() <= TOLERANCE[dtype]
 
 

@@ -122,7 +122,7 @@ def test_views_of_every_kind_without_boxes(make_shards, form):
     presets = (ViewConfig.supervised, ViewConfig.relative_loc, ViewConfig.byol)
     views = tuple(preset(64).views[0] for preset in presets)
     config = ViewConfig(views=views, size=64, patch_grid=3, patch_size=16)
-    options = {"views": config, "dtype": form.dtype}
+    options = {"views": config, "dtype": getattr(torch, form.name)}
     shards = make_shards(1, 8, side=90)
     with make_loader(shards, 8, **options) as loader:
         (truth,) = loader
@@ -133,7 +133,7 @@ def test_views_of_every_kind_without_boxes(make_shards, form):
     assert torch.equal(batch.patch_corners, truth.patch_corners)
     level = LEVEL if form.normalised else 1
     for view, true in zip(batch.views, truth.views, strict=True):
-        assert view.dtype == form.dtype
+        assert view.dtype == getattr(torch, form.name)
         difference = (view.float() - true.float()).abs() - 4 * form.half_unit
         assert difference.max() <= 2 * level
 
@@ -143,7 +143,7 @@ def test_views_of_unequal_sizes(make_shards, form):
     """Two groups of squares and a rectangle, one with its own statistics; a short last batch."""
     wide = View(size=(40, 56), mean=(0.5, 0.4, 0.3), std=(0.3, 0.3, 0.5))
     config = ViewConfig(views=(*ViewConfig.dino(64, 32, 2).views, wide), size=64)
-    options = {"views": config, "dtype": form.dtype, "drop_last": False}
+    options = {"views": config, "dtype": getattr(torch, form.name), "drop_last": False}
     shards = make_shards(1, 11, side=90)
     with make_loader(shards, 8, **options) as loader:
         truth = list(loader)

@@ -6,13 +6,13 @@ import itertools
 import numpy as np
 
 from maskco_fast.kernels.augment.reference import augment_reference, light_reference
-from maskco_fast.kernels.formats import FORMATS
 from maskco_fast.kernels.plan import FACTORS, ORDER, VIEW_FLOATS
+from maskco_fast.kernels.torch_formats import FORMATS
 from maskco_fast.kernels.views import plan_dtype
 
 VIEW_DTYPE = plan_dtype(1, 0)["views"].base
 ORDERS = list(itertools.permutations(range(4)))
-HALF_UNIT = {form.dtype: form.half_unit for form in FORMATS.values() if form.normalised}
+HALF_UNIT = {dtype: form.half_unit for dtype, form in FORMATS.items() if form.normalised}
 """Largest relative rounding error by dtype: half a unit in the last place."""
 
 

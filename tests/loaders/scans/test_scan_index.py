@@ -228,10 +228,10 @@ def test_a_shard_with_other_samples_has_a_new_file(tmp_path, folder):
         if len(datasets) == 1:
             earlier = ScanIndex(datasets[0], limit=LIMIT)
             scanned = earlier.read_one(0)
-            assert scanned is not None
     (file,) = scan_files(folder)
     assert file.stat().st_size == 64 + 3 * 32 + 3 * 20 * 10
     newer = file.read_bytes()
+    assert scanned is not None
     earlier._add_one(0, scanned)
     earlier.close()  # a run that still reads the earlier shard leaves the file alone
     assert file.read_bytes() == newer

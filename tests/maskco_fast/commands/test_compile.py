@@ -9,8 +9,12 @@ import pytest
 
 from maskco_fast.commands import compile as command
 from maskco_fast.commands.compile import CompileConfig
-from maskco_fast.kernels import headers, tar
-from maskco_fast.kernels.decode_crops import decode_crops, decode_crops_at_checkpoints
+from maskco_fast.kernels import ahead, headers, tar
+from maskco_fast.kernels.decode_crops import (
+    decode_crops,
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
+)
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.jpeg.checksum import file_checksum
 from maskco_fast.kernels.plan import plan_rows
@@ -54,7 +58,7 @@ def test_a_failed_process_fails_the_command(compiled, capsys):
 
 def test_every_job_has_a_choice(compiled, capsys):
     assert command.compile(CompileConfig(dtype="all", json=True)) == 0
-    assert set(json.loads(capsys.readouterr().out)["compiled"]) == set(compilation.JOBS) - {"plan"}
+    assert set(json.loads(capsys.readouterr().out)["compiled"]) == set(ahead.JOBS) - {"plan"}
     with pytest.raises(InvalidInput, match="`--processes` must be at least 1, got 0"):
         command.compile(CompileConfig(processes=0))
 
@@ -73,7 +77,8 @@ KERNELS: tuple[Any, ...] = (
     plan_rows,
     make_scratch,
     decode_crops,
-    decode_crops_at_checkpoints,
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
     file_checksum,
     render_views,
     render_jpegs,
@@ -84,7 +89,7 @@ def test_a_loader_compiles_nothing_after_its_jobs(tmp_path):
     """The jobs compile for the very types of arguments that the loader's calls have."""
     shards = write_shards(tmp_path, shards=1, samples=2, side=160)
     for job in compilation.loader_jobs(LoaderConfig(batch_size=2, views=ViewConfig.maskco())):
-        compilation.JOBS[job]()
+        ahead.JOBS[job]()
     before = [set(kernel.overloads) for kernel in KERNELS]
     with make_loader(shards, 2, index_folder=tmp_path / "index") as loader:
         for _ in range(2):  # the second epoch reads from checkpoints
