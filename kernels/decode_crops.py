@@ -1,7 +1,7 @@
 """Decoding of the region of a JPEG that a plan row's crops need, from the file's beginning or from
 its checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
 from .compiler.jit import inline_jit, jit
+from .errors import InvalidInput
+from .jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, as_fields, most_checkpoints
 from .jpeg.checksum import crc32c
 from .jpeg.chunks import decode_by_lanes, decode_by_streams
 from .jpeg.decode import NOT_PLAIN, decode_plain
@@ -36,6 +38,38 @@ class CheckpointTable(NamedTuple):
     counts: np.ndarray
     """(n,) int64, zeros: receives how many were found in each file; they lie one file's behind the
     other's."""
+
+
+def make_table(
+    files: Sequence[bytes],
+    sides: np.ndarray,
+    checkpoints: Checkpoints | None,
+    find: bool,
+) -> CheckpointTable:
+    """The kernels' table of a call's arguments. Raises InvalidInput where a shape does not fit."""
+    count = len(files)
+    if checkpoints is None:
+        checkpoints = Checkpoints(
+            np.empty(0, CHECKPOINT_DTYPE),
+            np.zeros(count + 1, np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(count, np.uint32),
+        )
+    shapes = [one.shape for one in checkpoints[1:]]
+    if shapes != [(count + 1,), (count,), (count,)]:
+        raise InvalidInput(
+            f"{count} files need `begins` ({count + 1},), `lengths` and `checksums` ({count},) "
+            f"of checkpoints, got {shapes[0]}, {shapes[1]} and {shapes[2]}."
+        )
+    room = sum(most_checkpoints(*side) for side in sides.tolist()) if find else 0
+    return CheckpointTable(
+        as_fields(checkpoints.rows),
+        checkpoints.begins.astype(np.int64),
+        checkpoints.lengths.astype(np.int64),
+        checkpoints.checksums.astype(np.int64),
+        np.empty(CHECKPOINT_FIELDS * room, np.int16),
+        np.zeros(count, np.int64),
+    )
 
 
 @intrinsic

@@ -9,21 +9,15 @@ only the part of a scan that the crops need is read.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from .compiler.address import address_of, call_kernel
-from .compiler.features import has_avx512
 from .compiler.jit import inline_jit, jit
-from .decode_crops import (
-    CheckpointTable,
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
-)
+from .decode_crops import decode_crops, make_table
 from .errors import InvalidInput
-from .jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, as_fields, as_rows, most_checkpoints
+from .fastest_decoder import fastest_from_checkpoints
+from .jpeg.checkpoints import Checkpoints, as_rows
 from .jpeg.decode import DECODED, make_jpeg_scratch
 from .jpeg.pixels import LANES
 from .jpeg.scan import CHECKPOINT_FIELDS
@@ -158,7 +152,7 @@ class JpegRenderer(Renderer):
         see `found`.
         """
         where, done = self._prepare(files, sides, plans, numbers, out, self.buffer_dtype)
-        self._table = _make_table(files, sides, checkpoints, find)
+        self._table = make_table(files, sides, checkpoints, find)
         render_jpegs(
             self.decode_address,
             0 if checkpoints is None else self.at_checkpoints_address,
@@ -192,7 +186,7 @@ class JpegRenderer(Renderer):
     ) -> np.ndarray:
         """Decode, crop, resize and flip only: `render_jpegs` up to the seam, `out` uint8."""
         where, done = self._prepare(files, sides, plans, numbers, out, np.dtype(np.uint8))
-        self._table = _make_table(files, sides, checkpoints, find)
+        self._table = make_table(files, sides, checkpoints, find)
         resize_jpegs(
             self.decode_address,
             0 if checkpoints is None else self.at_checkpoints_address,
@@ -236,12 +230,12 @@ class JpegRenderer(Renderer):
         """
         sides = np.array([[height, width]])
         where = self._locate([file], sides)
-        self._table = _make_table([file], sides, checkpoints, False)
+        self._table = make_table([file], sides, checkpoints, False)
         scratch, pixels = self._jpeg_scratch, self._pixels
         memory = scratch, pixels, scratch.region, self._table, 0
         arguments = where[0], height, width, row, len(self._places), *memory
         decoded = (
-            checkpoints is not None and self.checkpoint_kernel(*arguments) == DECODED
+            checkpoints is not None and fastest_from_checkpoints()(*arguments) == DECODED
         ) or decode_crops(*arguments) == DECODED
         if not decoded:
             return None
@@ -254,19 +248,14 @@ class JpegRenderer(Renderer):
         return address_of(decode_crops, *self._decode_arguments())
 
     @functools.cached_property
-    def checkpoint_kernel(self) -> Any:
-        """The kernel that decodes files with checkpoints."""
-        return decode_crops_by_lanes if has_avx512() else decode_crops_by_streams
-
-    @functools.cached_property
     def at_checkpoints_address(self) -> int:
         """Address of the kernel that decodes from checkpoints, compiled if needed."""
-        return address_of(self.checkpoint_kernel, *self._decode_arguments())
+        return address_of(fastest_from_checkpoints(), *self._decode_arguments())
 
     def _decode_arguments(self) -> tuple[object, ...]:
         """Arguments of the types that the decoding kernels are called with."""
         file, row = np.empty(2, np.int64), np.empty(self._columns, np.float32)
-        table = _make_table([], np.empty((0, 2), np.int64), None, False)
+        table = make_table([], np.empty((0, 2), np.int64), None, False)
         scratch = make_jpeg_scratch(0, 0)
         return file, 0, 0, row, 1, scratch, self._pixels, scratch.region, table, 0
 
@@ -326,35 +315,3 @@ class JpegRenderer(Renderer):
         self._make_room(min(int(sides[:, 1].max()), MAX_WIDTH))
         addresses = [np.frombuffer(file, np.uint8).__array_interface__["data"][0] for file in files]
         return np.array(list(zip(addresses, map(len, files))), np.int64)
-
-
-def _make_table(
-    files: Sequence[bytes],
-    sides: np.ndarray,
-    checkpoints: Checkpoints | None,
-    find: bool,
-) -> CheckpointTable:
-    """The kernels' table of a call's arguments. Raises InvalidInput where a shape does not fit."""
-    count = len(files)
-    if checkpoints is None:
-        checkpoints = Checkpoints(
-            np.empty(0, CHECKPOINT_DTYPE),
-            np.zeros(count + 1, np.int64),
-            np.zeros(count, np.int64),
-            np.zeros(count, np.uint32),
-        )
-    shapes = [one.shape for one in checkpoints[1:]]
-    if shapes != [(count + 1,), (count,), (count,)]:
-        raise InvalidInput(
-            f"{count} files need `begins` ({count + 1},), `lengths` and `checksums` ({count},) "
-            f"of checkpoints, got {shapes[0]}, {shapes[1]} and {shapes[2]}."
-        )
-    room = sum(most_checkpoints(*side) for side in sides.tolist()) if find else 0
-    return CheckpointTable(
-        as_fields(checkpoints.rows),
-        np.ascontiguousarray(checkpoints.begins, np.int64),
-        np.ascontiguousarray(checkpoints.lengths, np.int64),
-        checkpoints.checksums.astype(np.int64),
-        np.empty(CHECKPOINT_FIELDS * room, np.int16),
-        np.zeros(count, np.int64),
-    )

@@ -68,8 +68,9 @@ def as_rows(found: np.ndarray, count: int) -> np.ndarray:
 
 
 def as_fields(rows: np.ndarray) -> np.ndarray:
-    """(n,) CHECKPOINT_DTYPE as the kernels' flat int16, (CHECKPOINT_FIELDS · n,)."""
-    return np.ascontiguousarray(rows, CHECKPOINT_DTYPE).view(np.int16)
+    """(n,) CHECKPOINT_DTYPE as the kernels' flat int16, (CHECKPOINT_FIELDS · n,), writable."""
+    rows = np.ascontiguousarray(rows, CHECKPOINT_DTYPE)
+    return (rows if rows.flags.writeable else rows.copy()).view(np.int16)
 
 
 @jit()

@@ -70,9 +70,9 @@ def _by_tables(data, size, register, at):
             ^ _TABLES[1536 + ((low >> np.uint32(8)) & np.uint32(255))]
             ^ _TABLES[1280 + ((low >> np.uint32(16)) & np.uint32(255))]
             ^ _TABLES[1024 + (low >> np.uint32(24))]
-            ^ _TABLES[768 + data[at + 4]]
-            ^ _TABLES[512 + data[at + 5]]
-            ^ _TABLES[256 + data[at + 6]]
+            ^ _TABLES[768 + np.int64(data[at + 4])]
+            ^ _TABLES[512 + np.int64(data[at + 5])]
+            ^ _TABLES[256 + np.int64(data[at + 6])]
             ^ _TABLES[np.int64(data[at + 7])]
         )
         at += 8

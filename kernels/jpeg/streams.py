@@ -7,7 +7,14 @@ time. Two of them fill each other's gaps.
 import numpy as np
 
 from ..compiler.jit import inline_jit
-from .entropy import LOOKUP_BITS, LOOKUPS_PER_REFILL, NATURAL_ORDER, decode_long, refill
+from .entropy import (
+    END_OF_BLOCK,
+    LOOKUP_BITS,
+    LOOKUPS_PER_REFILL,
+    NATURAL_ORDER,
+    decode_long,
+    refill,
+)
 from .lanes import ANY_END, CHUNK_ROOM
 
 _U = np.uint64
@@ -114,6 +121,8 @@ def fill_streams(data, count, scratch):
             if not valid:
                 return False
             if a_k >= _U(64):
+                if a_k > _U(64) and a_k < _U(2 + END_OF_BLOCK):
+                    return False  # a run beyond the block
                 (
                     valid, taken, a_bits, a_left, a_at, a_to, a_end, a_stop, a_number, a_ac, a_runs
                 ) = _begin_block(
@@ -126,6 +135,8 @@ def fill_streams(data, count, scratch):
                 if not a_runs:
                     break
             if b_k >= _U(64):
+                if b_k > _U(64) and b_k < _U(2 + END_OF_BLOCK):
+                    return False  # a run beyond the block
                 (
                     valid, taken, b_bits, b_left, b_at, b_to, b_end, b_stop, b_number, b_ac, b_runs
                 ) = _begin_block(
@@ -145,6 +156,8 @@ def fill_streams(data, count, scratch):
         b_bits, b_left, b_at = refill(clean, b_bits, b_left, b_at)
         for _ in range(LOOKUPS_PER_REFILL):
             if b_k >= _U(64):
+                if b_k > _U(64) and b_k < _U(2 + END_OF_BLOCK):
+                    return False  # a run beyond the block
                 (
                     valid, taken, b_bits, b_left, b_at, b_to, b_end, b_stop, b_number, b_ac, b_runs
                 ) = _begin_block(

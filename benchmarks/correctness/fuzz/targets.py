@@ -14,13 +14,21 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.correctness.fuzz import seeds
+from benchmarks.correctness.fuzz.checkpoints import check_checkpoints, make_checkpoints
 from benchmarks.correctness.fuzz.guard import GuardedBytes, guarded
+from benchmarks.correctness.fuzz.memory import (
+    MAX_JPEG_PIXELS,
+    Finding,
+    guarded_file,
+    guarded_pixels,
+    guarded_scratch,
+    pixels_or_none,
+)
 from benchmarks.correctness.fuzz.mutate import Random, damage, damage_jpeg, pick
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.coefficients.decode import (
@@ -40,8 +48,8 @@ from maskco_fast.kernels.coefficients.record import (
 )
 from maskco_fast.kernels.compiler.features import has_vbmi2
 from maskco_fast.kernels.errors import MaskCoError
-from maskco_fast.kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
-from maskco_fast.kernels.jpeg.pixels import LANES
+from maskco_fast.kernels.jpeg.decode import DECODED, decode_region
+from maskco_fast.kernels.jpeg.pixels import SURPLUS
 from maskco_fast.kernels.tar import walk_tar
 from maskco_fast.loaders import (
     LOADERS,
@@ -60,14 +68,6 @@ from maskco_fast.loaders.shards.decode import BadImage, Decoder, decode_pillow, 
 from maskco_fast.loaders.shards.index import split_name
 from maskco_fast.loaders.shards.names import is_image
 
-MAX_FILE = 1 << 16
-MAX_JPEG_PIXELS = 1 << 18
-"""Bounds on what the guarded memory holds; larger inputs are skipped by the decoder itself."""
-
-
-class Finding(Exception):
-    """An input breaks a rule. The message names the rule, alike for like inputs."""
-
 
 @dataclass(frozen=True)
 class Target:
@@ -82,33 +82,11 @@ class Target:
     """Inputs for each round of a child process; a second or a few."""
 
 
-def _pixels(decode: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray | None:
-    """What a decoder yields; None where it refuses."""
-    try:
-        return decode(*arguments)
-    except BadImage:
-        return None
-
-
 def _require_same(name: str, mine: np.ndarray | None, theirs: np.ndarray | None) -> None:
     if (mine is None) != (theirs is None):
         raise Finding(f"{name} {'refuses' if mine is None else 'takes'} what Pillow does not")
     if mine is not None and theirs is not None and not np.array_equal(mine, theirs):
         raise Finding(f"{name} yields other pixels than Pillow")
-
-
-@functools.cache
-def _guarded_file() -> GuardedBytes:
-    return GuardedBytes(MAX_FILE)
-
-
-@functools.cache
-def _guarded_scratch() -> JpegScratch:
-    """The decoder's working memory, each array between closed pages."""
-    plain = make_jpeg_scratch(MAX_FILE, MAX_JPEG_PIXELS)
-    return JpegScratch(
-        *(array if array.ndim > 1 else guarded(array.size, array.dtype) for array in plain)
-    )
 
 
 @functools.cache
@@ -121,18 +99,13 @@ def _guarded_record_scratch() -> RecordScratch:
 
 
 @functools.cache
-def _guarded_pixels() -> np.ndarray:
-    return guarded(3 * (MAX_JPEG_PIXELS + LANES))
-
-
-@functools.cache
 def _decoder() -> Decoder:
     return Decoder()
 
 
 def check_jpeg(data: bytes, random: Random) -> None:
     """Index, our decoder in guarded memory, libjpeg-turbo and Pillow: one verdict, equal pixels."""
-    truth = _pixels(decode_pillow, data)
+    truth = pixels_or_none(decode_pillow, data)
     index = index_image("shard", "0.jpg", data, -1)
     if len(index.samples) + len(index.bad) != 1:
         raise Finding("the index neither uses nor names a JPEG")
@@ -144,16 +117,16 @@ def check_jpeg(data: bytes, random: Random) -> None:
     height, width = int(sample["height"]), int(sample["width"])
     if truth is not None and truth.shape[:2] != (height, width):
         truth = None  # every loader refuses an image of another size than its header's
-    _require_same("Decoder", _pixels(_decoder().decode, data, sample), truth)
+    _require_same("Decoder", pixels_or_none(_decoder().decode, data, sample), truth)
     if sample["format"] != headers.JPEG or height * width > MAX_JPEG_PIXELS:
         return
     y, x = 2 * random.integers(0, [(height + 1) // 2, (width + 1) // 2])
     rows, columns = random.integers(1, [height - y + 1, width - x + 1])
     for region in ((0, 0, height, width), (int(y), int(x), int(rows), int(columns))):
         size = 3 * region[2] * region[3]
-        out = _guarded_pixels()[-(size + 3 * LANES) :]
-        file = _guarded_file()(data)
-        verdict = decode_region(file, len(data), height, width, *region, _guarded_scratch(), out)
+        out = guarded_pixels()[-(size + 3 * SURPLUS) :]
+        file = guarded_file()(data)
+        verdict = decode_region(file, len(data), height, width, *region, guarded_scratch(), out)
         if verdict != DECODED:
             continue
         if truth is None:
@@ -197,8 +170,8 @@ def check_record(data: bytes, random: Random) -> None:
             for reader in (
                 (decode_record, decode_record_avx512) if has_vbmi2() else (decode_record,)
             ):
-                out = _guarded_pixels()[-(size + 3 * LANES) :]
-                file, scratch = _guarded_file()(data), _guarded_record_scratch()
+                out = guarded_pixels()[-(size + 3 * SURPLUS) :]
+                file, scratch = guarded_file()(data), _guarded_record_scratch()
                 verdict = reader(file, len(data), height, width, *region, scratch, out)
                 found.append(out[:size].tobytes() if verdict == DECODED else None)
             if len(set(found)) > 1:
@@ -227,7 +200,7 @@ def _any_image(random: Random) -> bytes:
 
 def check_headers(data: bytes, random: Random) -> None:
     """The header scan in guarded memory; where it and Pillow take a file, sizes are equal."""
-    file = _guarded_file()(data)
+    file = guarded_file()(data)
     offsets, sizes = np.zeros(1, np.int64), np.array([len(data)])
     formats, verdicts = guarded(1), guarded(1)
     heights, widths = guarded(1, np.int32), guarded(1, np.int32)
@@ -260,8 +233,8 @@ def check_image(data: bytes, random: Random) -> None:
         sample = index.samples[0]
         if min(sample["height"], sample["width"]) < 1:
             raise Finding("the index uses an image without pixels")
-        _pixels(_decoder().decode, data, sample)
-    elif _pixels(decode_pillow, data) is not None:
+        pixels_or_none(_decoder().decode, data, sample)
+    elif pixels_or_none(decode_pillow, data) is not None:
         raise Finding("the index refuses an image that Pillow takes")
 
 
@@ -341,7 +314,7 @@ def check_beton(data: bytes, random: Random) -> None:
             encoded = dataset.read(index)
         except MaskCoError:
             continue
-        _pixels(_decoder().decode, encoded, dataset.samples[index])
+        pixels_or_none(_decoder().decode, encoded, dataset.samples[index])
 
 
 @functools.cache
@@ -480,6 +453,7 @@ TARGETS = (
         check_transcoding,
         1000,
     ),
+    Target("checkpoints", make_checkpoints, check_checkpoints, 2000),
     Target("headers", _any_image, check_headers, 3000),
     Target("images", _any_image, check_image, 2000),
     Target("tars", lambda random: damage(random, pick(random, seeds.tars())), check_tar, 800),
