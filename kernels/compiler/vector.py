@@ -408,5 +408,6 @@ for _function, _symbol in {
     operator.gt: ">",
     operator.ge: ">=",
     operator.eq: "==",
+    operator.ne: "!=",
 }.items():
     _overload_operator(_function, _comparison(_symbol), boolean=True)

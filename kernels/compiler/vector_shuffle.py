@@ -1,6 +1,6 @@
 """Vector shuffles: transposes, and interleaving of channels as in (…, 3) pixels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -181,6 +181,54 @@ def narrow_groups(typing_context, low, high):
     return result(low, high), generate
 
 
+@intrinsic(prefer_literal=True)
+def narrow_levels(typing_context, low, high):
+    """Narrow int16 lanes to uint8 with saturation, eight of `low` and eight of `high` in turn."""
+    result = VectorType(types.uint8, 2 * low.lanes)
+
+    def generate(context, builder, signature, arguments):
+        name = _instruction(low.lanes, "llvm.x86.avx2.packuswb", "llvm.x86.avx512.packuswb.512")
+        if name:  # LLVM does not find this instruction (vpackuswb)
+            kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            return builder.call(function, arguments)
+        clamped = []
+        for value in arguments:
+            least, most = (ir.Constant(low.llvm, [bound] * low.lanes) for bound in (0, 255))
+            raised = builder.select(builder.icmp_signed("<", value, least), least, value)
+            lowered = builder.select(builder.icmp_signed(">", raised, most), most, raised)
+            clamped.append(builder.trunc(lowered, ir.VectorType(ir.IntType(8), low.lanes)))
+        return builder.shuffle_vector(*clamped, _lanes(_eights(low.lanes)))
+
+    return result(low, high), generate
+
+
+def _eights(lanes: int) -> list[int]:
+    """Eight lanes of one vector and eight of another in turn."""
+    return [group + i % 8 + i // 8 * lanes for group in range(0, lanes, 8) for i in range(16)]
+
+
+@intrinsic(prefer_literal=True)
+def store_eights(typing_context, array, places, vector):
+    """Store each eight uint8 lanes of `vector` to `array`, from `places`, a tuple, on."""
+
+    def generate(context, builder, signature, arguments):
+        memory, packed, whole = arguments
+        # As float64, whose halves of a register are stored without a shuffle.
+        count = vector.lanes // 8
+        eights = builder.bitcast(whole, ir.VectorType(ir.DoubleType(), count))
+        for number, place in enumerate(cgutils.unpack_tuple(builder, packed, count)):
+            pointer = vector_pointer(
+                context, builder, array, memory, place, VectorType(types.float64, 1)
+            )
+            pointer = builder.bitcast(pointer, ir.DoubleType().as_pointer())
+            piece = builder.extract_element(eights, ir.Constant(ir.IntType(32), number))
+            builder.store(piece, pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.UniTuple(types.intp, vector.lanes // 8), vector), generate
+
+
 def _instruction(lanes: int, avx2: str, avx512: str) -> str | None:
     """Which of two forms of an instruction on int16 lanes the target has, if any: `avx2` takes 16
     lanes, `avx512` 32."""
@@ -215,31 +263,6 @@ def load_two(typing_context, array, first, second, lanes):
 
 
 @intrinsic(prefer_literal=True)
-def store_two(typing_context, array, first, second, vector):
-    """Store the first half of the lanes to `array` from `first`, the second half from `second`."""
-    return types.void(array, types.intp, types.intp, vector), _store_parts(array, vector, 2)
-
-
-def _store_parts(array: types.Array, vector: VectorType, count: int) -> Any:
-    """The code of `store_two` and `store_four`."""
-    part = VectorType(vector.element, vector.lanes // count)
-
-    def generate(context, builder, signature, arguments):
-        memory, *places, whole = arguments
-        for number, place in enumerate(places):
-            lanes = _lanes(range(number * part.lanes, (number + 1) * part.lanes))
-            pointer = vector_pointer(context, builder, array, memory, place, part)
-            builder.store(
-                builder.shuffle_vector(whole, whole, lanes),
-                pointer,
-                align=array.dtype.bitwidth // 8,
-            )
-        return context.get_dummy_value()
-
-    return generate
-
-
-@intrinsic(prefer_literal=True)
 def load_four(typing_context, array, first, second, third, fourth, lanes):
     """`load_two` of four places."""
     half, whole = (
@@ -264,12 +287,6 @@ def load_four(typing_context, array, first, second, third, fourth, lanes):
 
 
 @intrinsic(prefer_literal=True)
-def store_four(typing_context, array, first, second, third, fourth, vector):
-    """Store each quarter of the lanes to `array`, from `first`, `second` and so on."""
-    return types.void(array, *[types.intp] * 4, vector), _store_parts(array, vector, 4)
-
-
-@intrinsic(prefer_literal=True)
 def interleave(typing_context, a, b):
     """Interleave two vectors into one of twice the lanes: a0 b0 a1 b1 …."""
     result = VectorType(a.element, 2 * a.lanes)
@@ -283,14 +300,22 @@ def interleave(typing_context, a, b):
 
 
 def _interleaved_pieces(
-    builder: Any, lanes: int, first: Any, second: Any, third: Any
+    builder: Any,
+    lanes: int,
+    first: Any,
+    second: Any,
+    third: Any,
+    places: Sequence[int] | None = None,
 ) -> Iterable[Any]:
-    """Interleave three vectors into three: lanes a0 b0 c0 a1 b1 c1 … in order.
+    """Interleave three vectors into three: lanes a0 b0 c0 a1 b1 c1 … in order. `places`: where in
+    the vectors each lane is, by default in order.
 
     Three separate vectors, because LLVM splits one of 3 · 2ⁿ lanes into single lanes.
     """
     for part in range(3):
         order = [(lane % 3, lane // 3) for lane in range(part * lanes, (part + 1) * lanes)]
+        if places is not None:
+            order = [(channel, places[lane]) for channel, lane in order]
         pair = _lanes(channel % 2 * lanes + lane for channel, lane in order)
         both = _lanes(
             lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order)
@@ -305,6 +330,23 @@ def store_interleaved(typing_context, array, index, a, b, c):
     def generate(context, builder, signature, arguments):
         memory, index, *vectors = arguments
         for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
+            at = builder.add(index, ir.Constant(index.type, part * a.lanes))
+            pointer = vector_pointer(context, builder, array, memory, at, a)
+            builder.store(piece, pointer, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, a, b, c), generate
+
+
+@intrinsic(prefer_literal=True)
+def store_interleaved_eights(typing_context, array, index, a, b, c):
+    """`store_interleaved` of three vectors as `narrow_levels` makes them: eights in turn."""
+
+    def generate(context, builder, signature, arguments):
+        memory, index, *vectors = arguments
+        places = _eights(a.lanes // 2)
+        order = [places.index(lane) for lane in range(a.lanes)]
+        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors, order)):
             at = builder.add(index, ir.Constant(index.type, part * a.lanes))
             pointer = vector_pointer(context, builder, array, memory, at, a)
             builder.store(piece, pointer, align=array.dtype.bitwidth // 8)

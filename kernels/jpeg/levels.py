@@ -11,10 +11,10 @@ import numpy as np
 
 from ..compiler.features import has_avx512
 from ..compiler.jit import inline_jit
-from ..compiler.vector import broadcast, load, store, with_first
+from ..compiler.vector import any_lane, broadcast, load, store, with_first
 from ..compiler.vector_gather import pick_of_two
 from .entropy import NATURAL_ORDER
-from .pixels import inverse_dct_four, inverse_dct_pair
+from .pixels import inverse_dct_flat, inverse_dct_four, inverse_dct_pair
 from .scan import CHECKPOINT_FIELDS, mcus_between
 from .segments import OFFSET, QUANTISATION, QUANTISATION_STRIDE, STRIDE, H, V
 
@@ -64,18 +64,24 @@ def _make_put_levels(stage: Any, transform: Any, group: int) -> Callable[..., An
 
     @inline_jit(forceinline=True)
     def put_block(coefficients, source, dc, inside, q, to, stride, scratch, waiting):
-        """Clear the block at `source`; inside the region, add it to the group, which is transformed
-        once it is full. Returns the number of blocks that wait."""
+        """Clear the block at `source`; inside the region, turn it to levels, or add it to the
+        group, which is transformed once it is full. Returns the number of blocks that wait."""
+        factors, places = scratch.factors, scratch.places
+        zero = broadcast(np.int16(0), 32)
+        dequantised = dc * np.int64(factors[q])
+        others = with_first(load(coefficients, source, 32), 0) | load(coefficients, source + 32, 32)
+        if not any_lane(others != zero):
+            if inside:
+                inverse_dct_flat(np.int64(np.int16(dequantised)), scratch.planes, to, stride)
+            coefficients[source] = 0
+            return waiting
         if inside:
-            factors, places = scratch.factors, scratch.places
-            dequantised = dc * np.int64(factors[q])
             stage(coefficients, source, factors, q, dequantised, scratch.block, 64 * waiting)
             places[waiting], places[group + waiting] = to, stride
             waiting += 1
             if waiting == group:
                 transform(scratch.block, scratch.planes, places)
                 waiting = 0
-        zero = broadcast(np.int16(0), 32)
         store(coefficients, source, zero)
         store(coefficients, source + 32, zero)
         return waiting

@@ -29,16 +29,20 @@ from ..compiler.vector_shuffle import (
     load_two,
     multiply_pairs,
     narrow_groups,
-    store_four,
+    narrow_levels,
+    store_eights,
     store_interleaved,
-    store_two,
+    store_interleaved_eights,
     transpose_8,
 )
 
 PAD = 32
 """Samples around each row of `planes` that may be read."""
-LANES = 32
-"""Pixels converted at once; up to this many may be written past the end of the last row."""
+LANES = 64
+"""Pixels converted at once on CPUs with AVX-512; up to this many may be written past the end of the
+last row."""
+HALF = 32
+"""Pixels converted at once elsewhere, and upsampled at once."""
 
 _I = np.int32
 _S = np.int16
@@ -63,6 +67,7 @@ _ODD_0_3 = (_F_0_298 - _F_0_899, -_F_0_899), (-_F_0_899, _F_1_501 - _F_0_899)  #
 _ODD_1_2 = (_F_2_053 - _F_2_562, -_F_2_562), (-_F_2_562, _F_3_072 - _F_2_562)  # of x5, x3
 # The factors have 13 fractional bits, of which pass 1 keeps 2. Pass 2 removes the remaining 15 and
 # 3 more, the division by 8 of a 2-D DCT. Its rounding includes the level shift of 128.
+_GREEN = -22554, 18734  # see `_as_rgb`
 _SHIFT_1 = _I(11)
 _SHIFT_2 = _I(18)
 _ROUND_1 = _I(1 << 10)
@@ -193,14 +198,18 @@ def inverse_dct_pair(block, first, second, planes, at, stride, second_at, second
     store(block, second + 32, zero)
     # Pass 2, along rows: to levels.
     rows = _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_2, _SHIFT_2)
-    store_two(planes, at, second_at, _clamp(rows[0]))
-    store_two(planes, at + stride, second_at + second_stride, _clamp(rows[1]))
-    store_two(planes, at + 2 * stride, second_at + 2 * second_stride, _clamp(rows[2]))
-    store_two(planes, at + 3 * stride, second_at + 3 * second_stride, _clamp(rows[3]))
-    store_two(planes, at + 4 * stride, second_at + 4 * second_stride, _clamp(rows[4]))
-    store_two(planes, at + 5 * stride, second_at + 5 * second_stride, _clamp(rows[5]))
-    store_two(planes, at + 6 * stride, second_at + 6 * second_stride, _clamp(rows[6]))
-    store_two(planes, at + 7 * stride, second_at + 7 * second_stride, _clamp(rows[7]))
+    # Two rows at once: eight levels of each, block by block.
+    places = at, at + stride, second_at, second_at + second_stride
+    store_eights(planes, places, narrow_levels(rows[0], rows[1]))
+    at, second_at = at + 2 * stride, second_at + 2 * second_stride
+    places = at, at + stride, second_at, second_at + second_stride
+    store_eights(planes, places, narrow_levels(rows[2], rows[3]))
+    at, second_at = at + 2 * stride, second_at + 2 * second_stride
+    places = at, at + stride, second_at, second_at + second_stride
+    store_eights(planes, places, narrow_levels(rows[4], rows[5]))
+    at, second_at = at + 2 * stride, second_at + 2 * second_stride
+    places = at, at + stride, second_at, second_at + second_stride
+    store_eights(planes, places, narrow_levels(rows[6], rows[7]))
 
 
 @inline_jit(forceinline=True)
@@ -225,17 +234,22 @@ def inverse_dct_four(block, planes, places):
     rows = _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, _ROUND_2, _SHIFT_2)
     a, b, c, d = places[0], places[1], places[2], places[3]
     a_step, b_step, c_step, d_step = places[4], places[5], places[6], places[7]
-    store_four(planes, a, b, c, d, _clamp(rows[0]))
-    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[1]))
+    # Two rows at once: eight levels of each, block by block.
+    levels = narrow_levels(rows[0], rows[1])
+    below = a + a_step, b + b_step, c + c_step, d + d_step
+    store_eights(planes, (a, below[0], b, below[1], c, below[2], d, below[3]), levels)
     a, b, c, d = a + 2 * a_step, b + 2 * b_step, c + 2 * c_step, d + 2 * d_step
-    store_four(planes, a, b, c, d, _clamp(rows[2]))
-    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[3]))
+    below = a + a_step, b + b_step, c + c_step, d + d_step
+    levels = narrow_levels(rows[2], rows[3])
+    store_eights(planes, (a, below[0], b, below[1], c, below[2], d, below[3]), levels)
     a, b, c, d = a + 2 * a_step, b + 2 * b_step, c + 2 * c_step, d + 2 * d_step
-    store_four(planes, a, b, c, d, _clamp(rows[4]))
-    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[5]))
+    below = a + a_step, b + b_step, c + c_step, d + d_step
+    levels = narrow_levels(rows[4], rows[5])
+    store_eights(planes, (a, below[0], b, below[1], c, below[2], d, below[3]), levels)
     a, b, c, d = a + 2 * a_step, b + 2 * b_step, c + 2 * c_step, d + 2 * d_step
-    store_four(planes, a, b, c, d, _clamp(rows[6]))
-    store_four(planes, a + a_step, b + b_step, c + c_step, d + d_step, _clamp(rows[7]))
+    below = a + a_step, b + b_step, c + c_step, d + d_step
+    levels = narrow_levels(rows[6], rows[7])
+    store_eights(planes, (a, below[0], b, below[1], c, below[2], d, below[3]), levels)
 
 
 @inline_jit(forceinline=True)
@@ -248,10 +262,8 @@ def inverse_dct_flat(dc, planes, at, stride):
 
 
 @inline_jit(forceinline=True)
-def store_rgb(luma, blue_chroma, red_chroma, out, to):
-    """Convert `LANES` pixels from YCbCr, int16 in 0..255, and write them to `out` from `to` on.
-
-    `out` uint8, flat, receives 3 · LANES levels, RGB by pixel.
+def _as_rgb(luma, blue_chroma, red_chroma):
+    """Convert `HALF` pixels from YCbCr, int16 in 0..255: red, green and blue, not yet clamped.
 
     jdcolor.c: R = Y + 1.402 Cr, G = Y - 0.34414 Cb - 0.71414 Cr, B = Y + 1.772 Cb, each product
     rounded from 1/65536. Whole multiples of the chroma are added apart, so that the factors fit in
@@ -264,21 +276,43 @@ def store_rgb(luma, blue_chroma, red_chroma, out, to):
     twice_red = red_chroma + red_chroma
     # 1.402 = 1 + 26345 / 65536; 1.772 = 2 - 14942 / 65536. Products of twice the chroma keep a bit
     # for rounding.
-    red = red_chroma + ((multiply_high(twice_red, broadcast(_S(26345), LANES)) + one) >> one)
-    blue = twice_blue + ((multiply_high(twice_blue, broadcast(_S(-14942), LANES)) + one) >> one)
+    red = red_chroma + ((multiply_high(twice_red, broadcast(_S(26345), HALF)) + one) >> one)
+    blue = twice_blue + ((multiply_high(twice_blue, broadcast(_S(-14942), HALF)) + one) >> one)
     # -0.34414 = -22554 / 65536; -0.71414 = 18734 / 65536 - 1. jdcolor.c rounds this sum once.
-    mixed = (
-        convert(blue_chroma, np.int32) * _I(-22554)
-        + convert(red_chroma, np.int32) * _I(18734)
-        + _I(32768)
+    low = _multiply(interleave_low(blue_chroma, red_chroma), _GREEN) + _I(32768)
+    high = _multiply(interleave_high(blue_chroma, red_chroma), _GREEN) + _I(32768)
+    green = narrow_groups(low >> _I(16), high >> _I(16)) - red_chroma
+    return luma + red, luma + green, luma + blue
+
+
+@inline_jit(forceinline=True)
+def store_rgb(luma, blue_chroma, red_chroma, out, to):
+    """Convert `HALF` pixels, see `_as_rgb`, and write them to `out` from `to` on.
+
+    `out` uint8, flat, receives 3 · HALF levels, RGB by pixel.
+    """
+    red, green, blue = _as_rgb(luma, blue_chroma, red_chroma)
+    store_interleaved(out, to, _clamp(red), _clamp(green), _clamp(blue))
+
+
+@inline_jit(forceinline=True)
+def store_rgb_twice(first, second, out, to):
+    """`store_rgb` of twice as many pixels, for CPUs with AVX-512. `first`, `second`: the arguments
+    luma, blue_chroma, red_chroma of either half."""
+    first_red, first_green, first_blue = _as_rgb(first[0], first[1], first[2])
+    second_red, second_green, second_blue = _as_rgb(second[0], second[1], second[2])
+    store_interleaved_eights(
+        out,
+        to,
+        narrow_levels(first_red, second_red),
+        narrow_levels(first_green, second_green),
+        narrow_levels(first_blue, second_blue),
     )
-    green = convert(mixed >> _I(16), np.int16) - red_chroma
-    store_interleaved(out, to, _clamp(luma + red), _clamp(luma + green), _clamp(luma + blue))
 
 
 @inline_jit(forceinline=True)
 def upsample_h2v1(planes, at):
-    """Upsample 16 chroma samples from `at` on to twice the width: `LANES` int16.
+    """Upsample 16 chroma samples from `at` on to twice the width: `HALF` int16.
 
     libjpeg's h2v1_fancy_upsample: each output is 3/4 of the nearer sample and 1/4 of the farther.
     """
@@ -298,7 +332,7 @@ def _blend_rows(planes, near, far):
 
 @inline_jit(forceinline=True)
 def upsample_h2v2(planes, near, far):
-    """Upsample 16 chroma samples to twice the width and height: one row of `LANES` int16.
+    """Upsample 16 chroma samples to twice the width and height: one row of `HALF` int16.
 
     libjpeg's h2v2_fancy_upsample, the triangle filter on both axes. `near` and `far` are the first
     samples in the chroma row nearer to the output row and in the one on its other side.

@@ -6,11 +6,22 @@ excluded.
 
 import numpy as np
 
+from ..compiler.features import has_avx512
 from ..compiler.jit import inline_jit
 from ..compiler.vector import convert, load
 from ..compiler.vector_shuffle import store_interleaved
-from .pixels import LANES, PAD, store_rgb, upsample_h2v1, upsample_h2v2
+from .pixels import (
+    HALF,
+    LANES,
+    PAD,
+    store_rgb,
+    store_rgb_twice,
+    upsample_h2v1,
+    upsample_h2v2,
+)
 from .segments import LAST_DC, OFFSET, STRIDE, H, V
+
+_TWICE = has_avx512()
 
 
 @inline_jit()
@@ -67,6 +78,22 @@ def _extend_edges(planes, offset, stride, rows, left, right):
             planes[at + right + 1] = planes[at + right]
 
 
+@inline_jit(forceinline=True)
+def _load_pixels(planes, luma, blue_near, blue_far, red_near, red_far, h, v):
+    """`HALF` pixels from these places of `planes` on, upsampled: (luma, blue, red) int16."""
+    levels = convert(load(planes, luma, HALF), np.int16)
+    if h == 1:
+        blue = convert(load(planes, blue_near, HALF), np.int16)
+        red = convert(load(planes, red_near, HALF), np.int16)
+    elif v == 1:
+        blue = upsample_h2v1(planes, blue_near)
+        red = upsample_h2v1(planes, red_near)
+    else:
+        blue = upsample_h2v2(planes, blue_near, blue_far)
+        red = upsample_h2v2(planes, red_near, red_far)
+    return levels, blue, red
+
+
 @inline_jit()
 def convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out):
     """Upsample and convert the region's levels to RGB: `out` flat (rows · columns · 3,) uint8.
@@ -101,22 +128,30 @@ def convert_region(scratch, components, h, v, height, width, corner, y, x, rows,
         blue_far = frame[1, OFFSET] + far * stride + first
         red_near = frame[2, OFFSET] + near * stride + first
         red_far = frame[2, OFFSET] + far * stride + first
-        # 3. `LANES` pixels at a time; the last vector's surplus is overwritten by the next row.
-        for column in range(0, columns, LANES):
-            to = 3 * (row * columns + column)
-            levels = load(planes, luma_at + column, LANES)
-            if components == 1:
-                store_interleaved(out, to, levels, levels, levels)
-                continue
-            luma = convert(levels, np.int16)
-            at = column // h
-            if h == 1:
-                blue = convert(load(planes, blue_near + at, LANES), np.int16)
-                red = convert(load(planes, red_near + at, LANES), np.int16)
-            elif v == 1:
-                blue = upsample_h2v1(planes, blue_near + at)
-                red = upsample_h2v1(planes, red_near + at)
-            else:
-                blue = upsample_h2v2(planes, blue_near + at, blue_far + at)
-                red = upsample_h2v2(planes, red_near + at, red_far + at)
-            store_rgb(luma, blue, red, out, to)
+        # 3. `HALF` pixels at a time; the last vector's surplus is overwritten by the next row.
+        to = 3 * row * columns
+        if components == 1:
+            for column in range(0, columns, HALF):
+                levels = load(planes, luma_at + column, HALF)
+                store_interleaved(out, to + 3 * column, levels, levels, levels)
+        elif _TWICE:
+            for column in range(0, columns, 2 * HALF):
+                at = column // h
+                first = _load_pixels(
+                    planes, luma_at + column, blue_near + at, blue_far + at, red_near + at,
+                    red_far + at, h, v,
+                )  # fmt: skip
+                at = (column + HALF) // h
+                second = _load_pixels(
+                    planes, luma_at + column + HALF, blue_near + at, blue_far + at, red_near + at,
+                    red_far + at, h, v,
+                )  # fmt: skip
+                store_rgb_twice(first, second, out, to + 3 * column)
+        else:
+            for column in range(0, columns, HALF):
+                at = column // h
+                luma, blue, red = _load_pixels(
+                    planes, luma_at + column, blue_near + at, blue_far + at, red_near + at,
+                    red_far + at, h, v,
+                )  # fmt: skip
+                store_rgb(luma, blue, red, out, to + 3 * column)

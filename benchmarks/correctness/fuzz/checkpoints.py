@@ -29,7 +29,7 @@ from maskco_fast.kernels.jpeg.checkpoints import (
     find_checkpoints,
 )
 from maskco_fast.kernels.jpeg.decode import DECODED
-from maskco_fast.kernels.jpeg.pixels import SURPLUS
+from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.plan import CROP, VIEW_FLOATS
 from maskco_fast.loaders.shards.decode import decode_pillow
 
@@ -57,7 +57,7 @@ def check_checkpoints(data: bytes, random: Random) -> None:
     rows, columns = random.integers(1, [height - y + 1, width - x + 1])
     row = np.zeros(VIEW_FLOATS, np.float32)
     row[CROP : CROP + 4] = y, x, rows, columns
-    pixels = guarded_pixels()[-3 * (int(rows + 1) * int(columns + 1) + SURPLUS) :]
+    pixels = guarded_pixels()[-3 * (int(rows + 1) * int(columns + 1) + LANES) :]
     file, scratch = guarded_file()(data), guarded_scratch()
     where = np.array([file.ctypes.data, len(data)])
     for checkpoints in (found, wrong.view(CHECKPOINT_DTYPE)):

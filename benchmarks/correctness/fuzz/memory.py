@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.correctness.fuzz.guard import GuardedBytes, guarded
 from maskco_fast.kernels.jpeg.decode import JpegScratch, make_jpeg_scratch
-from maskco_fast.kernels.jpeg.pixels import SURPLUS
+from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.loaders.shards.decode import BadImage
 
 MAX_FILE = 1 << 16
@@ -44,4 +44,4 @@ def guarded_scratch() -> JpegScratch:
 
 @functools.cache
 def guarded_pixels() -> np.ndarray:
-    return guarded(3 * (MAX_JPEG_PIXELS + SURPLUS))
+    return guarded(3 * (MAX_JPEG_PIXELS + LANES))

@@ -49,7 +49,7 @@ from maskco_fast.kernels.coefficients.record import (
 from maskco_fast.kernels.compiler.features import has_vbmi2
 from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.kernels.jpeg.decode import DECODED, decode_region
-from maskco_fast.kernels.jpeg.pixels import SURPLUS
+from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.tar import walk_tar
 from maskco_fast.loaders import (
     LOADERS,
@@ -124,7 +124,7 @@ def check_jpeg(data: bytes, random: Random) -> None:
     rows, columns = random.integers(1, [height - y + 1, width - x + 1])
     for region in ((0, 0, height, width), (int(y), int(x), int(rows), int(columns))):
         size = 3 * region[2] * region[3]
-        out = guarded_pixels()[-(size + 3 * SURPLUS) :]
+        out = guarded_pixels()[-(size + 3 * LANES) :]
         file = guarded_file()(data)
         verdict = decode_region(file, len(data), height, width, *region, guarded_scratch(), out)
         if verdict != DECODED:
@@ -170,7 +170,7 @@ def check_record(data: bytes, random: Random) -> None:
             for reader in (
                 (decode_record, decode_record_avx512) if has_vbmi2() else (decode_record,)
             ):
-                out = guarded_pixels()[-(size + 3 * SURPLUS) :]
+                out = guarded_pixels()[-(size + 3 * LANES) :]
                 file, scratch = guarded_file()(data), _guarded_record_scratch()
                 verdict = reader(file, len(data), height, width, *region, scratch, out)
                 found.append(out[:size].tobytes() if verdict == DECODED else None)
