@@ -51,14 +51,14 @@ def test_the_same_seed_makes_the_same_inputs_and_most_are_damaged():
 
 @pytest.mark.timeout(20)
 def test_the_referee_of_tars_does_not_go_round_for_ever():
-    """tarfile goes back by a negative size."""
+    """tarfile goes back by a negative size; Python 3.14's no longer does."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for number in range(3):
             info = tarfile.TarInfo(f"{number}.jpg")
             info.pax_headers = {"size": "-1536"} if number == 1 else {}
             archive.addfile(info)
-    assert targets.images_by_tarfile(buffer.getvalue()) is None
+    assert targets.images_by_tarfile(buffer.getvalue()) in (None, 1)
     assert targets.images_by_tarfile(seeds.tar({"0.jpg": b"", "1.txt": b"", "0.png": b""})) == 1
 
 

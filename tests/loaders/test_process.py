@@ -213,7 +213,7 @@ def test_a_killed_parent_leaves_nothing(loader):
     child = int(parent.stdout.readline())
     connection = Connection(mine.detach())
     connection.send((parent.pid, loader._opening))
-    connection.send(_Run(1, 0, 0, 0, 1, 2))
+    connection.send(_Run(1, 0, 0, 0, 1, 2, {}))
     assert connection.recv().slot == 0
     before = set(os.listdir("/dev/shm"))
     parent.kill()

@@ -114,7 +114,7 @@ def test_a_released_shard_is_unlocked_at_once(objects, tmp_path):
     with faulty.FaultyServer(objects) as server:
         cache = ShardCache(hurried(tmp_path, cache_gb=1.5 * SIZE / 1e9, downloads=1))
         shards = [look_up(cache, server, number) for number in range(2)]
-        ahead = ShardPrefetcher(cache, shards[:1], [1], [np.arange(1)], threading.Event())
+        ahead = ShardPrefetcher(cache, shards[:1], np.array([1]), [np.arange(1)], threading.Event())
         try:
             assert ahead.read(0, 0, 0, SIZE) == (objects / "0.tar").read_bytes()
             pin = cache.acquire_if_room(shards[1])
@@ -240,7 +240,7 @@ def test_shards_come_ahead_of_their_turn_and_in_order(objects, tmp_path):
         cache = ShardCache(hurried(tmp_path, ahead=2, downloads=1))
         shards = [look_up(cache, server, number) for number in range(5)]
         parts = [np.arange(6), np.arange(6, 15)]
-        ahead = ShardPrefetcher(cache, shards, [3, 6, 9, 12, 15], parts, threading.Event())
+        ahead = ShardPrefetcher(cache, shards, np.array([3, 6, 9, 12, 15]), parts, threading.Event())
         try:
             for number in range(5):
                 soon = [f"/{n}.tar" for n in range(min(number + 3, 5))]
