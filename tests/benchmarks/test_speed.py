@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from benchmarks.speed import decode, decoders, kernels, scaling
+from benchmarks.speed import checkpoint_decoding, decode, decoders, kernels, scaling
 from tests.support.images import encode, picture
 
 MakeShards = Callable[..., list[str]]
@@ -28,6 +28,17 @@ def test_decode_prints_every_kind_of_image(
         "512 x 512, progressive",
     ]
     assert all(line.count("x ") >= 2 for line in lines)
+
+
+def test_decoding_from_checkpoints_is_measured(
+    make_shards: MakeShards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = checkpoint_decoding.Options(shards=tuple(make_shards(1, 4)), images=3, rounds=1)
+    checkpoint_decoding.main(options)
+    lines = capsys.readouterr().out.splitlines()[3:]
+    names = [line[:18].strip() for line in lines]
+    assert names == ["as they are", "4:4:4", "4:2:0", "640 x 480, 4:2:0"]
+    assert all(line.count("x") >= len(checkpoint_decoding.KERNELS) for line in lines)
 
 
 def test_decoders_are_measured_or_named_as_missing(

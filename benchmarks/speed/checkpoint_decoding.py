@@ -1,0 +1,218 @@
+"""CPU time of decoding the crops' region of a JPEG: from its beginning and from its checkpoints.
+
+    python -m benchmarks.speed.checkpoint_decoding --shards 'in1k-sample-{0000..0003}.tar'
+
+By kind of image: as they are, and encoded again at quality 90 with 4:4:4 and 4:2:0, and with 4:2:0
+at 640 x 480. On one thread, CPU milliseconds an image, medians of interleaved rounds. Files that have
+no checkpoints are left out. All pixels are compared with libjpeg's first. Without AVX-512 (for
+example with NUMBA_CPU_NAME=x86-64-v3) there are no lanes.
+"""
+
+import dataclasses
+import io
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import simplejpeg
+import tyro
+from PIL import Image, ImageOps
+
+from maskco_fast.bench.harness import Spread, machine, ratio_by_round
+from maskco_fast.kernels.compiler.features import has_avx512
+from maskco_fast.kernels.decode_crops import (
+    decode_crops,
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
+    make_table,
+)
+from maskco_fast.kernels.headers import find_ordinary_scan
+from maskco_fast.kernels.jpeg.checkpoints import (
+    CHECKPOINT_DTYPE,
+    Checkpoints,
+    checksum,
+    find_checkpoints,
+)
+from maskco_fast.kernels.jpeg.decode import DECODED
+from maskco_fast.kernels.plan import plan
+from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.views import ViewConfig
+from maskco_fast.loaders import open_dataset
+
+VIEWS = ViewConfig.maskco()
+LIBRARY = "libjpeg, whole"
+KERNELS = {
+    "from the beginning": decode_crops,
+    "two streams": decode_crops_by_streams,
+    **({"32 lanes": decode_crops_by_lanes} if has_avx512() else {}),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Time decoding from checkpoints."""
+
+    shards: tuple[str, ...]
+    """Tar shards or folders of photographs."""
+    images: int = 200
+    """Images of each kind, spread over the shards."""
+    rounds: int = 7
+    """Interleaved passes that are counted, after one that is not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A file with what decoding it needs."""
+
+    data: bytes
+    height: int
+    width: int
+    row: np.ndarray
+    """The plan row."""
+    checkpoints: Checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Line:
+    """One kind of image."""
+
+    name: str
+    kilobytes: float
+    share: float
+    """Bytes of checkpoints over bytes of files."""
+    decoding: dict[str, Spread]
+    """CPU milliseconds an image, by way."""
+    gains: dict[str, float]
+    """libjpeg's time for the whole image over that of decoding and both views; by way."""
+
+
+def encode_again(files: list[bytes], size: tuple[int, int] | None, subsampling: int) -> list[bytes]:
+    """The files at quality 90; `size` (width, height), cut to its aspect ratio, or None."""
+    encoded = []
+    for data in files:
+        with Image.open(io.BytesIO(data)) as image:
+            picture = image.convert("RGB")
+            buffer = io.BytesIO()
+            fitted = ImageOps.fit(picture, size) if size else picture
+            fitted.save(buffer, "JPEG", quality=90, subsampling=subsampling)
+            encoded.append(buffer.getvalue())
+    return encoded
+
+
+def as_photos(files: list[bytes]) -> list[Photo]:
+    """The files that have checkpoints."""
+    photos = []
+    for number, data in enumerate(files):
+        height, width, scan = find_ordinary_scan(np.frombuffer(data, np.uint8))
+        rows = find_checkpoints(data) if scan else None
+        if rows is None:
+            continue
+        (row,) = plan(VIEWS, 0, 0, np.array([number]), np.array([height]), np.array([width]))
+        begins, lengths = np.array([0, len(rows)]), np.array([len(data)])
+        checkpoints = Checkpoints(rows, begins, lengths, np.array([checksum(data)], np.uint32))
+        photos.append(Photo(data, height, width, row, checkpoints))
+    return photos
+
+
+def decoder(renderer: JpegRenderer, kernel: Callable[..., int], photo: Photo) -> Callable[[], int]:
+    """A call of a kernel on one file, with all that Python does for it done ahead."""
+    sides = np.array([[photo.height, photo.width]])
+    where = renderer._locate([photo.data], sides)
+    scratch = renderer._jpeg_scratch
+    table = make_table([photo.data], sides, photo.checkpoints, find=False)
+    views = len(VIEWS.views)
+    memory = scratch, renderer._pixels, scratch.region, table, 0
+    arguments = where[0], photo.height, photo.width, photo.row, views, *memory
+    return lambda: kernel(*arguments)
+
+
+def measure(name: str, files: list[bytes], options: Options) -> Line:
+    """Time one kind of image; AssertionError where a way's pixels are not libjpeg's."""
+    photos = as_photos(files)
+    renderer = JpegRenderer(VIEWS)
+    largest = max(photos, key=lambda photo: photo.height * photo.width)
+    longest = max(photos, key=lambda photo: len(photo.data))
+    for photo in (largest, longest):  # the working memory grows now
+        renderer.decode(photo.data, photo.height, photo.width, photo.row)
+    calls = {
+        way: [decoder(renderer, kernel, photo) for photo in photos]
+        for way, kernel in KERNELS.items()
+    }
+    out = np.empty((2, 1, VIEWS.size, VIEWS.size, 3), renderer.buffer_dtype)
+    region = renderer._jpeg_scratch.region
+
+    def region_pixels() -> np.ndarray:
+        rows, columns = region[2:].tolist()
+        return renderer._pixels[: 3 * rows * columns].reshape(rows, columns, 3)
+
+    for n, photo in enumerate(photos):
+        truth = simplejpeg.decode_jpeg(photo.data, "RGB")
+        for way in KERNELS:
+            assert calls[way][n]() == DECODED, f"{way} does not take an image"
+            y, x, rows, columns = region.tolist()
+            same = np.array_equal(region_pixels(), truth[y : y + rows, x : x + columns])
+            assert same, f"the pixels of {way} differ from libjpeg's"
+    decoding: dict[str, list[float]] = {way: [] for way in (LIBRARY, *KERNELS)}
+    in_all: dict[str, list[float]] = {way: [] for way in (LIBRARY, *KERNELS)}
+    for number in range(options.rounds + 1):
+        for way in (LIBRARY, *KERNELS):
+            decode_s = views_s = 0.0
+            for n, photo in enumerate(photos):
+                began = time.thread_time()
+                if way == LIBRARY:
+                    simplejpeg.decode_jpeg(photo.data, "RGB")
+                    decode_s += time.thread_time() - began
+                    continue
+                calls[way][n]()
+                decoded = time.thread_time()
+                renderer.render(region_pixels(), int(region[0]), int(region[1]), photo.row, out, 0)
+                views_s += time.thread_time() - decoded
+                decode_s += decoded - began
+            if number:  # the first round warms up
+                decoding[way].append(1000 * decode_s / len(photos))
+                in_all[way].append(1000 * (decode_s + views_s) / len(photos))
+    files_bytes = sum(len(photo.data) for photo in photos)
+    rows = sum(len(photo.checkpoints.rows) for photo in photos)
+    return Line(
+        name=name,
+        kilobytes=files_bytes / len(photos) / 1000,
+        share=rows * CHECKPOINT_DTYPE.itemsize / files_bytes,
+        decoding={way: Spread.of(times) for way, times in decoding.items()},
+        gains={way: ratio_by_round(in_all[LIBRARY], in_all[way]).median for way in KERNELS},
+    )
+
+
+def lines(options: Options) -> Iterator[Line]:
+    """Every line of the table, as it is measured."""
+    dataset = open_dataset(options.shards)
+    step = max(len(dataset) // options.images, 1)
+    files = [dataset.read(index) for index in range(0, len(dataset), step)][: options.images]
+    yield measure("as they are", files, options)
+    yield measure("4:4:4", encode_again(files, None, 0), options)
+    yield measure("4:2:0", encode_again(files, None, 2), options)
+    yield measure("640 x 480, 4:2:0", encode_again(files, (640, 480), 2), options)
+
+
+def text(line: Line) -> str:
+    """A line of the printed table."""
+    times = "".join(f"{spread.text(3):>22}" for spread in line.decoding.values())
+    gains = "".join(f"{gain:6.2f}x" for gain in line.gains.values())
+    return f"{line.name:18}{line.kilobytes:5.0f}{line.share:7.1%}{times}{gains}"
+
+
+def main(options: Options) -> None:
+    """Print the table."""
+    print(machine())
+    print(
+        f"{'images':18}{'kB':>5}{'share':>7}"
+        + "".join(f"{way:>22}" for way in (LIBRARY, *KERNELS))
+        + f"   both views as well: {', '.join(KERNELS)}\n"
+        "share: checkpoints over files; last columns: libjpeg's time for the whole image over that "
+        "of decoding and rendering both views"
+    )
+    for line in lines(options):
+        print(text(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
