@@ -123,7 +123,9 @@ class DaliLoader(Loader):
     def _read(self, samples: Samples, n: int, decoder: "_HostDecoder") -> None:
         """Read the bytes of sample `n` for DALI, or decode its region's pixels on the host."""
         index = int(samples.request.indices[n])
-        if self._decode_record(samples, n, index, decoder.renderer):
+        if self.dataset.records is not None and self.dataset.records[index]:
+            if not self._decode_record(samples, n, index, decoder.renderer):
+                self._decode_on_host(samples, n, decoder)
             return
         is_jpeg = self.dataset.samples["format"][index] == headers.JPEG
         if is_jpeg and index not in self._refused and index not in self.quarantine:
@@ -139,9 +141,8 @@ class DaliLoader(Loader):
     def _decode_record(
         self, samples: Samples, n: int, index: int, renderer: RecordRenderer
     ) -> bool:
-        """Decode the region's pixels of sample `n` if it is a sound record; whether it is."""
-        records = self.dataset.records
-        if records is None or not records[index] or index in self.quarantine:
+        """Decode the region's pixels of sample `n`, a record; whether that succeeded."""
+        if index in self.quarantine:
             return False
         sample = self.dataset.samples[index]
         image = renderer.decode_region(

@@ -59,8 +59,10 @@ IMAGE_DTYPE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("
 ALLOCATION_DTYPE = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 MAX_SIDE = 2**16 - 1
 """Largest image side, pixels: a row stores a side in 16 bits."""
-JPEG_MODE, RAW_MODE, RECORD_MODE = 0, 1, 2
-"""How an image is stored: as a JPEG, as RGB pixels, or as a record of a JPEG's coefficients."""
+JPEG_MODE, RAW_MODE, RECORD_MODE, CMYK_RECORD_MODE = range(4)
+"""How an image is stored: as a JPEG, as RGB pixels, or as a record of the coefficients of a JPEG of
+one or three components, or of a CMYK one."""
+RECORD_MODES = (RECORD_MODE, CMYK_RECORD_MODE)
 
 _FLOAT, _INT, _IMAGE, _BYTES, _ARRAY, _JSON, _TENSOR = range(7)  # FFCV's type ids
 _ROW_FORMATS: dict[int, Any] = {
@@ -73,6 +75,13 @@ _ROW_FORMATS: dict[int, Any] = {
     _TENSOR: "<u8",
 }
 """dtype in a row of a field of each type id."""
+
+_FORMATS = {
+    JPEG_MODE: headers.JPEG,
+    RECORD_MODE: headers.JPEG,
+    CMYK_RECORD_MODE: headers.JPEG_CMYK,
+}
+"""Format of the file that `BetonDataset.read` returns, by mode; OTHER for pixels."""
 
 FIELDS = {"image": _IMAGE, "label": _INT, "sample_id": _INT}
 """Fields that `beton_writer` writes, with their type ids."""
@@ -254,8 +263,7 @@ def _without_unusable(shard: BetonShard, length: int) -> BetonShard:
 def _samples(
     path: str, rows: np.ndarray, types: list[int], names: list[bytes], table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) SAMPLE_DTYPE of the rows, and their modes. Records get the format JPEG and raw images
-    OTHER; see `BetonDataset.read`."""
+    """(n,) SAMPLE_DTYPE of the rows, and their modes."""
     image = rows[f"f{types.index(_IMAGE)}"]
     samples = np.zeros(len(rows), SAMPLE_DTYPE)
     table = table[np.argsort(table["ptr"])]
@@ -267,8 +275,9 @@ def _samples(
         )
     samples["offset"], samples["size"] = image["data_ptr"], table["size"][found]
     samples["height"], samples["width"] = image["height"], image["width"]
-    encoded = (image["mode"] == JPEG_MODE) | (image["mode"] == RECORD_MODE)
-    samples["format"] = np.where(encoded, headers.JPEG, headers.OTHER)
+    samples["format"] = headers.OTHER
+    for mode, kind in _FORMATS.items():
+        samples["format"][image["mode"] == mode] = kind
     samples["target"] = -1
     for name in (b"label", b"sample_id"):
         if name in names and types[names.index(name)] == _INT:
@@ -381,7 +390,7 @@ class BetonDataset(Dataset):
         if labels is None and stored is not None:
             self.labels, self.classes = shards[0].labels.source, stored  # type: ignore[union-attr]
         self.paths = list(paths)
-        records = np.concatenate([shard.modes for shard in shards]) == RECORD_MODE
+        records = np.isin(np.concatenate([shard.modes for shard in shards]), RECORD_MODES)
         self.records = records if records.any() else None
 
     def read(self, index: int) -> bytes:

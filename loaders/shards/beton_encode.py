@@ -1,5 +1,6 @@
 """Encode samples for a .beton file, and estimate its size and the time that writing takes."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,7 +15,7 @@ from ...kernels.coefficients.record import pack
 from ...kernels.errors import InvalidInput
 from ...kernels.render_records import RecordRenderer
 from ...kernels.views import ViewConfig
-from .beton import JPEG_MODE, MAX_SIDE, RAW_MODE, RECORD_MODE
+from .beton import CMYK_RECORD_MODE, JPEG_MODE, MAX_SIDE, RAW_MODE, RECORD_MODE, RECORD_MODES
 from .dataset import Dataset
 from .decode import BadImage, Decoder
 from .index import SAMPLE_DTYPE
@@ -87,7 +88,7 @@ def store(dataset: Dataset, index: int, options: BetonOptions, encoder: Encoder)
 
     JPEGs of one or three components keep their bytes, or become records where `form` says so and
     their pixels can be read from these. Formats that FFCV cannot decode (PNG, CMYK, …) are stored
-    as pixels.
+    as pixels, CMYK then as a record too.
     """
     stored = _store(dataset, index, options, encoder.decoder)
     if options.form == "coefficients" and stored.mode == JPEG_MODE:
@@ -130,6 +131,9 @@ def _store(dataset: Dataset, index: int, options: BetonOptions, decoder: Decoder
     image = decoder.decode(data, sample)
     if image.shape[:2] != (height, width):
         raise BadImage("size differs from the header")
+    if not shrunk and options.form == "coefficients" and sample["format"] == headers.JPEG_CMYK:
+        with contextlib.suppress(NotTranscodable):  # smaller than pixels, and gives the file back
+            return Stored(CMYK_RECORD_MODE, height, width, pack(data))
     if not shrunk:
         return Stored(RAW_MODE, height, width, image.tobytes())
     scale = (options.max_side or 1) / max(height, width)
@@ -153,7 +157,7 @@ def estimate(dataset: Dataset, options: BetonOptions, threads: int) -> Estimate:
             stored = store(dataset, index, options, encoder)
             size += len(stored.data)
             original += int(dataset.samples["size"][index])
-            records += stored.mode == RECORD_MODE
+            records += stored.mode in RECORD_MODES
             measured += 1
         except BadImage:  # the writer quarantines it
             continue

@@ -35,7 +35,7 @@ from .beton import (
     ALLOCATION_DTYPE,
     FIELDS,
     HEAD_SIZE,
-    RECORD_MODE,
+    RECORD_MODES,
     RECORDS_VERSION,
     VERSION,
     BetonDataset,
@@ -109,7 +109,7 @@ def check_beton(
             )
         theirs = dataset.samples[source]
         original = (
-            theirs["format"] == headers.JPEG == mine["format"]
+            theirs["format"] == mine["format"] in (headers.JPEG, headers.JPEG_CMYK)
             and mine["height"] == theirs["height"]
         )
         if original and mine["width"] == theirs["width"]:
@@ -311,7 +311,7 @@ class _Writer:
             self._kept.append(index)
             self._pointers.append(self._cursor)
             self._sizes.append(size)
-            self._records += stored.mode == RECORD_MODE
+            self._records += stored.mode in RECORD_MODES
             self._cursor += size
             count += 1
         _write_all(file, rows[:count].tobytes(), HEAD_SIZE + row * self._row_dtype.itemsize)

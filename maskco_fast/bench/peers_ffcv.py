@@ -10,9 +10,11 @@ import numpy as np
 
 from maskco_fast.bench.peers import Epochs
 from maskco_fast.bench.setting import Setting
+from maskco_fast.kernels.coefficients.record import VERSION as RECORD_VERSION
 from maskco_fast.kernels.compiler.cache import cache_folder
 from maskco_fast.kernels.errors import MissingPackage
 from maskco_fast.loaders import Dataset
+from maskco_fast.loaders.shards.beton_encode import BetonOptions, Form
 from maskco_fast.loaders.shards.beton_writer import write_beton
 
 
@@ -79,9 +81,10 @@ def _epochs(
     return epoch
 
 
-def beton_of(dataset: Dataset) -> pathlib.Path:
-    """The images as a .beton in the cache folder, written at the first call."""
-    path = cache_folder("bench") / f"{dataset.fingerprint}.beton"
+def beton_of(dataset: Dataset, form: Form = "jpeg") -> pathlib.Path:
+    """The images as a .beton of this form in the cache folder, written at the first call."""
+    kind = "" if form == "jpeg" else f".{form}.{RECORD_VERSION}"
+    path = cache_folder("bench") / f"{dataset.fingerprint}{kind}.beton"
     if not path.exists():
-        write_beton(dataset, path, check=False)
+        write_beton(dataset, path, BetonOptions(form=form), check=False)
     return path

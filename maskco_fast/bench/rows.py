@@ -22,6 +22,7 @@ from maskco_fast.kernels.errors import InvalidInput, MissingPackage
 from maskco_fast.loaders import LOADERS, Dataset, Loader, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.config import SCAN_INDEX_GB
+from maskco_fast.loaders.shards.beton_encode import Form
 from maskco_fast.loaders.shards.decode import Decoder
 
 PARITY_IMAGES = 32
@@ -34,7 +35,8 @@ class Ours(Running):
     `stage`: "finished" views; "seam", the uint8 crops before colours change; or "without_blur".
     `on_gpu`: the views are finished there, and a batch counts once they are. `scan_index`: the
     rounds count as later epochs, whose scan index the uncounted pass has made.
-    The ffcv loader reads the .beton that FFCV's own rows read.
+    The ffcv loader reads the .beton that FFCV's own rows read, other loaders one with JPEGs as
+    `form` says where that is not "jpeg".
     """
 
     def __init__(
@@ -45,12 +47,13 @@ class Ours(Running):
         *,
         on_gpu: bool = False,
         scan_index: bool = True,
+        form: Form = "jpeg",
     ) -> None:
         self._scan_index = scan_index
         self._device = row_device("our views on a GPU", on_gpu)
         dataset = open_dataset(setting.shards)
-        if backend == "ffcv":
-            beton = peers_ffcv.beton_of(dataset)
+        if backend == "ffcv" or form != "jpeg":
+            beton = peers_ffcv.beton_of(dataset, form)
             dataset.reader.close()
             dataset = open_dataset([str(beton)])
         super().__init__(setting, dataset)
@@ -202,11 +205,14 @@ def _ours(
     *,
     on_gpu: bool = False,
     scan_index: bool = True,
+    form: Form = "jpeg",
 ) -> Row:
     return Row(
         kind="ours",
         what=f"our {backend} loader, {what}",
-        open=lambda setting: Ours(setting, backend, stage, on_gpu=on_gpu, scan_index=scan_index),
+        open=lambda setting: Ours(
+            setting, backend, stage, on_gpu=on_gpu, scan_index=scan_index, form=form
+        ),
     )
 
 
@@ -249,6 +255,7 @@ ROWS: dict[str, Row] = {
     "native_first_epoch": _ours(
         "native", "as in a first epoch, without a scan index", scan_index=False
     ),
+    "native_coefficients": _ours("native", "from a .beton of coefficients", form="coefficients"),
     "torchvision_pil": _peer(
         "torchvision on Pillow, DataLoader workers", FREE, peers.torchvision_pil
     ),

@@ -30,6 +30,8 @@ class CompileConfig:
     """Dtype of the views on a CPU, or all of them."""
     device: Literal["cpu", "cuda", "all"] = "all"
     """Where the views are augmented: kernels of the CPU's loader, of a GPU's, or both."""
+    coefficients: bool = False
+    """Also the kernels that read .beton files of coefficients."""
     processes: int | None = None
     """Processes that compile at once, about 500 MB each. None: one for each available CPU."""
     json: bool = False
@@ -77,6 +79,8 @@ def _jobs(config: CompileConfig) -> list[str]:
             wanted.update(view_jobs(dtype, seam=False))
     if config.device != "cpu":
         wanted.update(view_jobs("float32", seam=True))
+    if config.coefficients:
+        wanted.add("records")
     return [job for job in JOBS if job in wanted]
 
 

@@ -30,11 +30,14 @@ FORM = BetonOptions(form="coefficients")
 def mixed(tmp_path):
     """A progressive JPEG, a gray one, one of another sampling, and a PNG with a label."""
     image = picture(50, 70, 1)
+    cmyk = io.BytesIO()
+    Image.fromarray(image).convert("CMYK").save(cmyk, "JPEG")
     members = {
         "a.jpg": encode(image, progressive=True),
         "b.jpg": encode(image[..., 0], restart_marker_blocks=4),
         "c.jpg": simplejpeg.encode_jpeg(image, 90, "RGB", "440"),
         "d.png": encode(image, "png"),
+        "e.jpg": cmyk.getvalue(),
         "d.cls": b"7",
     }
     return str(write_tar(tmp_path / "mixed.tar", members)), members
@@ -80,11 +83,11 @@ def test_what_has_no_pixels_of_its_own_stays_as_it_is(mixed, tmp_path):
     write_beton(dataset, path, FORM, threads=1)
     mine = BetonDataset([path])
     assert mine.records is not None
-    assert mine.records.tolist() == [True, True, False, False]
+    assert mine.records.tolist() == [True, True, False, False, True]
     assert np.fromfile(path, HEADER_DTYPE, 1)[0]["version"] == RECORDS_VERSION
     with (
-        make_loader(shard, 4, views=VIEWS, dtype=torch.uint8) as truth,
-        make_loader(path, 4, views=VIEWS, dtype=torch.uint8, decode="fast") as loader,
+        make_loader(shard, 5, views=VIEWS, dtype=torch.uint8) as truth,
+        make_loader(path, 5, views=VIEWS, dtype=torch.uint8, decode="fast") as loader,
     ):
         (one,), (other,) = loader, truth
     assert torch.equal(one.query, other.query)
@@ -116,15 +119,15 @@ def test_the_command_gives_the_images_back(mixed, tmp_path, capsys):
     path, folder = tmp_path / "mixed.beton", tmp_path / "back"
     assert beton(BetonConfig(shards=(shard,), out=path, form="coefficients", threads=1)) == 0
     told = capsys.readouterr().out
-    assert "50% of the images as coefficients" in told
-    assert "2  as coefficients; 2 as the file or pixels that they were" in told
+    assert "60% of the images as coefficients" in told
+    assert "3  as coefficients; 2 as the file or pixels that they were" in told
     assert beton(BetonConfig(to_jpeg=(path, folder), threads=1)) == 0
-    assert "4 images" in capsys.readouterr().out
+    assert "5 images" in capsys.readouterr().out
     with tarfile.open(folder / "mixed.tar") as archive:
         files = {member.name: archive.extractfile(member) for member in archive}
         back = {name: file.read() for name, file in files.items() if file is not None}
     assert sorted(back) == sorted(members)
-    for name in ("a.jpg", "b.jpg", "c.jpg", "d.cls"):
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.cls", "e.jpg"):
         assert back[name] == members[name]
     pixels = np.asarray(Image.open(io.BytesIO(back["d.png"])))
     assert np.array_equal(pixels, picture(50, 70, 1))
