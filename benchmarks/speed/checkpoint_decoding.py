@@ -3,8 +3,8 @@
     python -m benchmarks.speed.checkpoint_decoding --shards 'in1k-sample-{0000..0003}.tar'
 
 By kind of image: as they are, and encoded again at quality 90 with 4:4:4 and 4:2:0, and with 4:2:0
-at 640 x 480. On one thread, CPU milliseconds an image, medians of interleaved rounds. Files that have
-no checkpoints are left out. All pixels are compared with libjpeg's first. Without AVX-512 (for
+at 640 x 480. On one thread, CPU milliseconds an image, medians of interleaved rounds. Files that
+have no checkpoints are left out. All pixels are compared with libjpeg's first. Without AVX-512 (for
 example with NUMBA_CPU_NAME=x86-64-v3) there are no lanes.
 """
 
