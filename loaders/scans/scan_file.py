@@ -16,6 +16,7 @@ import struct
 import time
 import zlib
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ CHECKSUM = struct.Struct("<I4x")
 ENTRY_SIZE = FIELDS.size + CHECKSUM.size
 MOST_CHECKPOINTS = 1 << 18
 """More than a JPEG of the largest size taken has; a greater number is damage."""
+STAMPED = 64
+"""Samples of a shard, evenly spread, by which a file of another state is recognised."""
 PATIENCE = 0.5
 """Seconds that `append` waits for another process's lock."""
 
@@ -62,51 +65,54 @@ class Scanned(NamedTuple):
     """Of CHECKPOINT_DTYPE; empty for a JPEG that has none."""
 
 
+class State(IntEnum):
+    """What a process knows of a shard's scan file."""
+
+    UNKNOWN = 0
+    ABSENT = 1
+    """There is none, or one of another state of the shard."""
+    PRESENT = 2
+    DAMAGED = 3
+    """Its header is."""
+
+
 class ScanFile:
-    """The scan file of one shard, read from any thread and appended to by any process."""
+    """The scan file of one shard, read from any thread and appended to by any process.
+
+    Opens nothing until it is used.
+    """
 
     def __init__(self, shard: ShardIndex, folder: Path) -> None:
-        """`folder`: where the shard's index is kept. Opens nothing."""
-        self.path = scan_path(shard, folder)
-        self.damage = ""
-        """Why the file that was found is made anew; empty where it is sound, stale or absent."""
+        """`folder`: where the shard's index is kept."""
+        self.path = str(scan_path(shard, folder))
         self._header = _header(shard)
         self._table_end = HEADER.size + len(shard.samples) * ENTRY_SIZE
-        self._exists = self._is_sound()
-        self._may_replace = not self._exists
 
-    def _is_sound(self) -> bool:
-        """Whether there is a file for this state of the shard; sets `damage`."""
+    def state(self) -> State:
+        """Look at the file's header."""
         try:
             with open(self.path, "rb") as file:
                 found = file.read(HEADER.size)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            self.damage = error.strerror or str(error)
-            return False
+        except OSError:
+            return State.ABSENT
         if found == self._header:
-            return True
-        if found and not _is_header(found):  # an empty one has just been created
-            self.damage = "its header is damaged"
-        return False
+            return State.PRESENT
+        # An empty file has just been created.
+        return State.ABSENT if not found or _is_header(found) else State.DAMAGED
 
     def read(self, reader: ShardReader, number: int) -> Scanned | None:
         """The checkpoints of usable sample `number`; None where it has not been scanned.
 
         Raises DamagedEntry.
         """
-        if not self._exists:
-            return None
-        path = str(self.path)
         try:
-            entry = reader.read(path, HEADER.size + number * ENTRY_SIZE, ENTRY_SIZE)
+            entry = reader.read(self.path, HEADER.size + number * ENTRY_SIZE, ENTRY_SIZE)
             begin, length, count, checksum = FIELDS.unpack_from(entry)
             if not any(entry):
                 return None
             if count > MOST_CHECKPOINTS or begin >> 62:
                 raise DamagedEntry("an entry is out of range")
-            rows = reader.read(path, begin, count * CHECKPOINT_DTYPE.itemsize)
+            rows = reader.read(self.path, begin, count * CHECKPOINT_DTYPE.itemsize)
         except (OSError, EOFError) as error:
             raise DamagedEntry(getattr(error, "strerror", None) or "it is cut short") from error
         (stored,) = CHECKSUM.unpack_from(entry, FIELDS.size)
@@ -114,15 +120,16 @@ class ScanFile:
             raise DamagedEntry("a checksum differs")
         return Scanned(length, checksum, rows)
 
-    def append(self, found: Sequence[tuple[int, Scanned]]) -> bool:
-        """Store the checkpoints of usable samples, by number. False where another process holds the
-        file's lock for too long, or the file belongs to another state of the shard.
+    def append(self, found: Sequence[tuple[int, Scanned]], *, replace: bool) -> bool:
+        """Store the checkpoints of usable samples, by number; whether that was possible.
 
+        It is not where another process holds the file's lock for too long, or the file belongs to
+        another state of the shard. `replace`: begin such a file anew, and a damaged one, instead.
         Raises OSError where the file cannot be written.
         """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
         with open(descriptor, "r+b", buffering=0):
-            if not _lock_soon(descriptor) or not self._prepare(descriptor):
+            if not _lock_soon(descriptor) or not self._prepare(descriptor, replace):
                 return False
             begin = max(os.fstat(descriptor).st_size, self._table_end)
             # Checkpoints first, so that an entry seldom points at what is not there yet.
@@ -133,19 +140,18 @@ class ScanFile:
                 entry = fields + CHECKSUM.pack(_entry_checksum(number, fields, rows))
                 _write(descriptor, entry, HEADER.size + number * ENTRY_SIZE)
                 begin += len(rows)
-        self._exists = True
         return True
 
-    def _prepare(self, descriptor: int) -> bool:
-        """Begin an empty, stale or damaged file anew; whether the file is this shard's."""
+    def _prepare(self, descriptor: int, replace: bool) -> bool:
+        """Write the header of an empty file or one to replace; whether the file is this shard's."""
         found = os.read(descriptor, HEADER.size)
-        if found != self._header:
-            if found and not self._may_replace:
-                return False
-            os.ftruncate(descriptor, 0)
-            _write(descriptor, self._header, 0)
-            os.ftruncate(descriptor, self._table_end)
-        self._may_replace = False
+        if found == self._header:
+            return True
+        if found and not replace:
+            return False
+        os.ftruncate(descriptor, 0)
+        _write(descriptor, self._header, 0)
+        os.ftruncate(descriptor, self._table_end)
         return True
 
 
@@ -157,10 +163,16 @@ def scan_path(shard: ShardIndex, folder: Path) -> Path:
 
 
 def _header(shard: ShardIndex) -> bytes:
-    """The header of the shard's scan file, with a stamp of what is where in the shard."""
+    """The header of the shard's scan file, with a stamp of what is where in the shard.
+
+    The stamp is of some samples, since data sets may have 100 000 shards; every sample's bytes are
+    compared by their checksum.
+    """
+    step = max(len(shard.samples) // STAMPED, 1)
     stamp = hashlib.blake2b(digest_size=16)
-    for field in ("sample_id", "offset", "size"):
-        stamp.update(np.ascontiguousarray(shard.samples[field]).tobytes())
+    for samples in (shard.samples[::step], shard.samples[-1:]):
+        for field in ("sample_id", "offset", "size"):
+            stamp.update(np.ascontiguousarray(samples[field]).tobytes())
     if shard.remote is not None:
         stamp.update(shard.remote.digest.encode())  # of the bytes; a tag may change without them
     facts = (MAGIC, FORMAT_VERSION, PIXELS_BETWEEN, len(shard.samples), stamp.digest())

@@ -5,6 +5,7 @@ of a JPEG that its crops need. `scan_file` describes the files. Ranks and jobs s
 appends what it has found and reads what any of them has.
 """
 
+import functools
 import itertools
 import sys
 import threading
@@ -22,7 +23,7 @@ from ..config import LoaderConfig
 from ..shards.dataset import Dataset
 from ..shards.reader import ShardReader
 from ..system.files import bytes_text, free_bytes
-from .scan_file import SUFFIX, DamagedEntry, ScanFile, Scanned
+from .scan_file import SUFFIX, DamagedEntry, ScanFile, Scanned, State
 
 PENDING_BYTES = 4 << 20
 """Checkpoints that wait in memory before they are written: those of 2 500 images of ImageNet. While
@@ -33,6 +34,8 @@ RECOUNT_SECONDS = 60.0
 """Seconds after which the bytes of all scan files are counted anew: other processes write too."""
 RESERVE_BYTES = 1 << 30
 """Free bytes that are left on the disk."""
+KEPT_FILES = 4096
+"""Shards whose file names and headers are kept, half a kilobyte each."""
 
 
 class ScanIndex:
@@ -49,13 +52,15 @@ class ScanIndex:
         self.folder = Path(folder) if folder is not None else cache_folder("index")
         self._dataset = dataset
         self._limit = limit
-        self._files: dict[tuple[str, str], ScanFile] = {}
+        self._file = functools.lru_cache(maxsize=KEPT_FILES)(self._make_file)
+        self._states = bytearray(len(dataset.shards))
+        """A `State` for each shard."""
         self._reader = ShardReader()
-        self._pending: dict[ScanFile, list[tuple[int, Scanned]]] = {}
+        self._pending: dict[int, list[tuple[int, Scanned]]] = {}
         self._pending_bytes = 0
         self._warned = False
         self._lock = threading.Lock()
-        """Held while `_files`, `_pending`, `_pending_bytes` or `_warned` changes."""
+        """Held while `_pending`, `_pending_bytes` or `_warned` changes."""
         self._writing = threading.Lock()
         """Held while files are written, and for what follows."""
         self._writes = True
@@ -101,11 +106,13 @@ class ScanIndex:
 
     def read_one(self, index: int) -> Scanned | None:
         """The checkpoints of sample `index`; None where it is not scanned, or they are damaged."""
-        file, number = self._locate(index)
+        shard, number = self._dataset._place(index)
+        if (self._states[shard] or self._look_up(shard)) != State.PRESENT:
+            return None
         try:
-            return file.read(self._reader, number)
+            return self._file(shard).read(self._reader, number)
         except DamagedEntry as error:
-            self._warn_of_damage(file, str(error))
+            self._warn_of_damage(shard, str(error))
             return None
 
     def add(
@@ -141,27 +148,24 @@ class ScanIndex:
             self._write_pending()
         self._reader.close()
 
-    def _locate(self, index: int) -> tuple[ScanFile, int]:
-        """The scan file of sample `index`, and the sample's number there."""
-        shard, number = self._dataset.locate(index)
-        key = shard.path, getattr(shard, "beton", "")
-        file = self._files.get(key)
-        if file is None:
-            with self._lock:
-                file = self._files.get(key)
-                if file is None:
-                    file = self._files[key] = ScanFile(shard, self.folder)
-            if file.damage:
-                self._warn_of_damage(file, file.damage)
-        return file, number
+    def _make_file(self, shard: int) -> ScanFile:
+        return ScanFile(self._dataset.shards[shard], self.folder)
+
+    def _look_up(self, shard: int) -> State:
+        """The state of shard number `shard`, which was unknown."""
+        state = self._file(shard).state()
+        self._states[shard] = state
+        if state == State.DAMAGED:
+            self._warn_of_damage(shard, "its header differs from its checksum")
+        return state
 
     def _add_one(self, index: int, scanned: Scanned) -> bool:
         """Let checkpoints wait to be written; whether it is time to write them."""
-        file, number = self._locate(index)
+        shard, number = self._dataset._place(index)
         with self._lock:
             if not self._writes or self._pending_bytes > 2 * PENDING_BYTES:
                 return False
-            self._pending.setdefault(file, []).append((number, scanned))
+            self._pending.setdefault(shard, []).append((number, scanned))
             self._pending_bytes += len(scanned.rows)
             return self._pending_bytes > PENDING_BYTES
 
@@ -173,8 +177,10 @@ class ScanIndex:
         if not pending or not self._has_room(size):
             return
         try:
-            for file, found in pending.items():
-                file.append(found)  # what another process keeps it from writing is found later
+            for shard, found in pending.items():
+                replace = (self._states[shard] or self._look_up(shard)) != State.PRESENT
+                if self._file(shard).append(found, replace=replace):
+                    self._states[shard] = State.PRESENT  # otherwise they are found again later
         except OSError as error:
             self._stop_writing(
                 f"the scan index in {self.folder} cannot be written ({error.strerror or error}), "
@@ -208,15 +214,15 @@ class ScanIndex:
         self._writes = False
         warnings.warn(reason, stacklevel=2)
 
-    def _warn_of_damage(self, file: ScanFile, reason: str) -> None:
+    def _warn_of_damage(self, shard: int, reason: str) -> None:
         """Warn once: one event may damage many entries."""
         with self._lock:
             if self._warned:
                 return
             self._warned = True
         warnings.warn(
-            f"the scan file {file.path} is damaged ({reason}): its JPEGs are decoded from their "
-            "beginning, to the same pixels, and scanned anew",
+            f"the scan file {self._file(shard).path} is damaged ({reason}): its JPEGs are decoded "
+            "from their beginning, to the same pixels, and scanned anew",
             stacklevel=2,
         )
 

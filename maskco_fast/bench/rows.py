@@ -22,6 +22,7 @@ from maskco_fast.kernels.errors import InvalidInput, MissingPackage
 from maskco_fast.loaders import LOADERS, Dataset, Loader, ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.config import SCAN_INDEX_GB
+from maskco_fast.loaders.scans.scan_dataset import scan_dataset
 from maskco_fast.loaders.shards.beton_encode import Form
 from maskco_fast.loaders.shards.decode import Decoder
 
@@ -34,7 +35,7 @@ class Ours(Running):
 
     `stage`: "finished" views; "seam", the uint8 crops before colours change; or "without_blur".
     `on_gpu`: the views are finished there, and a batch counts once they are. `scan_index`: the
-    rounds count as later epochs, whose scan index the uncounted pass has made.
+    rounds count as later epochs, with a complete scan index.
     The ffcv loader reads the .beton that FFCV's own rows read, other loaders one with JPEGs as
     `form` says where that is not "jpeg".
     """
@@ -57,6 +58,8 @@ class Ours(Running):
             dataset.reader.close()
             dataset = open_dataset([str(beton)])
         super().__init__(setting, dataset)
+        if scan_index and backend in ("native", "ffcv"):
+            scan_dataset(dataset, limit=SCAN_INDEX_GB * 1e9, threads=setting.workers)
         self._backend = backend
         self._seam = stage == "seam"
         self._views = _views(stage, setting.size)
