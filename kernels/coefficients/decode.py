@@ -158,17 +158,13 @@ def _unpack(record, at, count, width, values, to):
 
 
 @inline_jit(forceinline=True)
-def _read_block(record, head, at, last, outside, table, to, stride, scratch, waiting):
-    """Read a block by scalar code: (end of its payload, DC, blocks that wait).
-
-    `head`, `at`: its three bytes and its payload; `last`: DC of the block before; `outside`: only
-    pass over it; `table`: where in `dequantisation` its component's table is.
-    """
-    block, planes, queue = scratch.block, scratch.planes, scratch.queue
-    dequantisation = scratch.dequantisation
+def _open_block(record, head, at, last):
+    """What a block's three bytes and bitmap say: (bitmap, begin of the first part, values in it,
+    their width, begin of the second part, width there, its end, high bytes, DC, end of the
+    payload). `head`, `at`: its three bytes and its payload; `last`: DC of the block before."""
     word = np.int64(load_u64(record, head))
     change = ((word & 255) ^ 128) - 128
-    bitmap, split = min(word >> 8 & 15, 8), word >> 12 & 63
+    bitmap_bytes, split = min(word >> 8 & 15, 8), word >> 12 & 63
     first, rest = (word >> 18 & 7) + 1, (word >> 21 & 7) + 1
     wide = first < rest
     if wide:
@@ -178,41 +174,51 @@ def _read_block(record, head, at, last, outside, table, to, stride, scratch, wai
         at += 2
     else:
         last += change
-    mask = load_u64(record, at) & _BITMAP[bitmap]
-    at += bitmap
-    number = count_ones(mask)
+    bitmap = load_u64(record, at) & _BITMAP[bitmap_bytes]
+    at += bitmap_bytes
     second = at + ((split * first + 7) >> 3)
-    end = second + ((max(number - split, 0) * rest + 7) >> 3)
-    high = 0
+    end = second + ((max(count_ones(bitmap) - split, 0) * rest + 7) >> 3)
+    high, after = 0, end
     if wide:
         high = np.int64(record[end])
-    after = end + (1 + high if wide else 0)
+        after += 1 + high
+    return bitmap, at, split, first, second, rest, end, high, last, after
+
+
+@inline_jit(forceinline=True)
+def _read_block(record, head, at, last, outside, table, to, stride, scratch, waiting):
+    """Read a block on any CPU: (end of its payload, DC, blocks that wait).
+
+    `outside`: only pass over it. `table`: where in `dequantisation` its component's table is. `to`,
+    `stride`: its place in `planes`. The other arguments as for `_open_block`.
+    """
+    block, planes, queue = scratch.block, scratch.planes, scratch.queue
+    dequantisation, values = scratch.dequantisation, scratch.values
+    bitmap, at, split, first, second, rest, end, high, last, after = _open_block(
+        record, head, at, last
+    )
     if outside:
         return after, last, waiting
     dc = np.int64(np.int16(last * np.int64(dequantisation[table])))
-    if mask == _U(0):
+    if bitmap == _U(0):
         inverse_dct_flat(dc, planes, to, stride)
         return after, last, waiting
     slot = 64 * waiting
-    zero = broadcast(np.int16(0), 32)
-    store(block, slot, zero)
-    store(block, slot + 32, zero)
-    values = scratch.values
+    number = count_ones(bitmap)
     _unpack(record, at, split, first, values, 0)
     _unpack(record, second, number - split, rest, values, split)
-    left = mask
+    left = bitmap
     for i in range(number):
         place = np.int64(NATURAL_ORDER[trailing_zeros(left) + 1])
         left &= left - _U(1)
         value = np.int64(np.int8(values[i]))
         block[slot + place] = value * np.int64(dequantisation[table + place])
-    if wide:
-        left = mask
-        for i in range(min(high, number)):
-            place = np.int64(NATURAL_ORDER[trailing_zeros(left) + 1])
-            left &= left - _U(1)
-            value = np.int64(np.int8(record[end + 1 + i])) << 8
-            block[slot + place] += value * np.int64(dequantisation[table + place])
+    left = bitmap
+    for i in range(min(high, number)):
+        place = np.int64(NATURAL_ORDER[trailing_zeros(left) + 1])
+        left &= left - _U(1)
+        value = np.int64(np.int8(record[end + 1 + i])) << 8
+        block[slot + place] += value * np.int64(dequantisation[table + place])
     block[slot] = dc
     queue[waiting], queue[QUEUE + waiting] = to, stride
     waiting += 1
@@ -226,39 +232,23 @@ def _read_block(record, head, at, last, outside, table, to, stride, scratch, wai
 def _read_block_avx512(record, head, at, last, outside, table, to, stride, scratch, waiting):
     """`_read_block` by AVX-512."""
     block, planes, queue = scratch.block, scratch.planes, scratch.queue
-    word = np.int64(load_u64(record, head))
-    change = ((word & 255) ^ 128) - 128
-    bitmap, split = min(word >> 8 & 15, 8), word >> 12 & 63
-    first, rest = (word >> 18 & 7) + 1, (word >> 21 & 7) + 1
-    wide = first < rest
-    if wide:
-        first = 8
-    if change == ESCAPE:
-        last = np.int64(np.int16(load_u64(record, at) & _U(0xFFFF)))
-        at += 2
-    else:
-        last += change
-    mask = load_u64(record, at) & _BITMAP[bitmap]
-    at += bitmap
-    second = at + ((split * first + 7) >> 3)
-    end = second + ((max(count_ones(mask) - split, 0) * rest + 7) >> 3)
-    high = np.int64(record[end]) if wide else 0
-    after = end + (1 + high if wide else 0)
+    dequantisation = scratch.dequantisation
+    bitmap, at, split, first, second, rest, end, high, last, after = _open_block(
+        record, head, at, last
+    )
     if outside:
         return after, last, waiting
-    dequantisation = scratch.dequantisation
     dc = np.int64(np.int16(last * np.int64(dequantisation[table])))
-    if mask == _U(0):
+    if bitmap == _U(0):
         inverse_dct_flat(dc, planes, to, stride)
         return after, last, waiting
     values = join_values(load_values(record, at, first), load_values(record, second, rest), split)
     added = broadcast(np.int16(0), 64)
-    if wide:
-        bytes_ = first_values(load(record, end + 1, 64), high)
-        added = high_part(place_values(bytes_, mask))
-    store_coefficients(
-        place_values(values, mask), added, dc, dequantisation, table, block, 64 * waiting
-    )
+    if high:
+        high_bytes = first_values(load(record, end + 1, 64), high)
+        added = high_part(place_values(high_bytes, bitmap))
+    placed = place_values(values, bitmap)
+    store_coefficients(placed, added, dc, dequantisation, table, block, 64 * waiting)
     queue[waiting], queue[QUEUE + waiting] = to, stride
     waiting += 1
     if waiting == QUEUE:
@@ -389,6 +379,7 @@ def _decode(avx512, record, size, height, width, y, x, rows, columns, scratch, o
     region = x1, y1, x2, y2
     if lay_out_planes(frame, components, region) > len(scratch.planes):
         return NOT_PLAIN
+    scratch.block[:] = 0  # `inverse_dct_pair` leaves it so
     waiting = _read_rows(avx512, record, region, components, across, chunk, end, scratch)
     if waiting < 0:
         return NOT_PLAIN
