@@ -236,17 +236,21 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
 
 
+def tag_of(path: pathlib.Path) -> str:
+    """The ETag of a file."""
+    facts = path.stat()
+    version = f"{facts.st_size} {facts.st_mtime_ns} {path.name}"
+    return f'"{hashlib.sha256(version.encode()).hexdigest()[:16]}"'
+
+
 def _file(folder: pathlib.Path, handler: BaseHTTPRequestHandler) -> Answer:
     """A file of the folder, or the requested range of it."""
     path = folder / urllib.parse.unquote(handler.path.partition("?")[0]).lstrip("/")
     if not path.is_file():
         return Answer(404, [("Content-Type", "text/plain")], b"missing")
     facts = path.stat()
-    tag = hashlib.sha256(f"{facts.st_size} {facts.st_mtime_ns} {path.name}".encode()).hexdigest()[
-        :16
-    ]
     headers = [
-        ("ETag", f'"{tag}"'),
+        ("ETag", tag_of(path)),
         ("Last-Modified", email.utils.formatdate(facts.st_mtime, usegmt=True)),
         ("Accept-Ranges", "bytes"),
         ("Content-Type", "application/x-tar"),

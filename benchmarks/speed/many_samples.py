@@ -2,6 +2,7 @@
 
     python -m benchmarks.speed.many_samples [--shards 332]              # 3.3 M tiny images, 3.4 GB
     python -m benchmarks.speed.many_samples --synthetic --shards 100000 # a billion samples, 0.5 GB
+    python -m benchmarks.speed.many_samples --remote [--synthetic …]    # from a server on this host
 
 Real shards hold images of 16 x 16 pixels and are indexed as any others. Synthetic ones have a
 single image each, which all of their samples share, and their table has holes that take no space on
@@ -27,9 +28,12 @@ import numpy as np
 import tyro
 from PIL import Image
 
+from benchmarks.correctness.faulty_server import FaultyServer, tag_of
 from maskco_fast.bench.harness import machine
 from maskco_fast.kernels import headers
 from maskco_fast.loaders.order import EpochOrder, rank_positions
+from maskco_fast.loaders.remote.dataset import remote_stamp
+from maskco_fast.loaders.remote.store import RemoteShard
 from maskco_fast.loaders.shards.index import SAMPLE_DTYPE, ShardIndex
 from maskco_fast.loaders.shards.index_cache import stamp_of, stamps_of, table_path
 from maskco_fast.loaders.shards.names import expand
@@ -44,18 +48,23 @@ RESUMED_AT = 0.6
 
 CHILD = """
 import json, os, sys, time, psutil
-from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
+from maskco_fast.loaders import RemoteConfig, ViewConfig, make_loader, open_dataset
 options = json.loads(sys.argv[1])
 mine = psutil.Process()
 facts = {}
+def now():
+    return time.perf_counter(), time.process_time()
 def note(name, began):
-    facts[name] = time.perf_counter() - began
+    wall, processor = now()
+    facts[name] = wall - began[0]
+    facts[name + ", of which on a CPU"] = processor - began[1]
     facts[name + ", MB"] = (mine.memory_full_info().uss - imported) / 1e6
 imported = mine.memory_full_info().uss
-began = time.perf_counter()
-dataset = open_dataset(options["shards"], index_folder=options["index"])
+began = now()
+remote = RemoteConfig(cache_folder=options["cache"])
+dataset = open_dataset(options["shards"], index_folder=options["index"], remote=remote)
 note("open", began)
-began = time.perf_counter()
+began = now()
 ranks = {"rank": options["rank"], "world_size": options["ranks"]}
 views, block = ViewConfig.moco_v2(32), options["block"]
 loader = make_loader(
@@ -64,13 +73,13 @@ loader = make_loader(
 iterator = iter(loader)
 next(iterator)
 note("first batch", began)
-began = time.perf_counter()
+began = now()
 for _ in range(options["batches"] - 1):
     next(iterator)
 note("batches", began)
 state = {**loader.state_dict(), "epoch": 0, "consumed": options["resumed"]}
 loader.load_state_dict(state)
-began = time.perf_counter()
+began = now()
 iterator = iter(loader)
 next(iterator)
 note("first batch of a resumed run", began)
@@ -91,6 +100,8 @@ class Options:
     """Of each shard."""
     synthetic: bool = False
     """Only tables of that size, not images."""
+    remote: bool = False
+    """Read the shards from a server."""
     ranks: int = 2
     """Processes at once."""
     batch_size: int = 256
@@ -137,22 +148,34 @@ def write_shards(folder: pathlib.Path, options: Options) -> None:
             file.write(bytes(2 * BLOCK))
 
 
-def pattern(folder: pathlib.Path, options: Options) -> str:
-    """The shards' names."""
-    return f"{folder}/{{000000..{options.shards - 1:06d}}}.tar"
+def pattern(place: pathlib.Path | str, options: Options) -> str:
+    """The shards' names in a folder or on a server."""
+    return f"{place}/{{000000..{options.shards - 1:06d}}}.tar"
 
 
-def write_synthetic_table(folder: pathlib.Path, options: Options) -> None:
+def remote_shard(folder: pathlib.Path, url: str) -> RemoteShard:
+    """What the server says about a shard."""
+    file = folder / url.rpartition("/")[2]
+    return RemoteShard(url=url, size=file.stat().st_size, tag=tag_of(file))
+
+
+def write_synthetic_table(folder: pathlib.Path, names: str, options: Options) -> None:
     """Write the table of the shards with holes for all samples but those that the ranks read."""
-    paths = expand(pattern(folder, options))
+    paths = expand(names)
     table = table_path(paths, folder / "index", None, None, ())
     empty = np.empty(0, SAMPLE_DTYPE)
+    remotes = {path: remote_shard(folder, path) for path in paths} if options.remote else {}
 
     def indexes() -> Iterator[ShardIndex]:
         for path in paths:
-            yield ShardIndex(path=path, samples=empty, names=np.empty(0, "S10"), bad=())
+            remote = remotes.get(path)
+            names = np.empty(0, "S10")
+            yield ShardIndex(path=path, samples=empty, names=names, bad=(), remote=remote)
 
-    write_table(table, indexes(), stamps_of(paths, None, (), 1, stamp_of))
+    def stamp(path: str) -> str:
+        return remote_stamp(remotes[path]) if options.remote else stamp_of(path)
+
+    write_table(table, indexes(), stamps_of(paths, None, (), 1, stamp))
     header = read_header(table)
     columns = table.with_name(header["folder"])
     rows = np.fromfile(columns / "shards", SHARD_DTYPE)
@@ -189,7 +212,7 @@ def visited(options: Options) -> np.ndarray:
         np.full(options.shards, options.samples),
         seed=0,
         epoch=0,
-        block=options.shuffle_block or "all",
+        block=options.shuffle_block or (16 if options.remote else "all"),
     )
     length = (options.batches + 8) * options.ranks * options.batch_size
     begins = (0, resumed_at(options))
@@ -215,16 +238,21 @@ def time_order(options: Options) -> None:
 
 def run(options: Options) -> list[dict[str, float]]:
     """Write the shards, run the ranks and return what each has measured."""
-    with tempfile.TemporaryDirectory(dir=options.folder, prefix="many-samples-") as name:
+    with (
+        tempfile.TemporaryDirectory(dir=options.folder, prefix="many-samples-") as name,
+        FaultyServer(pathlib.Path(name)) as server,
+    ):
         folder = pathlib.Path(name)
+        names = pattern(server.url if options.remote else folder, options)
         began = time.perf_counter()
         write_shards(folder, options)
         print(f"{options.shards} shards written in {time.perf_counter() - began:.0f} s", flush=True)
         if options.synthetic:
-            write_synthetic_table(folder, options)
+            write_synthetic_table(folder, names, options)
         facts = {
-            "shards": pattern(folder, options),
+            "shards": names,
             "index": str(folder / "index"),
+            "cache": str(folder / "cache"),
             "batch_size": options.batch_size,
             "batches": options.batches,
             "ranks": options.ranks,
@@ -263,7 +291,7 @@ def main(options: Options) -> None:
             f"{one[name]:>12.2f}" if isinstance(one[name], float) else f"{one[name]:>12}"
             for one in found
         )
-        print(f"{name:36}{values}")
+        print(f"{name:44}{values}")
 
 
 if __name__ == "__main__":

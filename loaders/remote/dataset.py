@@ -51,7 +51,7 @@ from .store import RemoteShard
 
 INDEX_ATTEMPTS = 5
 """Attempts to index a shard that changes during the attempt."""
-LOOKED_UP = 1024
+LOOKED_UP = 512
 """Shards that an opening asks the server about, at most: of more, a random choice. A change of
 another one is found when the shard is downloaded."""
 
@@ -124,7 +124,7 @@ class RemoteDataset(Dataset):
             folder=index_folder,
             threads=threads,
             progress=progress,
-            stamp=lambda path: _stamp(found[path]) if path in found else stamp_of(path),
+            stamp=lambda path: remote_stamp(found[path]) if path in found else stamp_of(path),
             load=load,
         )
         return cls(table, cache, labels=labels, fields=fields)
@@ -297,11 +297,13 @@ def _spot_checked(
     chosen = [table.remote(number) for number in random.sample(remote, min(LOOKED_UP, len(remote)))]
     recorded = {shard.url: shard for shard in chosen if shard is not None}
     found = _look_up_all(list(recorded), cache, threads)
-    changed = any(_stamp(found[url]) != _stamp(shard) for url, shard in recorded.items())
+    changed = any(
+        remote_stamp(found[url]) != remote_stamp(shard) for url, shard in recorded.items()
+    )
     return None if changed else table
 
 
-def _stamp(shard: RemoteShard) -> str:
+def remote_stamp(shard: RemoteShard) -> str:
     """The state of a remote shard, before and after its index has found a command's length."""
     size = -1 if shard.is_pipe else shard.size
     return f"{FORMAT_VERSION} remote {size} {shard.tag}"
@@ -340,7 +342,7 @@ def _load_or_index(
     """The stored index of a remote shard, or a new one, which is stored in `folder`."""
     file = cache_file(shard.url, folder, labels, fields)
     for attempts_left in reversed(range(INDEX_ATTEMPTS)):
-        stamp = full_stamp(_stamp(shard), labels, fields)
+        stamp = full_stamp(remote_stamp(shard), labels, fields)
         index = read_cached(file, stamp, shard.url)
         if index is not None:
             return index
