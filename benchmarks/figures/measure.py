@@ -21,8 +21,9 @@ from maskco_fast.loaders import open_dataset
 from maskco_fast.loaders.system.cpus import usable_cpus
 
 ROWS = (
-    *("native", "dali", "ffcv"),
+    *("native", "native_first_epoch", "native_coefficients", "dali", "ffcv"),
     *("torchvision_pil", "torchvision_v2", "lightly", "kornia", "spdl"),
+    *("torchcodec", "kornia_rs", "litdata", "grain"),
     *("dali_stock", "dali_dynamic", "dali_seam", "dali_roi_resize"),
     *("ffcv_without_blur", "ffcv_ssl", "ffcv_seam", "ffcv_stock"),
     *("decode_only", "cached_batch"),
@@ -32,6 +33,7 @@ every table."""
 PACKAGES = (
     *("torch", "torchvision", "numpy", "numba", "pillow", "simplejpeg"),
     *("nvidia-dali-cuda130", "ffcv", "lightly", "kornia", "spdl"),
+    *("torchcodec", "kornia-rs", "litdata", "grain"),
 )
 """Their versions are recorded."""
 

@@ -9,6 +9,8 @@ from maskco_fast.bench.rows import ROWS
 
 LABELS = {
     "native": "native (ours)",
+    "native_first_epoch": "native, a first epoch",
+    "native_coefficients": "native, .beton of coefficients",
     "dali": "dali (ours, in DALI)",
     "ffcv": "ffcv (ours, in FFCV)",
     "torchvision_pil": "torchvision on Pillow",
@@ -16,6 +18,10 @@ LABELS = {
     "lightly": "lightly",
     "kornia": "kornia on the batch",
     "spdl": "SPDL and torchvision v2",
+    "torchcodec": "torchcodec and torchvision v2",
+    "kornia_rs": "kornia-rs and torchvision v2",
+    "litdata": "LitData and torchvision v2",
+    "grain": "Grain and torchvision v2",
     "dali_stock": "DALI's own operators",
     "dali_dynamic": "DALI's dynamic mode",
     "ffcv_ssl": "FFCV-SSL, without blur",

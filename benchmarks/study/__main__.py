@@ -22,7 +22,7 @@ class Plan:
     """Print the plan as JSON."""
 
 
-Command = (
+Options = (
     Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[Run, tyro.conf.subcommand("run")]
@@ -33,7 +33,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    command = tyro.cli(Command, description=__doc__, args=arguments)  # type: ignore[call-overload]
+    command = tyro.cli(Options, description=__doc__, args=arguments)  # type: ignore[call-overload]
     if isinstance(command, Sweep):
         return sweep(command)
     if isinstance(command, Run):
