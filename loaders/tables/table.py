@@ -50,7 +50,7 @@ SHARD_DTYPE = np.dtype(
 local one; bytes of each of its names; whether it is a folder of images."""
 
 SHARDS_KEPT = 4096
-"""Shards of a mapped table whose `ShardIndex` is kept."""
+"""Shards of a mapped table whose `ShardIndex` and path are kept."""
 
 
 class ShardTable(Sequence[ShardIndex]):
@@ -162,6 +162,8 @@ class MappedTable(ShardTable):
         self.keys_repeat = header["keys_repeat"]
         self._require_fit()
         self._kept = functools.lru_cache(SHARDS_KEPT)(self._load)
+        self._paths = functools.lru_cache(SHARDS_KEPT)(self._load_path)
+        self._folders = frozenset(np.flatnonzero(self._rows["folder"]).tolist())
 
     def _require_fit(self) -> None:
         """Raise DamagedColumns unless the columns have the lengths that the shards give."""
@@ -197,7 +199,7 @@ class MappedTable(ShardTable):
         """The index of a shard; its arrays are parts of the columns."""
         path, begin, end = self.path(number), *self._range(number)
         fields = None
-        if self._field_names and not self._rows["folder"][number]:
+        if self._field_names and number not in self._folders:
             places = _column(self._columns, "places").view(np.int64)
             places = places.reshape(-1, len(self._field_names), 2)[begin:end]
             fields = ShardFields(names=self._field_names, places=places)
@@ -224,11 +226,14 @@ class MappedTable(ShardTable):
 
     def path(self, number: int) -> str:
         """As `ShardTable.path`."""
+        return self._paths(number)
+
+    def _load_path(self, number: int) -> str:
         return os.fsdecode(self._bytes("paths", "path_end", number).tobytes())
 
     def file(self, number: int, sample: int) -> str:
         """As `ShardTable.file`."""
-        return self[number].file(sample) if self._rows["folder"][number] else self.path(number)
+        return self[number].file(sample) if number in self._folders else self._paths(number)
 
     def remote(self, number: int) -> RemoteShard | None:
         """As `ShardTable.remote`."""

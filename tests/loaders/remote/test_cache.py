@@ -240,7 +240,9 @@ def test_shards_come_ahead_of_their_turn_and_in_order(objects, tmp_path):
         cache = ShardCache(hurried(tmp_path, ahead=2, downloads=1))
         shards = [look_up(cache, server, number) for number in range(5)]
         parts = [np.arange(6), np.arange(6, 15)]
-        ahead = ShardPrefetcher(cache, shards, np.array([3, 6, 9, 12, 15]), parts, threading.Event())
+        ahead = ShardPrefetcher(
+            cache, shards, np.array([3, 6, 9, 12, 15]), parts, threading.Event()
+        )
         try:
             for number in range(5):
                 soon = [f"/{n}.tar" for n in range(min(number + 3, 5))]
