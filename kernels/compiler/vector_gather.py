@@ -76,6 +76,19 @@ def expand(typing_context, array, index, condition, vector):
 
 
 @intrinsic(prefer_literal=True)
+def compress(typing_context, vector, bits):
+    """Of 64 uint8 the lanes whose bits are set in `bits`, uint64, moved together; others behind
+    them are 0. Only where `features.has_vbmi2` holds."""
+
+    def generate(context, builder, signature, arguments):
+        mask = builder.bitcast(arguments[1], ir.VectorType(ir.IntType(1), 64))
+        parts = [arguments[0], ir.Constant(vector.llvm, [0] * 64), mask]
+        return _call(builder, "llvm.x86.avx512.mask.compress.v64i8", vector.llvm, parts)
+
+    return vector(vector, types.uint64), generate
+
+
+@intrinsic(prefer_literal=True)
 def pick_16(typing_context, table, places):
     """The lanes `places` of `table`, 16 uint32 each."""
 

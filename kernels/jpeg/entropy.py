@@ -13,8 +13,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..compiler.features import has_vbmi2
 from ..compiler.jit import inline_jit
 from ..compiler.vector import first_lane, load, store
+from ..compiler.vector_gather import bits_of, compress, count_bits
 from .markers import EOI, PREFIX, RST0, STUFFED
 
 LOOKUP_BITS = 11
@@ -56,6 +58,33 @@ NATURAL_ORDER[:64] = [
 
 
 @inline_jit()
+def _drop_none(data, at, size, clean, to):
+    """`_drop_stuffed` for CPUs that cannot."""
+    return at, to
+
+
+@inline_jit()
+def _drop_stuffed(data, at, size, clean, to):
+    """Copy data of the scan without stuffed bytes, 64 bytes at a time, up to a marker: (at, to).
+    For CPUs with VBMI2."""
+    after_prefix = _U(0)  # whether the byte before is 0xFF
+    while at + 65 <= size:
+        chunk = load(data, at, 64)
+        prefixes = _U(bits_of(chunk == np.uint8(PREFIX)))
+        if prefixes & _U(bits_of(load(data, at + 1, 64) != np.uint8(STUFFED))):
+            break
+        keep = ~(prefixes << _U(1) | after_prefix)
+        store(clean, to, compress(chunk, keep))
+        to += count_bits(np.int64(keep))
+        after_prefix = prefixes >> _U(63)
+        at += 64
+    return at + np.int64(after_prefix), to
+
+
+_drop = _drop_stuffed if has_vbmi2() else _drop_none
+
+
+@inline_jit()
 def unstuff(data, begin, size, clean, restarts):
     """Copy the scan's data without stuffed bytes and restart markers: (bytes, restart markers), or
     (-1, 0) where it is not plain.
@@ -66,6 +95,7 @@ def unstuff(data, begin, size, clean, restarts):
     """
     at, to, count = begin, 0, 0
     while True:
+        at, to = _drop(data, at, size, clean, to)
         # Copy 32 bytes at a time; stop at the first 0xFF among them.
         while at + 64 <= size:
             chunk = load(data, at, 32)
