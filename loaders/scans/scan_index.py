@@ -174,9 +174,12 @@ class ScanIndex:
         with self._lock:
             pending, size = self._pending, self._pending_bytes
             self._pending, self._pending_bytes = {}, 0
-        if not pending or not self._has_room(size):
+        if not pending or not self._writes:
             return
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # .beton files have no index there
+            if not self._has_room(size):
+                return
             for shard, found in pending.items():
                 replace = (self._states[shard] or self._look_up(shard)) != State.PRESENT
                 if self._file(shard).append(found, replace=replace):

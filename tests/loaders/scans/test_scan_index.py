@@ -22,6 +22,7 @@ from maskco_fast.loaders.scans import scan_file
 from maskco_fast.loaders.scans.scan_dataset import scan_dataset
 from maskco_fast.loaders.scans.scan_file import HEADER, SUFFIX
 from maskco_fast.loaders.scans.scan_index import ScanIndex
+from maskco_fast.loaders.shards.beton_writer import write_beton
 from tests.loaders.test_conformance import same
 from tests.support.images import encode, picture, write_shards, write_tar
 from tests.support.remote_servers import hurried
@@ -254,6 +255,23 @@ def test_index_scans_ahead_and_only_once(shards, folder, capsys, monkeypatch):
     monkeypatch.setattr(module, "find_checkpoints", None)
     index(config)
     assert "13 with a scan index" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["folder", "beton"])
+def test_folders_and_betons_have_one_too(kind, shards, tmp_path, folder, uses):
+    source = tmp_path / f"images.{kind}"
+    if kind == "beton":
+        write_beton(open_dataset(shards), source)
+    else:
+        source.mkdir()
+        for number in range(4):
+            (source / f"{number}.jpg").write_bytes(encode(picture(160, 200, number)))
+    with native(source, folder) as loader, native(source, folder, scan_index_gb=0) as without:
+        for _ in range(3):
+            uses.clear()
+            assert equal(loader, without)
+        assert sum(uses) >= 4
+    assert len(scan_files(folder)) == (2 if kind == "beton" else 1)  # one a shard
 
 
 def test_tiny_images_and_streams_have_none(tmp_path, folder):
