@@ -305,6 +305,7 @@ def _interleaved_pieces(
     first: Any,
     second: Any,
     third: Any,
+    *,
     places: Sequence[int] | None = None,
 ) -> Iterable[Any]:
     """Interleave three vectors into three: lanes a0 b0 c0 a1 b1 c1 … in order. `places`: where in
@@ -346,7 +347,7 @@ def store_interleaved_eights(typing_context, array, index, a, b, c):
         memory, index, *vectors = arguments
         places = _eights(a.lanes // 2)
         order = [places.index(lane) for lane in range(a.lanes)]
-        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors, order)):
+        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors, places=order)):
             at = builder.add(index, ir.Constant(index.type, part * a.lanes))
             pointer = vector_pointer(context, builder, array, memory, at, a)
             builder.store(piece, pointer, align=array.dtype.bitwidth // 8)

@@ -199,6 +199,7 @@ def test_damaged_checkpoints_are_safe(sampling, decode):
     size = 48, 300
     data = jpeg(*size, sampling, quality=95)
     good = find_checkpoints(data)
+    assert good is not None
     random = np.random.default_rng(1)
     verdicts = {DECODED: 0, NOT_PLAIN: 0}
     for trial in range(60):
@@ -222,13 +223,16 @@ def test_damaged_checkpoints_are_safe(sampling, decode):
 def test_a_renderer_falls_back_to_the_whole_scan():
     config, data = ViewConfig.maskco(32), jpeg(90, 300, "4:2:0")
     renderer, rows = JpegRenderer(config), find_checkpoints(data)
+    assert rows is not None
     row = np.zeros(renderer._columns, np.float32)
     for v in range(2):
         row[v * VIEW_FLOATS + CROP : v * VIEW_FLOATS + CROP + 4] = 10, 140, 40, 100
     truth = decode_reference(data)[10:50, 140:240]
     rows["bit"][8] += 1
     for checkpoints in (checkpoints_of(data), checkpoints_of(data, rows), None):
-        pixels, y, x = renderer.decode(data, 90, 300, row, checkpoints)
+        region = renderer.decode(data, 90, 300, row, checkpoints)
+        assert region is not None
+        pixels, y, x = region
         assert (y, x) == (10, 140)
         np.testing.assert_array_equal(pixels, truth)
     with pytest.raises(InvalidInput, match="1 files need `begins`"):
@@ -241,7 +245,7 @@ def test_checksums_equal_the_references():
     for size in (0, 1, 7, 8, 9, 100, 3071, 3072, 3073, 6150):
         data = random.bytes(size)
         assert checksum(data) == checksum_reference(data)
-    by_tables = _by_tables.py_func
+    by_tables = _by_tables.py_func  # type: ignore[attr-defined]
     with np.errstate(over="ignore"):
         register = by_tables(np.frombuffer(data, np.uint8), 100, np.uint32(0xFFFFFFFF), 0)
     assert int(register) ^ 0xFFFFFFFF == checksum_reference(data[:100])
