@@ -109,7 +109,9 @@ def test_a_damaged_table_is_made_anew(opened, tmp_path, damage):
     (header,) = headers(tmp_path)
     (folder,) = [path for path in (tmp_path / "index").glob("table-*") if path.is_dir()]
     if damage == "header":
-        header.write_bytes(header.read_bytes().replace(b"keys_repeat", b"keys_repeal"))
+        text = header.read_bytes()
+        header.write_bytes(text.replace(b'"keys_repeat": false', b'"keys_repeat": true'))
+        assert header.read_bytes() != text
     elif damage == "shards":
         data = bytearray((folder / "shards").read_bytes())
         data[3] ^= 1
