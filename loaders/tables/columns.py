@@ -21,6 +21,9 @@ import numpy as np
 
 from ..system.files import name_full_disk, write_atomically
 
+RANDOM_FROM = 1 << 30
+"""Bytes from which on a column is read a page at a time: with each page the system reads 31 of its
+neighbours, which is of use only where memory may hold the whole column."""
 VERSION = 1
 """Bump when the layout of the files changes; older columns are written anew."""
 
@@ -118,7 +121,10 @@ class MappedColumns(Mapping[str, np.ndarray]):
                 if os.fstat(file.fileno()).st_size != facts["size"]:
                     raise DamagedColumns(f"{name} must have {facts['size']} bytes")
                 if facts["size"]:  # nothing cannot be mapped
-                    self._maps[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._maps[name] = mapped
+                    if facts["size"] > RANDOM_FROM and hasattr(mmap, "MADV_RANDOM"):
+                        mapped.madvise(mmap.MADV_RANDOM)
             array = np.frombuffer(self._maps.get(name, b""), np.uint8)
             if name in checked and zlib.crc32(array.data) != facts["crc32"]:
                 raise DamagedColumns(f"the checksum of {name} differs")
