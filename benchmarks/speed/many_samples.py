@@ -236,8 +236,8 @@ def time_order(options: Options) -> None:
         )
 
 
-def run(options: Options) -> list[dict[str, float]]:
-    """Write the shards, run the ranks and return what each has measured."""
+def run(options: Options) -> None:
+    """Write the shards, run the ranks and print what each has measured."""
     with (
         tempfile.TemporaryDirectory(dir=options.folder, prefix="many-samples-") as name,
         FaultyServer(pathlib.Path(name)) as server,
@@ -262,7 +262,7 @@ def run(options: Options) -> list[dict[str, float]]:
         if not options.synthetic:  # the first opening, which indexes
             (first,) = _ranks({**facts, "batches": 1}, 1)
             print(f"indexed in {first['open']:.1f} s", flush=True)
-        return _ranks(facts, options.ranks)
+        report(_ranks(facts, options.ranks))
 
 
 def _ranks(facts: dict[str, object], count: int) -> list[dict[str, float]]:
@@ -280,18 +280,22 @@ def _ranks(facts: dict[str, object], count: int) -> list[dict[str, float]]:
     return [json.loads(output) for output in outputs]
 
 
-def main(options: Options) -> None:
+def report(found: list[dict[str, float]]) -> None:
     """Print the table: a line for each step, a column for each rank."""
-    print(machine())
-    print(f"{options.shards * options.samples} samples in {options.shards} shards")
-    time_order(options)
-    found = run(options)
     for name in found[0]:
         values = "".join(
             f"{one[name]:>12.2f}" if isinstance(one[name], float) else f"{one[name]:>12}"
             for one in found
         )
-        print(f"{name:44}{values}")
+        print(f"{name:44}{values}", flush=True)
+
+
+def main(options: Options) -> None:
+    """Print everything."""
+    print(machine())
+    print(f"{options.shards * options.samples} samples in {options.shards} shards")
+    time_order(options)
+    run(options)
 
 
 if __name__ == "__main__":
