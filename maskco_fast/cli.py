@@ -93,7 +93,7 @@ COMMANDS = (
     Command(
         "study",
         "write the mosaics of one class, and of four, that docs/study.md compares",
-        "maskco_fast.commands.study",
+        "maskco_fast.demo.mosaics",
     ),
     Command(
         "doctor",

@@ -93,14 +93,14 @@ MUTANTS = (
     Mutant(
         "order: shards are never shuffled",
         ORDER,
-        'np.argsort(_keys(len(sizes), seed, epoch, _SHARDS), kind="stable")',
-        "np.arange(len(sizes))",
+        'np.argsort(_keys(self._shards, seed, epoch, _SHARDS), kind="stable")',
+        "self._shards",
         TEST_ORDER,
     ),
     Mutant(
         "order: samples of a block are never shuffled",
         ORDER,
-        'samples[np.argsort(keys[samples], kind="stable")]',
+        'samples[np.argsort(keys, kind="stable")]',
         "samples",
         TEST_ORDER,
     ),

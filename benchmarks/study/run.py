@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from benchmarks.study import plan
 from benchmarks.study.one import result_path
-from maskco_fast.commands.study import StudyConfig, study
+from maskco_fast.demo.mosaics import StudyConfig, study
 from maskco_fast.errors import say
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders.system.cpus import usable_cpus

@@ -17,13 +17,16 @@ import json
 import pathlib
 import tarfile
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import tyro
 from PIL import Image, ImageOps
 
 from maskco_fast.demo.shards import add_sample
+from maskco_fast.errors import SUCCESS, say
 from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.loaders import Dataset
+from maskco_fast.loaders import Dataset, open_dataset
 from maskco_fast.loaders.shards.decode import BadImage, decode_pillow
 from maskco_fast.loaders.system.files import write_atomically
 from maskco_fast.progress import ProgressLines
@@ -34,8 +37,11 @@ SWEEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mosaics:
+class StudyConfig:
     """Write shards of mosaics of one class, and of four classes, from labelled shards."""
+
+    what: tyro.conf.Positional[Literal["mosaics"]] = "mosaics"
+    """What to write."""
 
     shards: tuple[str, ...]
     """Labelled shards, named as in `train`."""
@@ -138,7 +144,7 @@ def draw_mosaic(dataset: Dataset, images: np.ndarray, side: int) -> Image.Image:
     return mosaic
 
 
-def members(dataset: Dataset, images: np.ndarray, options: Mosaics) -> dict[str, bytes]:
+def members(dataset: Dataset, images: np.ndarray, options: StudyConfig) -> dict[str, bytes]:
     """A mosaic's members by extension."""
     jpeg = io.BytesIO()
     mosaic = draw_mosaic(dataset, images, options.tile)
@@ -158,7 +164,7 @@ def members(dataset: Dataset, images: np.ndarray, options: Mosaics) -> dict[str,
     }
 
 
-def write_mosaics(dataset: Dataset, name: str, options: Mosaics) -> list[pathlib.Path]:
+def write_mosaics(dataset: Dataset, name: str, options: StudyConfig) -> list[pathlib.Path]:
     """Write the set `name`, "same" or "mixed"; returns the paths of its shards."""
     random = np.random.default_rng((options.seed, list(MOSAICS).index(name)))
     rows = MOSAICS[name](dataset.samples["target"], random)
@@ -176,3 +182,16 @@ def write_mosaics(dataset: Dataset, name: str, options: Mosaics) -> list[pathlib
                 progress(f"{name} mosaics written", number + 1, len(rows))
         paths.append(path)
     return paths
+
+
+def study(config: StudyConfig) -> int:
+    """Write both sets; returns the exit code.
+
+    InvalidInput where a class has too few or too many images, or an image does not decode.
+    """
+    dataset = open_dataset(config.shards, labels=config.labels, progress=ProgressLines())
+    check_classes(dataset)
+    for name in MOSAICS:
+        paths = write_mosaics(dataset, name, config)
+        say(f"{len(dataset)} {name} mosaics in {len(paths)} shards: {paths[0]}")
+    return SUCCESS

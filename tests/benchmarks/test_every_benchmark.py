@@ -80,7 +80,7 @@ def test_losses_by_processes_are_printed(
 
 
 def test_the_compiled_kernels_fill_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", "3.3", reason="compiling offline takes Triton 3.3 or newer")
     assert gpu_compile.main(gpu_compile.Options(architectures=(90,))) == 0
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][1:]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", "3.3", reason="compiling offline takes Triton 3.3 or newer")
 
 from benchmarks.estimates.compile import compile_max_pool
 

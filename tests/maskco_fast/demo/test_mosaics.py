@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskco_fast.commands.study import StudyConfig, study
 from maskco_fast.demo import mosaics
+from maskco_fast.demo.mosaics import StudyConfig, study
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.loaders import open_dataset
 
