@@ -4,11 +4,10 @@ Settings and randomness:
   views          `View` and `ViewConfig`; layouts of parameters and plan rows
   plan           every random decision about a sample, as one row of numbers
 Views of an image:
-  resize         crop, antialiased bilinear resize and flip; resize_bicubic with that filter
+  render/        a decoded image, or a file, to the views of a batch: resize, image, jpegs, records
   augment/       colour jitter, blur, solarisation, normalisation: reference, Numba, torch, Triton
-  render         a decoded image to the views of a batch
-  render_jpegs   JPEG files to the views of a batch
-  jpeg/          the baseline JPEG decoder
+  jpeg/          the baseline JPEG decoder, from the beginning of a file or from checkpoints
+  coefficients/  JPEGs as records of coefficients, and back
   formats        the output dtypes; torch_formats by torch's dtypes
 Shards:
   tar            the members of a tar archive

@@ -17,7 +17,7 @@ from .compiler.cache import cache_folder
 from .compiler.jit import source_stamp
 from .jpeg.checkpoints import checksum
 from .plan import plan
-from .render_records import RecordRenderer
+from .render.records import RecordRenderer
 from .views import ViewConfig
 
 

@@ -20,7 +20,7 @@ import importlib, sys
 
 package, images, index = sys.argv[1:]
 loaders = importlib.import_module(f"{package}.loaders")
-render = importlib.import_module(f"{package}.kernels.render")
+render = importlib.import_module(f"{package}.kernels.render.image")
 importlib.import_module(f"{package}.loaders.backends.native")
 
 # The reference loader calls the compiled index and plan. The native loader's kernels take much

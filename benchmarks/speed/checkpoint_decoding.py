@@ -21,12 +21,6 @@ from PIL import Image, ImageOps
 from maskco_fast.bench.harness import Spread, machine, ratio_by_round
 from maskco_fast.kernels.compiler.address import address_of
 from maskco_fast.kernels.compiler.features import has_avx512
-from maskco_fast.kernels.decode_crops import (
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
-    make_table,
-)
 from maskco_fast.kernels.headers import find_ordinary_scan
 from maskco_fast.kernels.jpeg.checkpoints import (
     CHECKPOINT_DTYPE,
@@ -36,7 +30,13 @@ from maskco_fast.kernels.jpeg.checkpoints import (
 )
 from maskco_fast.kernels.jpeg.decode import DECODED
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.render.decode_crops import (
+    decode_crops,
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
+    make_table,
+)
+from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import open_dataset
 

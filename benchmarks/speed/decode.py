@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from maskco_fast.bench.harness import Spread, machine, ratio_by_round
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset, open_dataset
 from maskco_fast.loaders.regions import scale_crops, shrink_factors

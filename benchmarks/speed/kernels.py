@@ -25,8 +25,8 @@ from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.augment.reference import augment_reference, finish_reference
 from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render import Renderer
-from maskco_fast.kernels.resize import resize_reference
+from maskco_fast.kernels.render.image import Renderer
+from maskco_fast.kernels.render.resize import resize_reference
 from maskco_fast.kernels.views import ViewConfig
 
 OFF: dict[str, float] = {"jitter": 0, "gray": 0, "blur_sigma": 0, "solarize": 0}

@@ -22,7 +22,7 @@ import tyro
 from maskco_fast.bench.harness import Spread, machine
 from maskco_fast.bench.stages import hand_over
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Loader, make_loader, open_dataset
 from maskco_fast.loaders.backends.sample_renderer import SAMPLES_PER_CALL

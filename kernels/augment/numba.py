@@ -29,7 +29,7 @@ from ..compiler.vector import broadcast, convert, fence, load, multiply_high, re
 from ..compiler.vector_shuffle import store_interleaved, stream_interleaved
 from ..formats import FLOAT16, UINT8
 from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, LIGHTING, ORDER, SOLARIZE
-from ..resize import row_pitch
+from ..render.resize import row_pitch
 from ..views import CONTRAST
 from .numba_colour import LANES, gray, jitter, jitter_until_contrast, light, load_levels, solarize
 

@@ -15,7 +15,7 @@ import torch
 
 from ...kernels import headers
 from ...kernels.errors import InvalidInput
-from ...kernels.render_records import RecordRenderer
+from ...kernels.render.records import RecordRenderer
 from ...kernels.views import ViewConfig
 from ..config import LoaderConfig
 from ..loader import Loader

@@ -14,7 +14,7 @@ import torch
 
 from ...kernels.errors import MaskCoError
 from ...kernels.plan import CROP, FLIP, VIEW_FLOATS, WINDOW
-from ...kernels.render import normalisation
+from ...kernels.render.image import normalisation
 from ...kernels.torch_formats import FORMATS
 from ...kernels.views import BICUBIC
 from ..config import LoaderConfig

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from ...kernels.errors import MissingPackage
 from ...kernels.formats import FORMAT_NAMES
 from ...kernels.plan import BICUBIC, CROP
-from ...kernels.render import make_scratch, render_views, resize_views
+from ...kernels.render.image import make_scratch, render_views, resize_views
 
 SEAM = "seam"
 """Format of `render_operator` besides `FORMAT_NAMES`: uint8 views, only resized and flipped."""

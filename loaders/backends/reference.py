@@ -13,7 +13,7 @@ from ...kernels.augment.reference import (
     finish_reference,
     light_reference,
 )
-from ...kernels.resize import resize_reference
+from ...kernels.render.resize import resize_reference
 from ...kernels.torch_formats import FORMATS
 from ..loader import Loader
 from ..request import Rendered, Request

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...kernels import headers
-from ...kernels.render_records import RecordRenderer
+from ...kernels.render.records import RecordRenderer
 from ...kernels.torch_formats import FORMATS
 from ..loader import Loader
 from ..regions import scale_crops

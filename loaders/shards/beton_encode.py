@@ -13,7 +13,7 @@ from ...kernels import headers
 from ...kernels.coefficients.jpeg_file import NotTranscodable
 from ...kernels.coefficients.record import pack
 from ...kernels.errors import InvalidInput
-from ...kernels.render_records import RecordRenderer
+from ...kernels.render.records import RecordRenderer
 from ...kernels.views import ViewConfig
 from .beton import CMYK_RECORD_MODE, JPEG_MODE, MAX_SIDE, RAW_MODE, RECORD_MODE, RECORD_MODES
 from .dataset import Dataset

@@ -23,7 +23,7 @@ import torch
 from maskco_fast.kernels.errors import MaskCoError
 from maskco_fast.loaders.system.cpus import cpu_model, usable_cpus
 
-PRELOADED = ["torch", "torchvision", "maskco_fast.kernels.render_jpegs"]
+PRELOADED = ["torch", "torchvision", "maskco_fast.kernels.render.jpegs"]
 """Modules that every row needs, imported once for all; no peer's package is among them."""
 
 

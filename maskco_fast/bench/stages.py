@@ -14,7 +14,7 @@ from PIL import Image
 from maskco_fast.bench.setting import Setting
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.plan import BLUR_SIGMA, GRAY, JITTER, VIEW_FLOATS, plan
-from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.loaders import ViewConfig, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.build_index import index_shard

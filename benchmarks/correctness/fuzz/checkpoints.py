@@ -17,11 +17,6 @@ from benchmarks.correctness.fuzz.memory import (
 from benchmarks.correctness.fuzz.mutate import Random, damage, damage_jpeg, pick
 from maskco_fast.kernels import headers
 from maskco_fast.kernels.compiler.features import has_avx512
-from maskco_fast.kernels.decode_crops import (
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
-    make_table,
-)
 from maskco_fast.kernels.jpeg.checkpoints import (
     CHECKPOINT_DTYPE,
     Checkpoints,
@@ -31,6 +26,11 @@ from maskco_fast.kernels.jpeg.checkpoints import (
 from maskco_fast.kernels.jpeg.decode import DECODED
 from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.plan import CROP, VIEW_FLOATS
+from maskco_fast.kernels.render.decode_crops import (
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
+    make_table,
+)
 from maskco_fast.loaders.shards.decode import decode_pillow
 
 

@@ -19,7 +19,7 @@ from maskco_fast.kernels.augment.reference import (
 from maskco_fast.kernels.compiler import half_precision
 from maskco_fast.kernels.compiler.vector import load, store
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render import Renderer
+from maskco_fast.kernels.render.image import Renderer
 from maskco_fast.kernels.views import BRIGHTNESS, HUE, View, ViewConfig
 from tests.support.augmentation import LIGHTING
 

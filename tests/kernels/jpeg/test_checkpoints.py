@@ -6,12 +6,6 @@ import pytest
 
 from benchmarks.correctness.fuzz.guard import GuardedBytes, guarded
 from maskco_fast.kernels.compiler.features import has_avx512
-from maskco_fast.kernels.decode_crops import (
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
-    make_table,
-)
 from maskco_fast.kernels.errors import InvalidInput
 from maskco_fast.kernels.jpeg.checkpoints import (
     CHECKPOINT_DTYPE,
@@ -30,7 +24,13 @@ from maskco_fast.kernels.jpeg.decode import (
 )
 from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.plan import CROP, VIEW_FLOATS
-from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.render.decode_crops import (
+    decode_crops,
+    decode_crops_by_lanes,
+    decode_crops_by_streams,
+    make_table,
+)
+from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from tests.support.images import encode, picture
 

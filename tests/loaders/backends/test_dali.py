@@ -179,7 +179,7 @@ def test_the_seams_values_by_the_cpus_operators(dali, kind, wanted):
     within 2.
     """
     worst = 2 if kind != "host" and wanted.views == UNEQUAL else 1
-    from maskco_fast.kernels.resize import resize_reference
+    from maskco_fast.kernels.render.resize import resize_reference
 
     _, graph = dali
     images = [picture(70, 110, n) for n in range(6)]

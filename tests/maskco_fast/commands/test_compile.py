@@ -10,16 +10,16 @@ import pytest
 from maskco_fast.commands import compile as command
 from maskco_fast.commands.compile import CompileConfig
 from maskco_fast.kernels import ahead, headers, tar
-from maskco_fast.kernels.decode_crops import (
+from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.kernels.jpeg.checksum import file_checksum
+from maskco_fast.kernels.plan import plan_rows
+from maskco_fast.kernels.render.decode_crops import (
     decode_crops,
     decode_crops_by_lanes,
     decode_crops_by_streams,
 )
-from maskco_fast.kernels.errors import InvalidInput
-from maskco_fast.kernels.jpeg.checksum import file_checksum
-from maskco_fast.kernels.plan import plan_rows
-from maskco_fast.kernels.render import make_scratch, render_views
-from maskco_fast.kernels.render_jpegs import render_jpegs
+from maskco_fast.kernels.render.image import make_scratch, render_views
+from maskco_fast.kernels.render.jpegs import render_jpegs
 from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
 from maskco_fast.loaders.backends import compilation
 from tests.support.images import write_shards

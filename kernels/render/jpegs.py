@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .compiler.address import address_of, call_kernel
-from .compiler.jit import inline_jit, jit
+from ..compiler.address import address_of, call_kernel
+from ..compiler.jit import inline_jit, jit
+from ..errors import InvalidInput
+from ..jpeg.checkpoints import Checkpoints, as_rows
+from ..jpeg.decode import DECODED, make_jpeg_scratch
+from ..jpeg.pixels import LANES
+from ..jpeg.scan import CHECKPOINT_FIELDS
 from .decode_crops import decode_crops, make_table
-from .errors import InvalidInput
 from .fastest_decoder import fastest_from_checkpoints
-from .jpeg.checkpoints import Checkpoints, as_rows
-from .jpeg.decode import DECODED, make_jpeg_scratch
-from .jpeg.pixels import LANES
-from .jpeg.scan import CHECKPOINT_FIELDS
-from .render import Renderer, render_views, resize_views
+from .image import Renderer, render_views, resize_views
 
 # Larger images are skipped and take the slow path; this bounds each thread's scratch memory.
 MAX_FILE = 32 << 20

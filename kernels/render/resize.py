@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .compiler.jit import inline_jit
-from .compiler.vector import (
+from ..compiler.jit import inline_jit
+from ..compiler.vector import (
     broadcast,
     convert,
     lane_numbers,
@@ -31,7 +31,7 @@ from .compiler.vector import (
     select,
     store,
 )
-from .compiler.vector_shuffle import transpose
+from ..compiler.vector_shuffle import transpose
 
 NARROW_TAPS = 64
 """Most source pixels of an output pixel in fixed point: a downscaling by 31.

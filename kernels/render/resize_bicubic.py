@@ -11,8 +11,8 @@ Shapes as in `resize`; here T = `CUBIC_TAPS`.
 
 import numpy as np
 
-from .compiler.jit import inline_jit
-from .compiler.vector import (
+from ..compiler.jit import inline_jit
+from ..compiler.vector import (
     broadcast,
     convert,
     load,
@@ -21,7 +21,7 @@ from .compiler.vector import (
     select,
     store,
 )
-from .compiler.vector_shuffle import transpose
+from ..compiler.vector_shuffle import transpose
 from .resize import row_pitch, source_pixels
 
 CUBIC_TAPS = 128

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from .coefficients.decode import (
+from ..coefficients.decode import (
     decode_record,
     decode_record_avx512,
     make_record_scratch,
 )
-from .compiler.address import address_of, call_kernel
-from .compiler.features import has_vbmi2
-from .compiler.jit import jit
+from ..compiler.address import address_of, call_kernel
+from ..compiler.features import has_vbmi2
+from ..compiler.jit import jit
+from ..jpeg.decode import DECODED, NOT_PLAIN
+from ..jpeg.pixels import LANES
 from .decode_crops import bytes_at, set_region
-from .jpeg.decode import DECODED, NOT_PLAIN
-from .jpeg.pixels import LANES
-from .render_jpegs import MAX_PIXELS, MAX_WIDTH, JpegRenderer
+from .jpegs import MAX_PIXELS, MAX_WIDTH, JpegRenderer
 
 _NO_RECORD = np.frombuffer(b"", np.uint8)
 """Has the type of a record."""

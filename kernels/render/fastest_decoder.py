@@ -15,14 +15,14 @@ import numpy as np
 import simplejpeg
 from numba.core.registry import cpu_target
 
-from .compiler.cache import cache_folder
-from .compiler.features import has_avx512
-from .compiler.jit import source_stamp
+from ..compiler.cache import cache_folder
+from ..compiler.features import has_avx512
+from ..compiler.jit import source_stamp
+from ..jpeg.checkpoints import Checkpoints, as_rows, checksum
+from ..jpeg.decode import make_jpeg_scratch
+from ..jpeg.pixels import LANES
+from ..plan import CROP, VIEW_FLOATS
 from .decode_crops import decode_crops, decode_crops_by_lanes, decode_crops_by_streams, make_table
-from .jpeg.checkpoints import Checkpoints, as_rows, checksum
-from .jpeg.decode import make_jpeg_scratch
-from .jpeg.pixels import LANES
-from .plan import CROP, VIEW_FLOATS
 
 _log = logging.getLogger(__name__)
 

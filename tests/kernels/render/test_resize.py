@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render import Renderer
-from maskco_fast.kernels.resize import NARROW_TAPS, TILE, resize_reference
-from maskco_fast.kernels.resize_bicubic import CUBIC_TAPS
+from maskco_fast.kernels.render.image import Renderer
+from maskco_fast.kernels.render.resize import NARROW_TAPS, TILE, resize_reference
+from maskco_fast.kernels.render.resize_bicubic import CUBIC_TAPS
 from maskco_fast.kernels.views import View, ViewConfig
 
 RENDERERS: dict[tuple[tuple[int, int], bool], Renderer] = {}

@@ -10,15 +10,15 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from .compiler.jit import inline_jit, jit
-from .errors import InvalidInput
-from .jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, as_fields, most_checkpoints
-from .jpeg.checksum import crc32c
-from .jpeg.chunks import decode_by_lanes, decode_by_streams
-from .jpeg.decode import NOT_PLAIN, decode_plain
-from .jpeg.pixels import LANES
-from .jpeg.scan import CHECKPOINT_FIELDS
-from .plan import CROP, VIEW_FLOATS
+from ..compiler.jit import inline_jit, jit
+from ..errors import InvalidInput
+from ..jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, as_fields, most_checkpoints
+from ..jpeg.checksum import crc32c
+from ..jpeg.chunks import decode_by_lanes, decode_by_streams
+from ..jpeg.decode import NOT_PLAIN, decode_plain
+from ..jpeg.pixels import LANES
+from ..jpeg.scan import CHECKPOINT_FIELDS
+from ..plan import CROP, VIEW_FLOATS
 
 
 class CheckpointTable(NamedTuple):

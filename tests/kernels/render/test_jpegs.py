@@ -5,7 +5,7 @@ import pytest
 
 from maskco_fast.kernels.jpeg.decode import decode_reference
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render_jpegs import JpegRenderer
+from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from tests.support.images import encode, picture
 

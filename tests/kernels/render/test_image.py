@@ -19,8 +19,8 @@ from maskco_fast.kernels.augment.reference import (
 )
 from maskco_fast.kernels.formats import FORMAT_NAMES
 from maskco_fast.kernels.plan import VIEW_FLOATS, plan
-from maskco_fast.kernels.render import Renderer
-from maskco_fast.kernels.resize import resize_reference
+from maskco_fast.kernels.render.image import Renderer
+from maskco_fast.kernels.render.resize import resize_reference
 from maskco_fast.kernels.views import View, ViewConfig
 from tests.support.augmentation import LIGHTING
 

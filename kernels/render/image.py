@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .augment.numba import HALO, MAX_RADIUS, augment_view
-from .augment.numba_colour import LANES
-from .compiler.jit import inline_jit, jit
-from .compiler.vector import load, store
-from .compiler.vector_shuffle import load_interleaved, store_interleaved
-from .errors import InvalidInput
-from .formats import FORMAT_NAMES
-from .plan import BICUBIC, CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
+from ..augment.numba import HALO, MAX_RADIUS, augment_view
+from ..augment.numba_colour import LANES
+from ..compiler.jit import inline_jit, jit
+from ..compiler.vector import load, store
+from ..compiler.vector_shuffle import load_interleaved, store_interleaved
+from ..errors import InvalidInput
+from ..formats import FORMAT_NAMES
+from ..plan import BICUBIC, CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
+from ..views import ViewConfig
 from .resize import NARROW_TAPS, STRIP, TILE, resize_view, row_pitch
 from .resize_bicubic import BAND_STRIPS, CUBIC_TAPS, resize_bicubic
-from .views import ViewConfig
 
 _UINT8, _FLOAT32 = np.dtype(np.uint8), np.dtype(np.float32)
 
