@@ -221,6 +221,7 @@ PYPI_NAMES = {
     "triton": "torch",
     "botocore": "s3fs",
     "yarl": "aiohttp",
+    "kornia_rs": "kornia-rs",
 }
 """Import name to the distribution that brings it, where they differ."""
 
