@@ -36,6 +36,7 @@ from benchmarks.correctness.faulty_server import FaultyServer, at_random, put_in
 from maskco_fast.bench.harness import machine
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Dataset, Loader, RemoteConfig, make_loader, open_dataset
+from maskco_fast.loaders.order import SHARDS_PER_BLOCK
 from maskco_fast.loaders.remote.dataset import RemoteDataset
 from maskco_fast.loaders.system.files import write_json
 
@@ -255,7 +256,10 @@ def check(dataset: Dataset, epochs: list[list[np.ndarray]], options: Options) ->
     """The number of whole epochs; AssertionError where one differs from the local shards' order."""
     whole = min(map(len, epochs))
     with make_loader(
-        dataset, options.batch_size * RANKS, views=ViewConfig.maskco(options.size)
+        dataset,
+        options.batch_size * RANKS,
+        views=ViewConfig.maskco(options.size),
+        shuffle_block=SHARDS_PER_BLOCK,  # the default of remote shards
     ) as loader:
         for epoch in range(whole):
             loader.set_epoch(epoch)

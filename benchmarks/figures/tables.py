@@ -20,7 +20,6 @@ LABELS = {
     "spdl": "SPDL and torchvision v2",
     "torchcodec": "torchcodec and torchvision v2",
     "kornia_rs": "kornia-rs and torchvision v2",
-    "litdata": "LitData and torchvision v2",
     "grain": "Grain and torchvision v2",
     "dali_stock": "DALI's own operators",
     "dali_dynamic": "DALI's dynamic mode",

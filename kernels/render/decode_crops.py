@@ -64,8 +64,8 @@ def make_table(
     room = sum(most_checkpoints(*side) for side in sides.tolist()) if find else 0
     return CheckpointTable(
         as_fields(checkpoints.rows),
-        checkpoints.begins.astype(np.int64),
-        checkpoints.lengths.astype(np.int64),
+        checkpoints.begins.astype(np.int64, copy=False),
+        checkpoints.lengths.astype(np.int64, copy=False),
         checkpoints.checksums.astype(np.int64),
         np.empty(CHECKPOINT_FIELDS * room, np.int16),
         np.zeros(count, np.int64),

@@ -94,7 +94,7 @@ class SampleRenderer:
             return self._render_jpegs(files, sides, rows, chosen, memory)
         indices = request.indices[chosen].tolist()
         checkpoints = scan_index.read(indices)
-        find = scan_index.writes
+        find = scan_index.lacks(indices, checkpoints)
         done = self._render_jpegs(files, sides, rows, chosen, memory, checkpoints, find)
         if find:
             scan_index.add(indices, files, self._renderer.found)

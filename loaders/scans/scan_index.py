@@ -104,6 +104,15 @@ class ScanIndex:
             checksums=np.array([one.checksum if one else 0 for one in found], np.uint32),
         )
 
+    def lacks(self, indices: Sequence[int], checkpoints: Checkpoints | None) -> bool:
+        """Whether checkpoints of samples `indices` are to be found and stored; `checkpoints`: what
+        `read` has returned for them. A JPEG that has changed under its checkpoints keeps them: it
+        is read from its beginning, and to look for such costs every call more Python."""
+        if not self._writes:
+            return False
+        lengths = [0] * len(indices) if checkpoints is None else checkpoints.lengths.tolist()
+        return any(self.covers(index) for index, length in zip(indices, lengths) if not length)
+
     def read_one(self, index: int) -> Scanned | None:
         """The checkpoints of sample `index`; None where it is not scanned, or they are damaged."""
         shard, number = self._dataset._place(index)

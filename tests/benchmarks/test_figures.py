@@ -107,5 +107,5 @@ def test_every_row_is_measured_or_left_out_on_purpose() -> None:
     from maskco_fast.bench.rows import ROWS
 
     on_gpu = {name for name, row in ROWS.items() if "native_gpu" in (name, row.beside)}
-    assert {*ROWS} - {*measure.ROWS} == {"reference", *on_gpu}
+    assert {*ROWS} - {*measure.ROWS} == {"reference", "litdata", *on_gpu}
     assert all(ROWS[name].views == 2 for name in tables.LABELS)

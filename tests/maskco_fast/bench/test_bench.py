@@ -297,13 +297,13 @@ PACKAGES = {
     "kornia": "kornia",
     "kornia_rs": "kornia_rs",
     "torchcodec": "torchcodec",
-    "litdata": "litdata",
-    "grain": "grain",
     "dali_stock": "nvidia.dali",
     "dali_dynamic": "nvidia.dali",
     "dali_roi_resize": "nvidia.dali",
     "ffcv_stock": "ffcv",
 }
+"""Rows of packages that import fast. Those of litdata and grain take 16 s each; the figures of
+docs/performance.md run them."""
 
 
 class FirstBatch(TimedRow):

@@ -38,7 +38,9 @@ class StagedLoader:
         self._seconds = seconds
         config = LoaderConfig(batch_size=IMAGES, views=ViewConfig.npid(8), device="meta")
         samples = np.zeros(IMAGES, [("sample_id", "i8"), ("target", "i8")])
-        dataset = types.SimpleNamespace(samples=samples)
+        dataset = types.SimpleNamespace(
+            samples=samples, sample_ids=lambda indices, **_: samples["sample_id"][indices]
+        )
         self._stage = DeviceStage(
             dataset,  # type: ignore[arg-type]
             config,
