@@ -18,26 +18,6 @@ def load_u64(typing_context, array, index):
 
 
 @intrinsic
-def count_ones(typing_context, word):
-    """Bits set in a uint64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.int64(types.uint64), generate
-
-
-@intrinsic
-def trailing_zeros(typing_context, word):
-    """The number of the lowest bit set in a uint64; 64 where there is none."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(types.uint64), generate
-
-
-@intrinsic
 def leading_zeros(typing_context, word):
     """Zeros above the highest bit set in a uint64; 64 where there is none."""
 

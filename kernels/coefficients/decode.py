@@ -15,6 +15,7 @@ import numpy as np
 
 from ..compiler.jit import inline_jit, jit
 from ..compiler.vector import broadcast, convert, load, select, store
+from ..compiler.vector_gather import count_bits, trailing_zeros
 from ..jpeg.checksum import crc32c
 from ..jpeg.decode import DECODED, NOT_PLAIN
 from ..jpeg.entropy import NATURAL_ORDER
@@ -29,7 +30,7 @@ from .avx512 import (
     place_values,
     store_coefficients,
 )
-from .bits import count_ones, load_u64, trailing_zeros
+from .bits import load_u64
 from .record import CHECKED, ESCAPE, GRAY, HEADER_SIZE, MAGIC, MARGIN, VERSION, YCBCR
 
 _U = np.uint64
@@ -177,7 +178,7 @@ def _open_block(record, head, at, last):
     bitmap = load_u64(record, at) & _BITMAP[bitmap_bytes]
     at += bitmap_bytes
     second = at + ((split * first + 7) >> 3)
-    end = second + ((max(count_ones(bitmap) - split, 0) * rest + 7) >> 3)
+    end = second + ((max(count_bits(bitmap) - split, 0) * rest + 7) >> 3)
     high, after = 0, end
     if wide:
         high = np.int64(record[end])
@@ -204,7 +205,7 @@ def _read_block(record, head, at, last, outside, table, to, stride, scratch, wai
         inverse_dct_flat(dc, planes, to, stride)
         return after, last, waiting
     slot = 64 * waiting
-    number = count_ones(bitmap)
+    number = count_bits(bitmap)
     _unpack(record, at, split, first, values, 0)
     _unpack(record, second, number - split, rest, values, split)
     left = bitmap

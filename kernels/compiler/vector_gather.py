@@ -132,19 +132,19 @@ def bits_of(typing_context, condition):
 
 @intrinsic
 def count_bits(typing_context, bits):
-    """The number of bits that are set in `bits`, int64."""
+    """The number of bits that are set in `bits`, int64 or uint64."""
 
     def generate(context, builder, signature, arguments):
         return builder.ctpop(arguments[0])
 
-    return types.int64(types.int64), generate
+    return types.int64(bits), generate
 
 
 @intrinsic
 def trailing_zeros(typing_context, bits):
-    """The number of the lowest bit that is set in `bits`, int64 other than 0."""
+    """The number of the lowest bit that is set in `bits`, int64 or uint64; 64 where none is."""
 
     def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
-    return types.int64(types.int64), generate
+    return types.int64(bits), generate
