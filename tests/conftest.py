@@ -12,9 +12,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 
-from maskco_fast.loaders import LOADERS
+from maskco_fast.commands.doctor import LOADER_NEEDS
 from tests.support.images import skip_without_packages, write_shards
-from tests.support.remote_servers import s3_api  # noqa: F401 a fixture, for every test
+from tests.support.s3 import s3_api  # noqa: F401 a fixture, for every test
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -57,7 +57,7 @@ def make_shards(tmp_path: pathlib.Path) -> Callable[..., list[str]]:
     return functools.partial(write_shards, tmp_path)
 
 
-@pytest.fixture(params=sorted(LOADERS))
+@pytest.fixture(params=sorted(LOADER_NEEDS))  # the names in LOADERS, which brings torch
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of each backend in turn; those without their packages are skipped."""
     skip_without_packages(request.param)
@@ -65,13 +65,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is none."""
+    """Skip the tests marked `gpu` where there is none; import torch only where there are any."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
     import torch
 
     if torch.cuda.is_available():
         return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(
-                pytest.mark.skip(reason="needs a CUDA device; run `make gpu-check` on one")
-            )
+    for item in marked:
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA device; run `make gpu-check` on one"))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -18,29 +19,34 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 READ_A_BATCH = """
 import importlib, sys
 
-package, images, index = sys.argv[1:]
-loaders = importlib.import_module(f"{package}.loaders")
-render = importlib.import_module(f"{package}.kernels.render.image")
-importlib.import_module(f"{package}.loaders.backends.native")
+def read_a_batch(package):
+    loaders = importlib.import_module(f"{package}.loaders")
+    render = importlib.import_module(f"{package}.kernels.render.image")
+    importlib.import_module(f"{package}.loaders.backends.native")
 
-# The reference loader calls the compiled index and plan. The native loader's kernels take much
-# longer to compile; the smallest of them makes a named tuple, whose class the cached code names.
-views = loaders.ViewConfig(views=(loaders.View(),), size=32)
-options = dict(views=views, backend="reference", index_folder=index, threads=1)
-with loaders.make_loader(images, 2, **options) as loader:
-    print(next(iter(loader)).views[0].double().sum().item())
-assert type(render.make_scratch(32, 64, False)) is render.Scratch
+    # The reference loader calls the compiled index and plan. The native loader's kernels take much
+    # longer to compile; the smallest of them makes a named tuple, whose class the cached code
+    # names.
+    views = loaders.ViewConfig(views=(loaders.View(),), size=32)
+    options = dict(views=views, backend="reference", index_folder=f"{index}-{package}", threads=1)
+    with loaders.make_loader(images, 2, **options) as loader:
+        print(next(iter(loader)).views[0].double().sum().item())
+    assert type(render.make_scratch(32, 64, False)) is render.Scratch
+    sys.stderr.write(f"end of {package}\\n")
+
+images, index, *packages = sys.argv[1:]
+for package in packages:
+    read_a_batch(package)
 """
 
 
 @pytest.fixture
 def read_a_batch(tmp_path):
-    """A function that reads one batch with a package's loader in a fresh process: (sum, log).
+    """A function that reads one batch with each package's loader in a fresh process, one after the
+    other: (sums, logs), each by package.
 
-    All processes share one cache, empty at first.
-
-    `mycode`, a package made of copies of the two folders, is importable only in its own processes,
-    as a user's project is.
+    All processes share one cache, empty at first. `mycode` is a package made of copies of the two
+    folders.
     """
     images = tmp_path / "images"
     images.mkdir()
@@ -53,12 +59,12 @@ def read_a_batch(tmp_path):
         shutil.copytree(ROOT / folder, code / "mycode" / folder, ignore=ignore)
     (code / "mycode" / "__init__.py").touch()
 
-    def read(package):
-        arguments = [package, str(images), str(tmp_path / f"index-of-{package}")]
+    def read(*packages):
+        arguments = [str(images), str(tmp_path / "index"), *packages]
         environment = {
             **os.environ,
             "MASKCO_FAST_CACHE": str(tmp_path / "cache"),
-            "PYTHONPATH": str(code) if package == "mycode" else "",
+            "PYTHONPATH": str(code) if "mycode" in packages else "",
         }
         ended = subprocess.run(
             [sys.executable, "-c", READ_A_BATCH, *arguments],
@@ -69,7 +75,8 @@ def read_a_batch(tmp_path):
             check=False,
         )
         assert ended.returncode == 0, ended.stderr
-        return ended.stdout, ended.stderr
+        logs = re.split("end of .*\n", ended.stderr)
+        return ended.stdout.split(), logs[:-1]
 
     return read
 
@@ -88,11 +95,10 @@ def store_compiled_code(cache):
 
 def test_a_copy_in_another_package_shares_the_cache_directory(read_a_batch, tmp_path):
     """Each package starts after the other has stored machine code, and loads only its own."""
-    first, log = read_a_batch("mycode")
+    (first,), (log,) = read_a_batch("mycode")
     assert "compiled plan_rows" in log
     assert "compiled make_scratch" in log
     store_compiled_code(tmp_path / "cache")
-    assert read_a_batch("maskco_fast")[0] == first
-    again, log = read_a_batch("mycode")
-    assert again == first
+    sums, (_, log) = read_a_batch("maskco_fast", "mycode")
+    assert sums == [first, first]
     assert "compil" not in log

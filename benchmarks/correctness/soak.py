@@ -41,6 +41,8 @@ from maskco_fast.loaders.remote.dataset import RemoteDataset
 from maskco_fast.loaders.system.files import write_json
 
 RANKS = 2
+CONTEXT = multiprocessing.get_context("spawn")
+"""Makes processes that share no memory with this one, so that a rank's memory is its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,14 +276,13 @@ def check(dataset: Dataset, epochs: list[list[np.ndarray]], options: Options) ->
 
 def main(options: Options) -> None:
     """Print the table and the summary."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         paths = cut(open_dataset(options.shards), pathlib.Path(folder), options.samples)
         local = open_dataset(paths)
         size = sum(os.path.getsize(path) for path in paths)
         cache_gb = size / 2 / 1e9
-        servers, server_line = context.Pipe()
-        serving = context.Process(
+        servers, server_line = CONTEXT.Pipe()
+        serving = CONTEXT.Process(
             target=serve, args=(folder, options.faults, server_line), daemon=True
         )
         serving.start()
@@ -289,9 +290,9 @@ def main(options: Options) -> None:
         lines = []
         ranks = []
         for rank in range(RANKS):
-            mine, theirs = context.Pipe()
+            mine, theirs = CONTEXT.Pipe()
             arguments = (rank, names, folder, endpoint, cache_gb, options, theirs)
-            ranks.append(context.Process(target=read, args=arguments, daemon=True))
+            ranks.append(CONTEXT.Process(target=read, args=arguments, daemon=True))
             ranks[-1].start()
             lines.append(mine)
         for line in lines:

@@ -4,7 +4,9 @@ commands that no other file tests."""
 import importlib
 import pathlib
 import re
+import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import tyro
@@ -66,11 +68,20 @@ def test_losses_by_processes_are_printed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One real run; the others of the table repeat its losses, a run being slow to start. That
-    numbers of processes agree is test_distributed's."""
+    """One real run, in this process: without torchrun one rank is the same. The others of the table
+    repeat its losses. That numbers of processes agree is test_distributed's."""
+
+    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        module = command.index("-m", command.index("torch.distributed.run")) + 1
+        assert command[module] == processes.__name__
+        processes.main(tyro.cli(processes.Options, args=command[module + 1 :]))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
     shards = tuple(make_shards(1, 8))
     options = processes.Options(shards=shards, steps=2, batch=4, dtypes=("float32",))
-    losses, exchange_us = processes.losses(options, "float32", processes=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.subprocess, "run", here)
+        losses, exchange_us = processes.losses(options, "float32", processes=1)
     assert len(losses) == 2
     assert all(loss > 0 for loss in losses)
     assert exchange_us > 0

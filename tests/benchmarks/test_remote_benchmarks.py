@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.correctness import faults, soak
 from maskco_fast.kernels.errors import InvalidInput
+from tests.support.processes import fork_context
 
 pytest.importorskip("s3fs", reason="pip install 'maskco-fast[remote]' reads remote shards")
 pytest.importorskip("moto.server", reason="pip install 'moto[server,s3]' brings an S3 API")
@@ -52,8 +53,14 @@ def test_an_unknown_source_is_refused():
         faults.Options(sources=("ftp",))
 
 
-def test_a_short_soak(make_shards, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
-    """A second or two, after the start of the servers and of both ranks."""
+def test_a_short_soak(
+    make_shards,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """A second or two, in processes that start fast."""
+    monkeypatch.setattr(soak, "CONTEXT", fork_context())
     options = soak.Options(
         shards=tuple(make_shards(1, 34)),
         minutes=1.5 / 60,

@@ -10,7 +10,7 @@ import torch
 from tests.support.interpreter import triton_interpreter
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interpreter() -> Iterator[ProcessPoolExecutor]:
     """A child process in which Triton interprets its kernels on the CPU."""
     pytest.importorskip("triton")

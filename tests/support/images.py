@@ -5,8 +5,15 @@ import pathlib
 import tarfile
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
+
+pillow_writes_on_request = pytest.mark.skipif(
+    tuple(int(part) for part in PIL.__version__.split(".")[:2]) < (10, 2),
+    reason="Pillow below 10.2 ignores `restart_marker_blocks` and `keep_rgb`: update it",
+)
+"""For tests of files with restart intervals or an Adobe segment, which Pillow must write."""
 
 
 def skip_without_packages(backend: str) -> None:

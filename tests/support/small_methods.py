@@ -1,5 +1,6 @@
-"""Every method small enough for tests: ResNet-18 at 32 pixels on 8 images of noise."""
+"""Every method small enough for tests: the smallest trunk at 32 pixels on 8 images of noise."""
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -19,6 +20,9 @@ from maskco_fast.training.optimizer import OptimizerConfig
 from tests.support.tiny_run import NoiseLoader, tiny_config
 
 SAMPLES, SIDE = 8, 32
+MODEL = ModelConfig(trunk="resnet10-small", view_size=SIDE, group_size=4, features=16)
+WITH_MAX_POOL = dataclasses.replace(MODEL, trunk="resnet18")
+"""A trunk with all layers of the paper's; ten times the weights."""
 
 
 class OneWeight(Method):
@@ -51,7 +55,7 @@ def small_config(
         "method": method,
         "batch_size": SAMPLES,
         "max_steps": 6,
-        "model": ModelConfig(trunk="resnet18", view_size=SIDE, group_size=4, features=16),
+        "model": MODEL,
         "moco_v2": MoCoV2Config(queue=20, momentum=0.9),
         "npid": NPIDConfig(negatives=5),
         "byol": BYOLConfig(hidden=32, momentum=0.9),

@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,7 +171,8 @@ def tiny_trainer(config: TrainConfig, world: World | None = None, **loader: Any)
     return Trainer(config, TinyMaskCo(config).train(), NoiseLoader(world=world, **loader), world)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train as `arguments` say; those of the command line by default."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=pathlib.Path)
@@ -182,7 +183,7 @@ def main() -> int:
     parser.add_argument("--kill-at", type=int, default=0)
     parser.add_argument("--fail-at", type=int, default=0)
     parser.add_argument("--orphan-at", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with join(torch.device("cpu")) as world:
         config = tiny_config(options.run_dir, log_every=4, log_samples=True)
         wrong = {
@@ -198,5 +199,10 @@ def main() -> int:
     return 0
 
 
+def program(arguments: Sequence[str] | None = None) -> int:
+    """`main` with the command line's lines for errors; returns the exit code."""
+    return report_user_errors(lambda: main(arguments))
+
+
 if __name__ == "__main__":
-    sys.exit(report_user_errors(main))
+    sys.exit(program())

@@ -32,7 +32,7 @@ from maskco_fast.kernels.render.decode_crops import (
 )
 from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
-from tests.support.images import encode, picture
+from tests.support.images import encode, picture, pillow_writes_on_request
 
 KERNELS = {"streams": decode_crops_by_streams}
 if has_avx512():
@@ -166,12 +166,16 @@ def test_files_without_checkpoints():
     plain = encode(image)
     for data in (
         encode(image, progressive=True),
-        encode(image, restart_marker_blocks=3),
         encode(image, "png"),
         plain[:-2],
         b"",
     ):
         assert find_checkpoints(data) is None
+
+
+@pillow_writes_on_request
+def test_files_with_restart_intervals_have_no_checkpoints():
+    assert find_checkpoints(encode(picture(64, 48, 0), restart_marker_blocks=3)) is None
 
 
 def test_checkpoints_of_other_bytes_are_not_used(decode):

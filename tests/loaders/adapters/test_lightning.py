@@ -3,7 +3,6 @@
 import logging
 import os
 import pathlib
-import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from maskco_fast.loaders import ViewConfig, make_loader
+from tests.support.processes import free_port, run_ranks
 from tests.support.recorder import Recorder
 
 pl: Any = pytest.importorskip("pytorch_lightning", reason="lightly brings pytorch_lightning")
@@ -146,10 +146,7 @@ def process(rank: int, port: int, shards: list[str], folder: str) -> None:
 
 
 def test_two_processes_share_each_epoch_and_resume(shards, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(process, (port, shards, str(tmp_path)), nprocs=2)
+    run_ranks(process, (free_port(), shards, str(tmp_path)))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     with make(shards, Recorder()) as loader:
         whole = [batch.index.tolist() for _ in range(2) for batch in loader]

@@ -1,6 +1,5 @@
 """The shard cache between threads and processes: one download a shard, none removed in use."""
 
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -19,6 +18,7 @@ from maskco_fast.loaders import RemoteError, make_loader, open_dataset
 from maskco_fast.loaders.remote.cache import ShardCache
 from maskco_fast.loaders.remote.prefetch import ShardPrefetcher
 from maskco_fast.loaders.remote.store import RemoteShard
+from tests.support.processes import fork_context
 from tests.support.remote_servers import VIEWS, assert_same, batches, hurried
 
 pytest.importorskip(
@@ -281,7 +281,7 @@ def test_two_processes_share_a_cache(make_shards, tmp_path):
     shards = make_shards(4, 16)
     with (
         faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=2)) as server,
-        ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool,
+        ProcessPoolExecutor(2, fork_context()) as pool,
     ):
         names = f"{server.url}/shard-{{0000..0003}}.tar"
         ranks = list(pool.map(_rank, range(2), [names] * 2, [tmp_path] * 2))

@@ -15,7 +15,7 @@ from maskco_fast.loaders.shards import decode
 from maskco_fast.loaders.shards.build_index import index_image
 from maskco_fast.loaders.shards.decode import BadImage, Decoder, decode_pillow, image_size
 from maskco_fast.loaders.shards.jpeg_segments import without_metadata
-from tests.support.images import encode, picture, write_tar
+from tests.support.images import encode, picture, pillow_writes_on_request, write_tar
 
 PLAIN = encode(picture(61, 83, 0), quality=90)
 PLAIN_VIEW = View(jitter_probability=0.0, gray_probability=0.0, blur_probability=0.0)
@@ -168,6 +168,7 @@ def test_unordinary_segments_are_judged_by_pillow(name):
             decode_pillow(data)
 
 
+@pillow_writes_on_request
 def test_colours_stay_those_of_the_segments_that_say_so():
     """An Adobe segment with transform 0 means RGB, and must not be taken for metadata."""
     rgb = encode(picture(61, 83, 0), quality=90, subsampling=0, keep_rgb=True)

@@ -26,7 +26,7 @@ from maskco_fast.training.distributed import World
 
 
 def small_run(shards: list[str], run_dir: pathlib.Path, **fields: Any) -> TrainConfig:
-    model = ModelConfig(trunk="resnet18", view_size=32, group_size=4)
+    model = ModelConfig(trunk="resnet10-small", view_size=32, group_size=4)
     settings: dict[str, Any] = {
         "max_steps": 3,
         "batch_size": 4,

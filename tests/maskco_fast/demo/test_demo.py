@@ -4,7 +4,6 @@ import collections
 import io
 import itertools
 import json
-import multiprocessing
 import os
 import tarfile
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 
 from maskco_fast.demo.scenes import CONTEXTS, KINDS, MIN_VISIBLE, scene
 from maskco_fast.demo.shards import demo_shards
+from tests.support.processes import fork_context
 
 SMALL: dict[str, Any] = {"samples": 12, "shards": 3, "size": (48, 64)}
 
@@ -95,9 +95,8 @@ def test_cut_off_run_leaves_no_shard(tmp_path):
 
 
 def test_two_processes_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=demo_shards, args=(tmp_path,), kwargs=SMALL) for _ in range(2)
+        fork_context().Process(target=demo_shards, args=(tmp_path,), kwargs=SMALL) for _ in range(2)
     ]
     for process in processes:
         process.start()

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import socket
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from maskco_fast.commands.detect import detect
 from maskco_fast.detection.config import DetectConfig
 from maskco_fast.errors import SUCCESS
 from maskco_fast.networks.batch_norm import SynchronizedBatchNorm
+from tests.support.processes import free_port, run_ranks
 
 SHARES = (3, 8)
 """Rows of each process: regions differ in number, and maps in size."""
@@ -63,11 +63,8 @@ def process(rank: int, folder: str, config: DetectConfig, port: int) -> None:
 def results(tiny: DetectConfig, tmp_path: pathlib.Path) -> pathlib.Path:
     """The folder in which both processes have written; `run` is the detector's."""
     pytest.importorskip("pycocotools")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     config = dataclasses.replace(tiny, eval_every=1, pictures=0)
-    torch.multiprocessing.spawn(process, (str(tmp_path), config, port), nprocs=2)
+    run_ranks(process, (str(tmp_path), config, free_port()))
     return tmp_path
 
 

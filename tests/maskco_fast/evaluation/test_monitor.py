@@ -45,7 +45,7 @@ def config(run_dir: pathlib.Path, shards: list[str], every: int = 2, **fields) -
         batch_size=BATCH,
         max_steps=4,
         checkpoint_every=10,
-        model=ModelConfig(trunk="resnet18", view_size=SIZE, group_size=BATCH),
+        model=ModelConfig(trunk="resnet10-small", view_size=SIZE, group_size=BATCH),
         maskco=MaskCoConfig(mph_blocks=0),
         monitor=MonitorConfig(
             every=every, train_shards=(shards[0],), val_shards=(shards[1],), k=3, batch_size=5

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
+import torch.distributed
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +24,7 @@ from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.optimizer import OptimizerConfig, make_optimizer
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import Trainer
+from tests.support.processes import run_ranks
 from tests.support.runs import losses
 from tests.support.small_methods import (
     SAMPLES,
@@ -247,7 +248,7 @@ def process(rank: int, folder: str, size: int) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(process, (str(folder), 2), nprocs=2)
+    run_ranks(process, (str(folder), 2))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -15,7 +15,7 @@ from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.recipes import RECIPES
 
-SMALL = ModelConfig(trunk="resnet18", view_size=32)
+SMALL = ModelConfig(trunk="resnet10-small", view_size=32)
 
 
 def test_every_method_has_a_config_field():

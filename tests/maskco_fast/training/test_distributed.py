@@ -6,50 +6,44 @@ import datetime
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.distributed.run
 
 from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint, distributed
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.recipes import RECIPES
-from tests.support.tiny_run import BATCH, tiny_config, tiny_trainer
+from tests.support.processes import Ended, free_port, rank_environments, run_mains
+from tests.support.tiny_run import BATCH, program, tiny_config, tiny_trainer
 
 PROGRAM = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+def ranks(run_dir: pathlib.Path, *arguments: str) -> list[Ended]:
+    """`tiny_run.py` in two processes with torchrun's environment; AssertionError if they hang."""
+    return run_mains(program, ["--run-dir", str(run_dir), *arguments], rank_environments(2))
 
 
-def ranks(run_dir: pathlib.Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    """`tiny_run.py` in two processes as torchrun starts them; TimeoutExpired where they hang."""
-    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    environments = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address}
-        for rank in range(2)
-    ]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        return list(
-            pool.map(
-                lambda environment: run(
-                    [PROGRAM, "--run-dir", str(run_dir), *arguments], **environment
-                ),
-                environments,
-            )
-        )
+FORKED = ["--start-method", "forkserver", "--run-path", PROGRAM]
+"""torchrun's options that run a program in forks of the server, not in new interpreters."""
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+def launch(arguments: Sequence[str]) -> int:
+    """torchrun's command."""
+    torch.distributed.run.main(list(arguments))
+    return 0
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """torchrun's command, which starts an interpreter for each rank."""
     return subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
@@ -111,28 +105,17 @@ def test_two_launchers_meet_as_on_two_nodes(tmp_path, one_process):
         "--rdzv-endpoint",
         f"localhost:{free_port()}",
     ]
-    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", *meeting]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for ended in pool.map(run, [[*launch, PROGRAM, "--run-dir", str(tmp_path)]] * 2):
-            assert ended.returncode == 0, ended.stderr
+    arguments = ["--nnodes", "2", "--nproc-per-node", "1", *meeting, *FORKED]
+    for ended in run_mains(launch, [*arguments, "--run-dir", str(tmp_path)], [{}, {}]):
+        assert ended.returncode == 0, ended.stderr
     assert_same_run(tmp_path, one_process)
 
 
 def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_process):
     """torchrun's elastic restart: it starts all ranks again, from the newest checkpoint."""
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "--max-restarts",
-        "1",
-        PROGRAM,
-    ]
-    ended = run(
-        [*launch, "--run-dir", str(tmp_path), "--rank", "1", "--kill", "SIGKILL", "--kill-at", "5"]
-    )
+    elastic = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1", *FORKED]
+    kill = ["--rank", "1", "--kill", "SIGKILL", "--kill-at", "5"]
+    (ended,) = run_mains(launch, [*elastic, "--run-dir", str(tmp_path), *kill])
     assert ended.returncode == 0, ended.stderr
     assert "Signal 9 (SIGKILL)" in ended.stderr or "exitcode: -9" in ended.stderr, ended.stderr
     assert_same_run(tmp_path, one_process)
@@ -140,8 +123,8 @@ def test_a_killed_rank_is_started_again_and_the_run_goes_on(tmp_path, one_proces
 
 def test_ranks_whose_launcher_is_killed_stop_and_save(tmp_path):
     """All of them, within seconds: they would hold the run folder for ever."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
-    ended = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--orphan-at", "5"])
+    orphan = ["--rank", "1", "--orphan-at", "5"]
+    ended = run(["--nproc-per-node", "2", PROGRAM, "--run-dir", str(tmp_path), *orphan])
     assert ended.returncode == -9
     assert ended.stdout.split() == ["SIGTERM"] * 2  # read until both ranks have ended
     newest = checkpoint.load_newest(tmp_path / "checkpoints")
@@ -177,8 +160,8 @@ def test_a_rank_that_does_not_start_is_named(monkeypatch):
 
 
 def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", PROGRAM]
-    failed = run([*launch, "--run-dir", str(tmp_path), "--rank", "1", "--fail-at", "5"])
+    fail = ["--rank", "1", "--fail-at", "5"]
+    failed = run(["--nproc-per-node", "2", PROGRAM, "--run-dir", str(tmp_path), *fail])
     assert failed.returncode != 0
     assert "rank 1: error: the disk of rank 1 is on fire" in failed.stderr
     assert "Traceback" not in failed.stderr.partition("rank 1: error")[0]

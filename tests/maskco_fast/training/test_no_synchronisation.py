@@ -27,7 +27,7 @@ from maskco_fast.training.optimizer import (
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.signals import StopSignal
 from maskco_fast.training.trainer import Trainer
-from tests.support.small_methods import SAMPLES, SIDE, small_config, small_method
+from tests.support.small_methods import SAMPLES, SIDE, WITH_MAX_POOL, small_config, small_method
 from tests.support.tiny_run import NoiseLoader
 
 READS = {
@@ -62,7 +62,7 @@ class Watch(TorchDispatchMode):
 def config_of(method: str) -> TrainConfig:
     """The small configuration with the optimiser of the paper's recipe."""
     name = RECIPES["paper"](method).optimizer.name
-    return small_config(method, optimizer=OptimizerConfig(name=name))
+    return small_config(method, model=WITH_MAX_POOL, optimizer=OptimizerConfig(name=name))
 
 
 @pytest.mark.parametrize("name", METHODS)

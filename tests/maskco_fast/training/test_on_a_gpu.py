@@ -20,7 +20,7 @@ from maskco_fast.training.devices import configure_cuda
 from maskco_fast.training.graphed import WARM
 from maskco_fast.training.trainer import Fetched, Trainer
 from tests.support.devices import DEVICES, lag, waits_are_errors
-from tests.support.small_methods import SAMPLES, SIDE, small_config, small_method
+from tests.support.small_methods import SAMPLES, SIDE, WITH_MAX_POOL, small_config, small_method
 from tests.support.tiny_run import NoiseLoader, tiny_config, tiny_trainer
 
 
@@ -173,9 +173,8 @@ def test_graphed_steps_are_the_eager_ones(
     Over several steps, differences of rounding grow until nothing can be compared.
     """
     configure_cuda(torch.device("cuda", 0))
-    config = small_config(
-        name, tmp_path, device="cuda", precision=precision, cuda_graphs=True, max_steps=20
-    )
+    settings = {"device": "cuda", "precision": precision, "cuda_graphs": True, "max_steps": 20}
+    config = small_config(name, tmp_path, model=WITH_MAX_POOL, **settings)
     loader = NoiseLoader(size=SIDE, batch=SAMPLES)
     trainer = Trainer(config, small_method(config).train(), loader)
     for _ in range(WARM + 2):

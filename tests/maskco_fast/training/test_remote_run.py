@@ -3,8 +3,6 @@
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,27 +11,18 @@ import pytest
 
 from benchmarks.correctness import faulty_server as faulty
 from maskco_fast.cli import main
+from tests.support.processes import rank_environments, started
 
 pytest.importorskip(
     "s3fs", reason="pip install 'maskco-fast[remote]' brings what reads remote shards"
 )
-
-COMMANDS = {
-    1: [sys.executable, "-m", "maskco_fast"],
-    2: [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        "-m",
-        "maskco_fast",
-    ],
-}
-"""The command line in one process and in two."""
 
 LIMIT = 240
 """Seconds for a step that takes a few, on a machine with much other work."""
 
 
 def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
-    """Run three steps of the demo recipe on few images; returns the exit code."""
+    """Run three steps of the demo recipe on few small images; returns the exit code."""
     steps = (
         "--loader",
         "native",
@@ -43,6 +32,8 @@ def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
         "8",
         "--model.group-size",
         "8",
+        "--model.view-size",
+        "32",
         "--no-tensorboard",
         "--device",
         "cpu",
@@ -135,21 +126,14 @@ def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
         tmp_path, lambda exchange: "stall" if out.is_set() else None, stall=3600
     ) as server:
         names = f"{server.url}/shard-{{0000..0003}}.tar"
-        command = [
-            *COMMANDS[processes],
-            "train",
-            "--recipe",
-            "demo",
-            "--shards",
-            names,
-            "--device",
-            "cpu",
-        ]
+        command = ["train", "--recipe", "demo", "--shards", names, "--device", "cpu"]
         small = (
             "--batch-size",
             "8",
             "--model.group-size",
             "4",
+            "--model.view-size",
+            "32",
             "--max-steps",
             "100000",
             "--log-every",
@@ -158,28 +142,24 @@ def test_a_signal_in_an_outage_saves_without_waiting_for_its_end(
         cache = ("--remote.cache-folder", str(tmp_path / "cache"), "--remote.request-mb", "0.02")
         patience = ("--remote.timeout", "3600", "--remote.patience", "3600")
         to = ("--run-dir", str(tmp_path / "run"), "--no-tensorboard", "--loader", "native")
-        with subprocess.Popen(
-            [*command, *small, *cache, *patience, *to, *mode], stderr=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                wait_for(
-                    lambda: (
-                        (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run")
-                    )
-                )
-                out.set()
-                for path in (tmp_path / "cache").glob("*.tar"):
-                    path.unlink()
-                wait_for(lambda: server.injected["stall"])
-                steps = -1
-                # until the batches that arrived before the stall are used up
-                while steps != (steps := len(losses(tmp_path / "run"))):
-                    time.sleep(1)
-                process.send_signal(signal.SIGTERM)
-                _, printed = process.communicate(timeout=LIMIT)
-            finally:
-                process.kill()
-    assert process.returncode == 0 or processes > 1, printed  # torchrun ends with 1 after a signal
+        arguments = [*command, *small, *cache, *patience, *to, *mode]
+        with started(main, arguments, rank_environments(processes)) as ranks:
+            wait_for(
+                lambda: (tmp_path / "run" / "metrics.jsonl").exists() and losses(tmp_path / "run")
+            )
+            out.set()
+            for path in (tmp_path / "cache").glob("*.tar"):
+                path.unlink()
+            wait_for(lambda: server.injected["stall"])
+            steps = -1
+            # until the batches that arrived before the stall are used up
+            while steps != (steps := len(losses(tmp_path / "run"))):
+                time.sleep(1)
+            for rank in ranks:  # as torchrun does
+                rank.send_signal(signal.SIGTERM)
+            ends = [rank.wait(LIMIT) for rank in ranks]
+    printed = "".join(end.stderr for end in ends)
+    assert [end.returncode for end in ends] == [0] * processes, printed
     steps = len(losses(tmp_path / "run"))  # a slow machine may have taken one more
     assert f"SIGTERM: saved at step {steps} of 100000" in printed
     assert (tmp_path / "run" / "checkpoints" / f"step-{steps:09d}.pt").exists()

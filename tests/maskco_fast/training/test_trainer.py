@@ -4,8 +4,6 @@ import dataclasses
 import json
 import pathlib
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 
@@ -24,10 +22,18 @@ from maskco_fast.training.distributed import World
 from maskco_fast.training.optimizer import OptimizerConfig, learning_rate
 from maskco_fast.training.recipes import RECIPES
 from maskco_fast.training.trainer import NonFiniteLoss, Trainer
+from tests.support.processes import Ended, run_mains
 from tests.support.runs import losses, metrics
 from tests.support.small_disk import small_disk
 from tests.support.small_methods import OneWeight
-from tests.support.tiny_run import BATCH, NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
+from tests.support.tiny_run import (
+    BATCH,
+    NoiseLoader,
+    TinyMaskCo,
+    program,
+    tiny_config,
+    tiny_trainer,
+)
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "support" / "golden_losses.json"
 
@@ -181,10 +187,9 @@ def test_trains_outside_the_main_thread_too(tmp_path):
 
 
 def test_killed_processes_leave_a_run_that_goes_on_to_the_last_bit(tmp_path, uninterrupted):
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        script = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
-        command = [sys.executable, script, "--run-dir", str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def run(*arguments: str) -> Ended:
+        (ended,) = run_mains(program, ["--run-dir", str(tmp_path), *arguments])
+        return ended
 
     killed = run("--kill-at", "8", "--kill", "SIGKILL")
     assert killed.returncode == -signal.SIGKILL
