@@ -15,7 +15,7 @@ from numba.core.registry import cpu_target
 from . import headers, tar
 from .compiler.cache import cache_folder
 from .compiler.jit import source_stamp
-from .jpeg.checkpoints import checksum
+from .jpeg.checkpoints import checksum, find_checkpoints
 from .plan import plan
 from .render.records import RecordRenderer
 from .views import ViewConfig
@@ -39,11 +39,12 @@ def _decode() -> None:
 
 def _checkpoints() -> None:
     checksum(b"")
+    find_checkpoints(b"")  # what an index of scans calls besides the kernel of `_decode`
     assert _renderer()[0].at_checkpoints_address
 
 
 def _records() -> None:
-    assert _renderer()[0].record_address
+    assert _renderer()[0].record_address  # the loop over records is that of JPEGs, of `_render`
 
 
 def _render(dtype: str) -> None:

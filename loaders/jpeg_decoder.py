@@ -8,6 +8,7 @@ import simplejpeg
 
 from ..kernels.errors import InvalidInput
 from ..kernels.headers import find_ordinary_scan
+from ..kernels.jpeg.checkpoints import make_table
 from ..kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
 from ..kernels.jpeg.pixels import LANES, PAD
 from .shards.decode import BadImage, decode_pillow, require_few_scans, require_sane_size
@@ -108,8 +109,9 @@ def _decode_plain(
     y, x, rows, columns = y - skip_y, x - skip_x, rows + skip_y, columns + skip_x
     scratch = _room(len(encoded), (rows + BLOCKS) * (columns + BLOCKS + 2 * PAD))
     out = np.empty(3 * (rows * columns + LANES), np.uint8)
-    size = len(encoded)
-    if decode_region(encoded, size, height, width, y, x, rows, columns, scratch, out) != DECODED:
+    file = encoded, len(encoded), height, width
+    memory = scratch, out, make_table(1), 0
+    if decode_region(*file, y, x, rows, columns, *memory) != DECODED:
         return None
     image = out[: 3 * rows * columns].reshape(rows, columns, 3)
     return image[skip_y:, skip_x:].copy() if skip_y or skip_x else image

@@ -27,15 +27,11 @@ from maskco_fast.kernels.jpeg.checkpoints import (
     Checkpoints,
     checksum,
     find_checkpoints,
-)
-from maskco_fast.kernels.jpeg.decode import DECODED
-from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render.decode_crops import (
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
     make_table,
 )
+from maskco_fast.kernels.jpeg.chunks import decode_region_by_lanes, decode_region_by_streams
+from maskco_fast.kernels.jpeg.decode import DECODED, decode_region
+from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import open_dataset
@@ -45,9 +41,9 @@ CALL = 4
 """Files that are rendered in a call, as by the native loader."""
 LIBRARY = "libjpeg, whole"
 KERNELS = {
-    "from the beginning": decode_crops,
-    "two streams": decode_crops_by_streams,
-    **({"32 lanes": decode_crops_by_lanes} if has_avx512() else {}),
+    "from the beginning": decode_region,
+    "two streams": decode_region_by_streams,
+    **({"32 lanes": decode_region_by_lanes} if has_avx512() else {}),
 }
 
 
@@ -117,16 +113,20 @@ def as_photos(files: list[bytes]) -> list[Photo]:
     return photos
 
 
-def decoder(renderer: JpegRenderer, kernel: Callable[..., int], photo: Photo) -> Callable[[], int]:
+def region_of(renderer: JpegRenderer, photo: Photo) -> list[int]:
+    """The region of a file that its crops need: y, x, rows, columns. The renderer's working memory
+    grows to fit."""
+    assert renderer.decode(photo.data, photo.height, photo.width, photo.row) is not None
+    return renderer._jpeg_scratch.region.tolist()
+
+
+def decoder(
+    renderer: JpegRenderer, kernel: Callable[..., int], photo: Photo, region: list[int]
+) -> Callable[[], int]:
     """A call of a kernel on one file, with all that Python does for it done ahead."""
-    sides = np.array([[photo.height, photo.width]])
-    where = renderer._locate([photo.data], sides)
-    scratch = renderer._jpeg_scratch
-    table = make_table([photo.data], sides, photo.checkpoints, find=False)
-    views = len(VIEWS.views)
-    memory = scratch, renderer._pixels, scratch.region, table, 0
-    arguments = where[0], photo.height, photo.width, photo.row, views, *memory
-    return lambda: kernel(*arguments)
+    file = np.frombuffer(photo.data, np.uint8), len(photo.data), photo.height, photo.width
+    memory = renderer._jpeg_scratch, renderer._pixels, make_table(1, photo.checkpoints), 0
+    return lambda: kernel(*file, *region, *memory)
 
 
 class Loader:
@@ -169,26 +169,17 @@ def measure(name: str, files: list[bytes], options: Options) -> Line:
     """Time one kind of image; AssertionError where a way's pixels are not libjpeg's."""
     photos = as_photos(files)
     renderer = JpegRenderer(VIEWS)
-    largest = max(photos, key=lambda photo: photo.height * photo.width)
-    longest = max(photos, key=lambda photo: len(photo.data))
-    for photo in (largest, longest):  # the working memory grows now
-        renderer.decode(photo.data, photo.height, photo.width, photo.row)
+    regions = [region_of(renderer, photo) for photo in photos]
     calls = {
-        way: [decoder(renderer, kernel, photo) for photo in photos]
+        way: [decoder(renderer, kernel, *pair) for pair in zip(photos, regions)]
         for way, kernel in KERNELS.items()
     }
-    region = renderer._jpeg_scratch.region
-
-    def region_pixels() -> np.ndarray:
-        rows, columns = region[2:].tolist()
-        return renderer._pixels[: 3 * rows * columns].reshape(rows, columns, 3)
-
-    for n, photo in enumerate(photos):
+    for n, (photo, (y, x, rows, columns)) in enumerate(zip(photos, regions)):
         truth = simplejpeg.decode_jpeg(photo.data, "RGB")
         for way in KERNELS:
             assert calls[way][n]() == DECODED, f"{way} does not take an image"
-            y, x, rows, columns = region.tolist()
-            same = np.array_equal(region_pixels(), truth[y : y + rows, x : x + columns])
+            pixels = renderer._pixels[: 3 * rows * columns].reshape(rows, columns, 3)
+            same = np.array_equal(pixels, truth[y : y + rows, x : x + columns])
             assert same, f"the pixels of {way} differ from libjpeg's"
     loaders = {way: Loader(way, photos) for way in KERNELS}
     decoding: dict[str, list[float]] = {way: [] for way in (LIBRARY, *KERNELS)}

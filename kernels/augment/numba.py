@@ -25,8 +25,8 @@ from numba.extending import overload
 
 from ..compiler.half_precision import bfloat16_bits, converts_float16, float16_bits
 from ..compiler.jit import inline_jit
-from ..compiler.vector import broadcast, convert, fence, load, multiply_high, reinterpret, store
-from ..compiler.vector_shuffle import store_interleaved, stream_interleaved
+from ..compiler.vector import broadcast, convert, load, multiply_high, reinterpret, store
+from ..compiler.vector_interleave import fence, store_interleaved, stream_interleaved
 from ..formats import FLOAT16, UINT8
 from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, LIGHTING, ORDER, SOLARIZE
 from ..render.resize import row_pitch

@@ -6,12 +6,12 @@ Compile callers only where `has_vbmi2`: elsewhere LLVM ends the process.
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..compiler.jit import inline_jit
 from ..compiler.vector import (
     broadcast,
+    call_intrinsic,
     convert,
     lane_numbers,
     load,
@@ -35,14 +35,6 @@ for _w in range(1, 9):
         _SHIFTS[64 * _w + _lane] = (_lane & 7) * _w
 
 
-def _call(builder, name, result, arguments, kinds):
-    """Emit a call of an LLVM intrinsic."""
-    function = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(result, kinds), f"llvm.x86.avx512.{name}"
-    )
-    return builder.call(function, arguments)
-
-
 @intrinsic(prefer_literal=True)
 def _expand(typing_context, vector, mask):
     """The lanes in turn to those of 64 whose bit of `mask` is set; 0 elsewhere (vpexpandb)."""
@@ -51,8 +43,8 @@ def _expand(typing_context, vector, mask):
         bits = ir.VectorType(ir.IntType(1), 64)
         zero = ir.Constant(vector.llvm, [0] * 64)
         chosen = [arguments[0], zero, builder.bitcast(arguments[1], bits)]
-        kinds = [vector.llvm, vector.llvm, bits]
-        return _call(builder, "mask.expand.v64i8", vector.llvm, chosen, kinds)
+        name = "llvm.x86.avx512.mask.expand.v64i8"
+        return call_intrinsic(builder, name, vector.llvm, chosen)
 
     return vector(vector, types.uint64), generate
 
@@ -62,7 +54,7 @@ def _permute(typing_context, vector, places):
     """Lane i becomes lane `places[i]` modulo 64 (vpermb)."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, "permvar.qi.512", vector.llvm, arguments, [vector.llvm] * 2)
+        return call_intrinsic(builder, "llvm.x86.avx512.permvar.qi.512", vector.llvm, arguments)
 
     return vector(vector, vector), generate
 
@@ -72,7 +64,8 @@ def _multishift(typing_context, shifts, vector):
     """Lane i becomes the 8 bits from bit `shifts[i]` on of its 64-bit group (vpmultishiftqb)."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, "pmultishift.qb.512", vector.llvm, arguments, [vector.llvm] * 2)
+        name = "llvm.x86.avx512.pmultishift.qb.512"
+        return call_intrinsic(builder, name, vector.llvm, arguments)
 
     return vector(shifts, vector), generate
 

@@ -7,7 +7,7 @@ from .record import HEADER_DTYPE, HEADER_SIZE
 
 def unpack_reference(record: bytes) -> np.ndarray:
     """The coefficients of a sound record: (n, 64) int16 in zigzag order, component by component, as
-    `record.unpack` returns them."""
+    `unpack.unpack` returns them."""
     header = np.frombuffer(record, HEADER_DTYPE, 1)[0]
     components = int(header["components"])
     factors = [(int(byte) >> 4, int(byte) & 15) for byte in header["sampling"][:components]]

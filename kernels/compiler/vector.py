@@ -69,6 +69,12 @@ def vector_pointer(
     return builder.bitcast(builder.gep(data, [index]), vector.llvm.as_pointer())
 
 
+def call_intrinsic(builder: Any, name: str, result: ir.Type, arguments: Any) -> Any:
+    """Emit a call of LLVM's intrinsic `name`, which returns `result`."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
 @intrinsic(prefer_literal=True)
 def load(typing_context, array, index, lanes):
     """Load `array[index : index + lanes]`, `lanes` a literal, at any alignment."""
@@ -104,10 +110,9 @@ def prefetch(typing_context, array, index):
             ir.IntType(8).as_pointer(),
         )
         flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         # Flags: for reading, into all cache levels, data.
-        builder.call(function, [pointer, flag(0), flag(3), flag(1)])
+        parts = [pointer, flag(0), flag(3), flag(1)]
+        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), parts)
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
@@ -201,7 +206,8 @@ def minimum(typing_context, a, b):
     """The smaller of two vectors, lane by lane."""
 
     def generate(context, builder, signature, arguments):
-        return builder.select(_less(builder, a, arguments), *arguments)
+        less = _comparison("<")(builder, a.element, arguments)
+        return builder.select(less, *arguments)
 
     return a(a, b), generate
 
@@ -211,7 +217,8 @@ def maximum(typing_context, a, b):
     """The larger of two vectors, lane by lane."""
 
     def generate(context, builder, signature, arguments):
-        return builder.select(_less(builder, a, arguments), *reversed(arguments))
+        less = _comparison("<")(builder, a.element, arguments)
+        return builder.select(less, *reversed(arguments))
 
     return a(a, b), generate
 
@@ -221,12 +228,8 @@ def _float_function(name: str, docstring: str) -> Any:
 
     def apply(typing_context, vector):
         def generate(context, builder, signature, arguments):
-            kind = vector.llvm
             symbol = f"llvm.{name}.v{vector.lanes}f{vector.element.bitwidth}"
-            function = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(kind, [kind]), symbol
-            )
-            return builder.call(function, arguments)
+            return call_intrinsic(builder, symbol, vector.llvm, arguments)
 
         return vector(vector), generate
 
@@ -306,26 +309,6 @@ def with_first(typing_context, vector, value):
         return builder.insert_element(arguments[0], element, ir.Constant(ir.IntType(32), 0))
 
     return vector(vector, types.int64), generate
-
-
-@intrinsic
-def fence(typing_context):
-    """Memory fence: other threads see the stores before it before any store after it."""
-
-    def generate(context, builder, signature, arguments):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-def _less(builder: Any, vector: VectorType, arguments: Any) -> Any:
-    """Emit a lane-wise `<` of two vectors."""
-    if isinstance(vector.element, types.Float):
-        return builder.fcmp_ordered("<", *arguments)
-    return (builder.icmp_signed if vector.element.signed else builder.icmp_unsigned)(
-        "<", *arguments
-    )
 
 
 def _overload_operator(function: Any, emit: Any, *, boolean: bool = False) -> None:

@@ -6,18 +6,11 @@ LLVM's portable forms of these compile to slow sequences of single lanes.
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vector import VectorType, vector_pointer
+from .vector import VectorType, call_intrinsic, vector_pointer
 
 _INT32 = ir.IntType(32)
-
-
-def _call(builder, name, result, arguments):
-    """Emit a call of LLVM's intrinsic `name`."""
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
 
 
 def _bytes_of(context, builder, array, value):
@@ -40,7 +33,7 @@ def gather(typing_context, array, places, scale):
             ir.Constant(ir.VectorType(ir.IntType(1), 16), [1] * 16),
             _INT32(scale.literal_value),
         ]
-        return _call(builder, "llvm.x86.avx512.mask.gather.dpi.512", vector, parts)
+        return call_intrinsic(builder, "llvm.x86.avx512.mask.gather.dpi.512", vector, parts)
 
     return places(array, places, scale), generate
 
@@ -53,7 +46,7 @@ def scatter(typing_context, array, condition, places, values):
     def generate(context, builder, signature, arguments):
         base = _bytes_of(context, builder, array, arguments[0])
         parts = [base, *arguments[1:], _INT32(array.dtype.bitwidth // 8)]
-        _call(builder, "llvm.x86.avx512.mask.scatter.dpi.512", ir.VoidType(), parts)
+        call_intrinsic(builder, "llvm.x86.avx512.mask.scatter.dpi.512", ir.VoidType(), parts)
         return context.get_dummy_value()
 
     return types.void(array, condition, places, values), generate
@@ -70,7 +63,9 @@ def expand(typing_context, array, index, condition, vector):
             context, builder, array, memory, index, VectorType(vector.element, 1)
         )
         pointer = builder.bitcast(pointer, _INT32.as_pointer())
-        return _call(builder, "llvm.masked.expandload.v16i32", vector.llvm, [pointer, mask, others])
+        return call_intrinsic(
+            builder, "llvm.masked.expandload.v16i32", vector.llvm, [pointer, mask, others]
+        )
 
     return vector(array, types.intp, condition, vector), generate
 
@@ -83,7 +78,7 @@ def compress(typing_context, vector, bits):
     def generate(context, builder, signature, arguments):
         mask = builder.bitcast(arguments[1], ir.VectorType(ir.IntType(1), 64))
         parts = [arguments[0], ir.Constant(vector.llvm, [0] * 64), mask]
-        return _call(builder, "llvm.x86.avx512.mask.compress.v64i8", vector.llvm, parts)
+        return call_intrinsic(builder, "llvm.x86.avx512.mask.compress.v64i8", vector.llvm, parts)
 
     return vector(vector, types.uint64), generate
 
@@ -93,7 +88,9 @@ def pick_16(typing_context, table, places):
     """The lanes `places` of `table`, 16 uint32 each."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, "llvm.x86.avx512.permvar.si.512", table.llvm, list(arguments))
+        return call_intrinsic(
+            builder, "llvm.x86.avx512.permvar.si.512", table.llvm, list(arguments)
+        )
 
     return table(table, places), generate
 
@@ -104,7 +101,7 @@ def pick_of_two(typing_context, a, places, b):
     int16."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, "llvm.x86.avx512.vpermi2var.hi.512", a.llvm, list(arguments))
+        return call_intrinsic(builder, "llvm.x86.avx512.vpermi2var.hi.512", a.llvm, list(arguments))
 
     return a(a, places, b), generate
 
@@ -114,7 +111,7 @@ def swap_bytes(typing_context, vector):
     """16 uint32 with their bytes in the other order."""
 
     def generate(context, builder, signature, arguments):
-        return _call(builder, "llvm.bswap.v16i32", vector.llvm, list(arguments))
+        return call_intrinsic(builder, "llvm.bswap.v16i32", vector.llvm, list(arguments))
 
     return vector(vector), generate
 
@@ -128,23 +125,3 @@ def bits_of(typing_context, condition):
         return builder.zext(bits, ir.IntType(64))
 
     return types.int64(condition), generate
-
-
-@intrinsic
-def count_bits(typing_context, bits):
-    """The number of bits that are set in `bits`, int64 or uint64."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return types.int64(bits), generate
-
-
-@intrinsic
-def trailing_zeros(typing_context, bits):
-    """The number of the lowest bit that is set in `bits`, int64 or uint64; 64 where none is."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.int64(bits), generate

@@ -1,6 +1,6 @@
-"""Vector shuffles: transposes, and interleaving of channels as in (…, 3) pixels."""
+"""Vector shuffles: transposes, packing of narrower lanes, and loads of several places."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from llvmlite import ir
@@ -9,10 +9,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .features import has_avx512, has_features
-from .vector import VectorType, vector_pointer
+from .vector import VectorType, call_intrinsic, vector_pointer
 
 
-def _lanes(picks: Iterable[int]) -> ir.Constant:
+def shuffle_mask(picks: Iterable[int]) -> ir.Constant:
     """The mask of an LLVM shuffle: result lane i takes lane `picks[i]` of its two operands."""
     chosen = list(picks)
     return ir.Constant(ir.VectorType(ir.IntType(32), len(chosen)), chosen)
@@ -48,7 +48,7 @@ def transpose(typing_context, source, at, stride, target, to, step):
             return builder.load(pointer, align=source.dtype.bitwidth // 8)
 
         def concatenate(a, b):
-            return builder.shuffle_vector(a, b, _lanes(range(2 * a.type.count)))
+            return builder.shuffle_vector(a, b, shuffle_mask(range(2 * a.type.count)))
 
         # Load: register i holds four pieces, from rows `count` apart.
         registers = []
@@ -67,7 +67,7 @@ def transpose(typing_context, source, at, stride, target, to, step):
         for _ in range(count.bit_length() - 1):
             pairs = zip(registers[: count // 2], registers[count // 2 :])
             registers = [
-                builder.shuffle_vector(a, b, _lanes(picks))
+                builder.shuffle_vector(a, b, shuffle_mask(picks))
                 for a, b in pairs
                 for picks in (low, high)
             ]
@@ -75,7 +75,7 @@ def transpose(typing_context, source, at, stride, target, to, step):
         for i, register in enumerate(registers):
             for part in range(pieces):
                 row = builder.shuffle_vector(
-                    register, register, _lanes(range(32 * part, 32 * part + 32))
+                    register, register, shuffle_mask(range(32 * part, 32 * part + 32))
                 )
                 index = builder.add(to, builder.mul(step, number(i + count * part)))
                 pointer = vector_pointer(
@@ -110,7 +110,7 @@ def transpose_8(typing_context, a, b, c, d, e, f, g, h):
 
 def _interleaved(lanes: int, begin: int) -> ir.Constant:
     """The mask that interleaves four lanes of two vectors, from `begin` in each group of eight."""
-    return _lanes(
+    return shuffle_mask(
         group + begin + i // 2 + i % 2 * lanes for group in range(0, lanes, 8) for i in range(8)
     )
 
@@ -143,10 +143,8 @@ def multiply_pairs(typing_context, a, b):
     def generate(context, builder, signature, arguments):
         name = _instruction(a.lanes, "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx512.pmaddw.d.512")
         if name:  # LLVM does not find this instruction (vpmaddwd)
-            kind = ir.FunctionType(result.llvm, [a.llvm, a.llvm])
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, arguments)
-        even, odd = _lanes(range(0, a.lanes, 2)), _lanes(range(1, a.lanes, 2))
+            return call_intrinsic(builder, name, result.llvm, arguments)
+        even, odd = shuffle_mask(range(0, a.lanes, 2)), shuffle_mask(range(1, a.lanes, 2))
         products = []
         for pick in (even, odd):
             chosen = [builder.shuffle_vector(argument, argument, pick) for argument in arguments]
@@ -164,19 +162,12 @@ def narrow_groups(typing_context, low, high):
     def generate(context, builder, signature, arguments):
         name = _instruction(result.lanes, "llvm.x86.avx2.packssdw", "llvm.x86.avx512.packssdw.512")
         if name:  # LLVM does not find this instruction (vpackssdw)
-            kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, arguments)
-        least, most = (ir.Constant(low.llvm, [bound] * low.lanes) for bound in (-32768, 32767))
-        clamped = []
-        for value in arguments:
-            raised = builder.select(builder.icmp_signed("<", value, least), least, value)
-            lowered = builder.select(builder.icmp_signed(">", raised, most), most, raised)
-            clamped.append(builder.trunc(lowered, ir.VectorType(ir.IntType(16), low.lanes)))
+            return call_intrinsic(builder, name, result.llvm, arguments)
+        clamped = _saturated(builder, arguments, low, result, (-32768, 32767))
         picks = [
             group + i % 4 + i // 4 * low.lanes for group in range(0, low.lanes, 4) for i in range(8)
         ]
-        return builder.shuffle_vector(*clamped, _lanes(picks))
+        return builder.shuffle_vector(*clamped, shuffle_mask(picks))
 
     return result(low, high), generate
 
@@ -189,21 +180,27 @@ def narrow_levels(typing_context, low, high):
     def generate(context, builder, signature, arguments):
         name = _instruction(low.lanes, "llvm.x86.avx2.packuswb", "llvm.x86.avx512.packuswb.512")
         if name:  # LLVM does not find this instruction (vpackuswb)
-            kind = ir.FunctionType(result.llvm, [low.llvm, low.llvm])
-            function = cgutils.get_or_insert_function(builder.module, kind, name)
-            return builder.call(function, arguments)
-        clamped = []
-        for value in arguments:
-            least, most = (ir.Constant(low.llvm, [bound] * low.lanes) for bound in (0, 255))
-            raised = builder.select(builder.icmp_signed("<", value, least), least, value)
-            lowered = builder.select(builder.icmp_signed(">", raised, most), most, raised)
-            clamped.append(builder.trunc(lowered, ir.VectorType(ir.IntType(8), low.lanes)))
-        return builder.shuffle_vector(*clamped, _lanes(_eights(low.lanes)))
+            return call_intrinsic(builder, name, result.llvm, arguments)
+        clamped = _saturated(builder, arguments, low, result, (0, 255))
+        return builder.shuffle_vector(*clamped, shuffle_mask(eights(low.lanes)))
 
     return result(low, high), generate
 
 
-def _eights(lanes: int) -> list[int]:
+def _saturated(
+    builder: Any, values: Any, wide: VectorType, narrow: VectorType, bounds: tuple[int, int]
+) -> list[Any]:
+    """Emit vectors of the type `wide`, clamped to `bounds`, in the elements of `narrow`."""
+    least, most = (ir.Constant(wide.llvm, [bound] * wide.lanes) for bound in bounds)
+    clamped = []
+    for value in values:
+        raised = builder.select(builder.icmp_signed("<", value, least), least, value)
+        lowered = builder.select(builder.icmp_signed(">", raised, most), most, raised)
+        clamped.append(builder.trunc(lowered, VectorType(narrow.element, wide.lanes).llvm))
+    return clamped
+
+
+def eights(lanes: int) -> list[int]:
     """Eight lanes of one vector and eight of another in turn."""
     return [group + i % 8 + i // 8 * lanes for group in range(0, lanes, 8) for i in range(16)]
 
@@ -239,51 +236,42 @@ def _instruction(lanes: int, avx2: str, avx512: str) -> str | None:
     return None
 
 
+def _load_parts(context: Any, builder: Any, array: Any, arguments: Any, part: VectorType) -> Any:
+    """Emit a vector of the parts that begin at some places of an array. `arguments`: the array, a
+    power of two of places, and the number of lanes."""
+    memory, *places, _ = arguments
+    parts = []
+    for place in places:
+        pointer = vector_pointer(context, builder, array, memory, place, part)
+        parts.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
+    while len(parts) > 1:
+        both = shuffle_mask(range(2 * parts[0].type.count))
+        pairs = zip(parts[::2], parts[1::2])
+        parts = [builder.shuffle_vector(first, second, both) for first, second in pairs]
+    return parts[0]
+
+
 @intrinsic(prefer_literal=True)
 def load_two(typing_context, array, first, second, lanes):
     """Load `lanes` elements of `array` from `first` and as many from `second`, as one vector.
     `lanes`: a literal."""
-    half, whole = (
-        VectorType(array.dtype, lanes.literal_value),
-        VectorType(array.dtype, 2 * lanes.literal_value),
-    )
+    part = VectorType(array.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
-        memory, *places, _ = arguments
-        halves = [
-            builder.load(
-                vector_pointer(context, builder, array, memory, place, half),
-                align=array.dtype.bitwidth // 8,
-            )
-            for place in places
-        ]
-        return builder.shuffle_vector(*halves, _lanes(range(whole.lanes)))
+        return _load_parts(context, builder, array, arguments, part)
 
-    return whole(array, types.intp, types.intp, lanes), generate
+    return VectorType(array.dtype, 2 * part.lanes)(array, *[types.intp] * 2, lanes), generate
 
 
 @intrinsic(prefer_literal=True)
 def load_four(typing_context, array, first, second, third, fourth, lanes):
     """`load_two` of four places."""
-    half, whole = (
-        VectorType(array.dtype, lanes.literal_value),
-        VectorType(array.dtype, 4 * lanes.literal_value),
-    )
+    part = VectorType(array.dtype, lanes.literal_value)
 
     def generate(context, builder, signature, arguments):
-        memory, *places, _ = arguments
-        parts = [
-            builder.load(
-                vector_pointer(context, builder, array, memory, place, half),
-                align=array.dtype.bitwidth // 8,
-            )
-            for place in places
-        ]
-        both = _lanes(range(2 * half.lanes))
-        pairs = [builder.shuffle_vector(*parts[i : i + 2], both) for i in (0, 2)]
-        return builder.shuffle_vector(*pairs, _lanes(range(whole.lanes)))
+        return _load_parts(context, builder, array, arguments, part)
 
-    return whole(array, *[types.intp] * 4, lanes), generate
+    return VectorType(array.dtype, 4 * part.lanes)(array, *[types.intp] * 4, lanes), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -293,116 +281,7 @@ def interleave(typing_context, a, b):
 
     def generate(context, builder, signature, arguments):
         return builder.shuffle_vector(
-            *arguments, _lanes(i // 2 + i % 2 * a.lanes for i in range(2 * a.lanes))
+            *arguments, shuffle_mask(i // 2 + i % 2 * a.lanes for i in range(2 * a.lanes))
         )
 
     return result(a, b), generate
-
-
-def _interleaved_pieces(
-    builder: Any,
-    lanes: int,
-    first: Any,
-    second: Any,
-    third: Any,
-    *,
-    places: Sequence[int] | None = None,
-) -> Iterable[Any]:
-    """Interleave three vectors into three: lanes a0 b0 c0 a1 b1 c1 … in order. `places`: where in
-    the vectors each lane is, by default in order.
-
-    Three separate vectors, because LLVM splits one of 3 · 2ⁿ lanes into single lanes.
-    """
-    for part in range(3):
-        order = [(lane % 3, lane // 3) for lane in range(part * lanes, (part + 1) * lanes)]
-        if places is not None:
-            order = [(channel, places[lane]) for channel, lane in order]
-        pair = _lanes(channel % 2 * lanes + lane for channel, lane in order)
-        both = _lanes(
-            lanes + lane if channel == 2 else i for i, (channel, lane) in enumerate(order)
-        )
-        yield builder.shuffle_vector(builder.shuffle_vector(first, second, pair), third, both)
-
-
-@intrinsic(prefer_literal=True)
-def store_interleaved(typing_context, array, index, a, b, c):
-    """Store three vectors interleaved, a0 b0 c0 a1 b1 c1 …, to `array` from `index`."""
-
-    def generate(context, builder, signature, arguments):
-        memory, index, *vectors = arguments
-        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
-            at = builder.add(index, ir.Constant(index.type, part * a.lanes))
-            pointer = vector_pointer(context, builder, array, memory, at, a)
-            builder.store(piece, pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, a, b, c), generate
-
-
-@intrinsic(prefer_literal=True)
-def store_interleaved_eights(typing_context, array, index, a, b, c):
-    """`store_interleaved` of three vectors as `narrow_levels` makes them: eights in turn."""
-
-    def generate(context, builder, signature, arguments):
-        memory, index, *vectors = arguments
-        places = _eights(a.lanes // 2)
-        order = [places.index(lane) for lane in range(a.lanes)]
-        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors, places=order)):
-            at = builder.add(index, ir.Constant(index.type, part * a.lanes))
-            pointer = vector_pointer(context, builder, array, memory, at, a)
-            builder.store(piece, pointer, align=array.dtype.bitwidth // 8)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, a, b, c), generate
-
-
-@intrinsic(prefer_literal=True)
-def stream_interleaved(typing_context, array, index, a, b, c):
-    """`store_interleaved` with non-temporal stores, which bypass the caches. Call `fence` before
-    other threads read the result.
-
-    The address of `array[index]` must be a multiple of the vector's bytes, or of 64.
-    """
-
-    def generate(context, builder, signature, arguments):
-        memory, index, *vectors = arguments
-        non_temporal = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        for part, piece in enumerate(_interleaved_pieces(builder, a.lanes, *vectors)):
-            at = builder.add(index, ir.Constant(index.type, part * a.lanes))
-            pointer = vector_pointer(context, builder, array, memory, at, a)
-            stored = builder.store(
-                piece, pointer, align=min(a.lanes * array.dtype.bitwidth // 8, 64)
-            )
-            stored.set_metadata("nontemporal", non_temporal)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, a, b, c), generate
-
-
-@intrinsic(prefer_literal=True)
-def load_interleaved(typing_context, array, index, lanes):
-    """Load three vectors of `lanes` (a literal) that `store_interleaved` would store to `array`
-    from `index`."""
-    vector = VectorType(array.dtype, lanes.literal_value)
-
-    def generate(context, builder, signature, arguments):
-        memory, index, _ = arguments
-        pieces = []
-        for part in range(3):
-            at = builder.add(index, ir.Constant(index.type, part * vector.lanes))
-            pointer = vector_pointer(context, builder, array, memory, at, vector)
-            pieces.append(builder.load(pointer, align=array.dtype.bitwidth // 8))
-        channels = []
-        for channel in range(3):
-            places = range(channel, 3 * vector.lanes, 3)
-            pair = _lanes(place if place < 2 * vector.lanes else 0 for place in places)
-            both = _lanes(
-                place - vector.lanes if place >= 2 * vector.lanes else i
-                for i, place in enumerate(places)
-            )
-            channels.append(
-                builder.shuffle_vector(builder.shuffle_vector(*pieces[:2], pair), pieces[2], both)
-            )
-        return context.make_tuple(builder, signature.return_type, channels)
-
-    return types.UniTuple(vector, 3)(array, types.intp, lanes), generate

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..compiler.jit import jit
+from ..errors import InvalidInput
 from ..headers import find_ordinary_scan
 from .checksum import file_checksum
-from .decode import DECODED, decode_plain, make_jpeg_scratch
+from .decode import decode_region, make_jpeg_scratch
 from .scan import CHECKPOINT_FIELDS, PIXELS_BETWEEN
 
 CHECKPOINT_DTYPE = np.dtype([("bit", "<u4"), ("predictors", "<i2", 3)])
@@ -37,6 +37,57 @@ class Checkpoints(NamedTuple):
     """(n,) uint32: `checksum` of the files that they were found in."""
 
 
+class CheckpointTable(NamedTuple):
+    """The `Checkpoints` of the n files of a call as the kernels take them, and the memory for new
+    ones."""
+
+    fields: np.ndarray
+    """(CHECKPOINT_FIELDS · m,) int16: the checkpoints of all files."""
+    begins: np.ndarray
+    """(n + 1,) int64: those of file i are `begins[i]` to `begins[i + 1]`; any values are safe."""
+    lengths: np.ndarray
+    """(n,) int64: bytes of the files that they were found in."""
+    checksums: np.ndarray
+    """(n,) int64: CRC-32C of these files."""
+    found: np.ndarray
+    """int16: room for the checkpoints that are found in a call; empty where none are to be."""
+    counts: np.ndarray
+    """(n,) int64, zeros: receives how many were found in each file; they lie one file's behind the
+    other's."""
+
+
+def make_table(
+    files: int, checkpoints: Checkpoints | None = None, find: np.ndarray | None = None
+) -> CheckpointTable:
+    """The kernels' table of a call's `files`, and of their `checkpoints` if there are any.
+
+    `find` (files, 2): the images' sides, where checkpoints shall be found. Raises InvalidInput
+    where a shape does not fit.
+    """
+    if checkpoints is None:
+        checkpoints = Checkpoints(
+            np.empty(0, CHECKPOINT_DTYPE),
+            np.zeros(files + 1, np.int64),
+            np.zeros(files, np.int64),
+            np.zeros(files, np.uint32),
+        )
+    shapes = [one.shape for one in checkpoints[1:]]
+    if shapes != [(files + 1,), (files,), (files,)]:
+        raise InvalidInput(
+            f"{files} files need `begins` ({files + 1},), `lengths` and `checksums` ({files},) "
+            f"of checkpoints, got {shapes[0]}, {shapes[1]} and {shapes[2]}."
+        )
+    room = 0 if find is None else sum(most_checkpoints(*sides) for sides in find.tolist())
+    return CheckpointTable(
+        as_fields(checkpoints.rows),
+        checkpoints.begins.astype(np.int64, copy=False),
+        checkpoints.lengths.astype(np.int64, copy=False),
+        checkpoints.checksums.astype(np.int64),
+        np.empty(CHECKPOINT_FIELDS * room, np.int16),
+        np.zeros(files, np.int64),
+    )
+
+
 def checksum(data: bytes | np.ndarray) -> int:
     """CRC-32C of a file."""
     return int(file_checksum(_as_array(data)))
@@ -52,9 +103,13 @@ def find_checkpoints(data: bytes | np.ndarray) -> np.ndarray | None:
     height, width, scan = find_ordinary_scan(encoded)
     if not scan:
         return None
-    found = np.empty(CHECKPOINT_FIELDS * most_checkpoints(height, width), np.int16)
-    count = _find(encoded, height, width, make_jpeg_scratch(len(encoded), 0), found)
-    return as_rows(found, count) if count else None
+    table = make_table(1, find=np.array([[height, width]]))
+    scratch = make_jpeg_scratch(len(encoded), 0)
+    no_region, no_pixels = (0, 0, 0, 0), scratch.clean[:0]
+    size = len(encoded)
+    decode_region(encoded, size, height, width, *no_region, scratch, no_pixels, table, 0)
+    count = int(table.counts[0])
+    return as_rows(table.found, count) if count else None
 
 
 def most_checkpoints(height: int, width: int) -> int:
@@ -71,25 +126,6 @@ def as_fields(rows: np.ndarray) -> np.ndarray:
     """(n,) CHECKPOINT_DTYPE as the kernels' flat int16, (CHECKPOINT_FIELDS · n,), writable."""
     rows = np.ascontiguousarray(rows, CHECKPOINT_DTYPE)
     return (rows if rows.flags.writeable else rows.copy()).view(np.int16)
-
-
-@jit()
-def _find(data, height, width, scratch, found):
-    """Find the checkpoints of `data` (bytes,) uint8; returns their number, 0 for none."""
-    verdict, count = decode_plain(
-        data,
-        len(data),
-        height,
-        width,
-        0,
-        0,
-        0,
-        0,
-        scratch,
-        scratch.clean[:0],
-        found,
-    )
-    return count if verdict == DECODED else 0
 
 
 def _as_array(data: bytes | np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ the coefficients of a band stay in the CPU's cache and memory is bounded for ima
 from collections.abc import Callable
 from typing import Any
 
-from ..compiler.jit import inline_jit
+from ..compiler.jit import inline_jit, jit
+from .checksum import crc32c
 from .decode import DECODED, NOT_PLAIN, find_region
 from .entropy import TABLE_SIZE, unstuff
 from .lanes import ANY_END, CHUNK_ROOM, fill_lanes
@@ -68,8 +69,14 @@ def _make_decode(with_values: bool, fill: Any, put_levels: Any) -> Callable[...,
     """
 
     @inline_jit()
-    def decode(data, size, height, width, y, x, rows, columns, scratch, out, checkpoints):
-        # 1. Headers and region.
+    def decode(data, size, height, width, y, x, rows, columns, scratch, out, table, i):
+        # 1. Checkpoints of these very bytes, headers and region.
+        own, past = table.begins[i], table.begins[i + 1]
+        if own < 0 or past <= own or past > len(table.fields) // CHECKPOINT_FIELDS:
+            return NOT_PLAIN
+        if table.lengths[i] != size or table.checksums[i] != crc32c(data, size):
+            return NOT_PLAIN
+        checkpoints = table.fields[CHECKPOINT_FIELDS * own : CHECKPOINT_FIELDS * past]
         begin, components, interval, h, v, mcu_columns, mcu_rows, region = find_region(
             data, size, height, width, y, x, rows, columns, scratch, with_values
         )
@@ -113,11 +120,25 @@ def _make_decode(with_values: bool, fill: Any, put_levels: Any) -> Callable[...,
     return decode
 
 
-decode_by_streams = _make_decode(True, fill_streams, put_levels_in_order)
-"""`decode.decode_region` that reads only the part of the scan that the region needs.
+_by_streams = _make_decode(True, fill_streams, put_levels_in_order)
+_by_lanes = _make_decode(False, fill_lanes, put_levels_zigzag)
 
-`checkpoints` (CHECKPOINT_FIELDS · n,) int16: all of the file's. They must be those of these very
-bytes: any others are safe, but may yield other pixels. NOT_PLAIN where they cannot be those, and
-for regions that are too large for the scratch memory."""
-decode_by_lanes = _make_decode(False, fill_lanes, put_levels_zigzag)
-"""`decode_by_streams` with AVX-512: compile it only where `compiler.features.has_avx512` holds."""
+
+@jit()
+def decode_region_by_streams(
+    data, size, height, width, y, x, rows, columns, scratch, out, table, i
+):
+    """`decode.decode_region` that reads only the part of the scan that the region needs.
+
+    NOT_PLAIN also where `table` has no checkpoints of the file, or those of other bytes, and for
+    regions that are too large for the scratch memory: the verdict is then that of `decode_region`.
+    Checkpoints that are not those of the file are safe, but may yield other pixels. The region must
+    have a row.
+    """
+    return _by_streams(data, size, height, width, y, x, rows, columns, scratch, out, table, i)
+
+
+@jit()
+def decode_region_by_lanes(data, size, height, width, y, x, rows, columns, scratch, out, table, i):
+    """`decode_region_by_streams` with AVX-512: compile it only where `has_avx512` holds."""
+    return _by_lanes(data, size, height, width, y, x, rows, columns, scratch, out, table, i)

@@ -7,7 +7,9 @@ decoded by libjpeg-turbo, so that a single decoder decides what counts as corrup
 `decode_reference` is that decoder.
 
 The stream is read from its beginning, since each code's position depends on the codes before it.
-Only the blocks of the region are transformed to pixels.
+Only the blocks of the region are transformed to pixels. `chunks` has the decoders that read from
+checkpoints, `coefficients.decode` those of records. All of them take the same arguments, so that a
+caller can have them by address.
 
 Terms (MCU, zigzag order and others) are explained in `markers`. Rectangles in pixels are (y, x,
 rows, columns); the rectangle in MCUs is (x1, y1, x2, y2), its end excluded.
@@ -28,8 +30,10 @@ from .segments import QUANTISATION_STRIDE, read_segments
 COEFFICIENTS = 1 << 19
 """Coefficients of a band: 1 MiB, which fits in the L2 cache, and is touched only where files are
 decoded from checkpoints."""
+VALUES = 144
+"""Values of a record's block, with room for a vector after each of its two parts."""
 DECODED, NOT_PLAIN = range(2)
-"""Results of `decode_region`: the pixels are there, or a library must decode the file."""
+"""Results of a decoder: the pixels are there, or a library must decode the file."""
 
 
 def decode_reference(data: bytes) -> np.ndarray:
@@ -38,7 +42,7 @@ def decode_reference(data: bytes) -> np.ndarray:
 
 
 class JpegScratch(NamedTuple):
-    """One thread's working memory."""
+    """One thread's working memory, which JPEGs and records of coefficients share."""
 
     clean: np.ndarray
     """(bytes of the largest file + READ_MARGIN,) uint8: the entropy-coded data without stuffed
@@ -70,6 +74,8 @@ class JpegScratch(NamedTuple):
     """(192,) int16: quantisation tables of the components, in natural order."""
     places: np.ndarray
     """(8,) int64: where the samples of the blocks in `block` go, and their strides."""
+    values: np.ndarray
+    """(VALUES,) uint8: a record's values of a block, see `coefficients.read_block`."""
 
 
 @jit(allocates=True)
@@ -91,6 +97,7 @@ def make_jpeg_scratch(file_bytes, pixels):
         np.zeros(64, np.uint32),
         np.zeros(192, np.int16),
         np.zeros(8, np.int64),
+        np.zeros(VALUES, np.uint8),
     )
 
 
@@ -126,21 +133,29 @@ def find_region(data, size, height, width, y, x, rows, columns, scratch, with_va
     return begin, components, interval, h, v, mcu_columns, mcu_rows, region
 
 
-@inline_jit()
-def decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, found):
-    """`decode_region` that also finds checkpoints: (verdict, checkpoints found).
+@jit()
+def decode_region(data, size, height, width, y, x, rows, columns, scratch, out, table, i):
+    """Decode the region (y, x, rows, columns), pixels, of a JPEG into `out`: DECODED or NOT_PLAIN.
 
-    `found` int16, flat: receives the checkpoints, CHECKPOINT_FIELDS each, where there is room for
-    all of them; none are found in a file with restart intervals or one that is NOT_PLAIN. A region
-    of 0 rows decodes no pixels.
+    `data` uint8, at least `size` bytes: the file. (`height`, `width`): the image's size, pixels; a
+    file of another size is NOT_PLAIN. The region must lie inside the image; y and x must be even.
+    One of 0 rows decodes no pixels. `scratch`: a `JpegScratch`; a file or region that does not fit
+    in it is NOT_PLAIN. `out` uint8, flat, at least 3 (rows · columns + LANES): receives (rows,
+    columns, 3) RGB, and is undefined after NOT_PLAIN. The scan is read to its end, so that damage
+    outside the region is noticed too.
+
+    `table`: a `checkpoints.CheckpointTable`, in which this is file `i`: receives the file's
+    checkpoints where there is room for all of them. None are found in a file with restart intervals
+    or one that is NOT_PLAIN.
     """
-    bad = NOT_PLAIN, 0
+    table.counts[i] = 0
     begin, components, interval, h, v, mcu_columns, mcu_rows, region = find_region(
         data, size, height, width, y, x, rows, columns, scratch, True
     )
     if begin == 0:
-        return bad
+        return NOT_PLAIN
     # 1. Entropy-coded data to levels.
+    found = table.found[CHECKPOINT_FIELDS * table.counts[:i].sum() :]
     total = count_checkpoints(mcu_columns, mcu_rows, h)
     if len(found) < CHECKPOINT_FIELDS * total or interval:
         total = 0
@@ -159,24 +174,10 @@ def decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, f
         scratch,
         found[: CHECKPOINT_FIELDS * total],
     ):
-        return bad
+        return NOT_PLAIN
+    table.counts[i] = total
     # 2. Levels to RGB.
     if rows:
         corner = 8 * h * region[0], 8 * v * region[1]
         convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out)
-    return DECODED, total
-
-
-@jit()
-def decode_region(data, size, height, width, y, x, rows, columns, scratch, out):
-    """Decode the region (y, x, rows, columns), pixels, of a JPEG into `out`: DECODED or NOT_PLAIN.
-
-    `data` uint8, at least `size` bytes: the file. (`height`, `width`): the image's size, pixels; a
-    file of another size is NOT_PLAIN. The region must lie inside the image; y and x must be even.
-    `scratch`: a `JpegScratch`; a file or region that does not fit in it is NOT_PLAIN. `out` uint8,
-    flat, at least 3 (rows · columns + LANES): receives (rows, columns, 3) RGB, and is undefined
-    after NOT_PLAIN. The scan is read to its end, so that damage outside the region is noticed too.
-    """
-    none = scratch.block[:0]
-    verdict, _ = decode_plain(data, size, height, width, y, x, rows, columns, scratch, out, none)
-    return verdict
+    return DECODED

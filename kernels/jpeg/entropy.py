@@ -9,14 +9,12 @@ tables of all codes, each `TABLE_SIZE` int32; `k` is a coefficient's place in zi
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from ..compiler.bits import count_bits, load_big_endian
 from ..compiler.features import has_vbmi2
 from ..compiler.jit import inline_jit
 from ..compiler.vector import first_lane, load, store
-from ..compiler.vector_gather import bits_of, compress, count_bits
+from ..compiler.vector_gather import bits_of, compress
 from .markers import EOI, PREFIX, RST0, STUFFED
 
 LOOKUP_BITS = 11
@@ -126,19 +124,6 @@ def unstuff(data, begin, size, clean, restarts):
         at += 2
     clean[to : to + 64] = 0
     return to, count
-
-
-@intrinsic
-def load_big_endian(typing_context, array, index):
-    """Load the big-endian uint64 that begins at `index` of a uint8 array; no alignment needed."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(array)(context, builder, arguments[0]).data
-        word = ir.IntType(64)
-        pointer = builder.bitcast(builder.gep(data, [arguments[1]]), word.as_pointer())
-        return builder.bswap(builder.load(pointer, align=1))
-
-    return types.uint64(array, types.uint64), generate
 
 
 @inline_jit()
@@ -300,6 +285,16 @@ def refill(data, bits, count, at):
     return bits, count | _U(56), at + ((_U(63) - count) >> _U(3))
 
 
+@inline_jit(forceinline=True)
+def read_value(bits, length, size):
+    """The number of `size` bits, up to 15, behind the `length` first ones of `bits`; negative where
+    its highest bit is 0 (T.81, figure F.12)."""
+    if size == 0:
+        return 0
+    value = np.int64((bits << _U(length)) >> _U(64 - size))
+    return value if value >> (size - 1) else value - (1 << size) + 1
+
+
 @inline_jit()
 def decode_long(bits, data, table, to, ac):
     """Decode a symbol that the look-up table does not hold with its value: (run, value, bits used);
@@ -318,12 +313,7 @@ def decode_long(bits, data, table, to, ac):
             return -1, 0, 0
         size = symbol & 15
         run = _run_length(symbol, ac)
-    value = 0
-    if size:
-        value = np.int64((bits << _U(length)) >> _U(64 - size))
-        if value < 1 << (size - 1):  # the highest bit is 0: negative
-            value -= (1 << size) - 1
-    return run, value, length + size
+    return run, read_value(bits, length, size), length + size
 
 
 @inline_jit(forceinline=True)

@@ -4,21 +4,22 @@ A step decodes one symbol in each lane: it gathers the lane's next bits and thei
 scatters one coefficient. A lane whose chunk ends continues with the next chunk of the list.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
+from ..compiler.bits import count_bits, load_big_endian, trailing_zeros
 from ..compiler.jit import inline_jit
 from ..compiler.vector import broadcast, load, minimum, select, store
 from ..compiler.vector_gather import (
     bits_of,
-    count_bits,
     expand,
     gather,
     pick_16,
     scatter,
     swap_bytes,
-    trailing_zeros,
 )
-from .entropy import LOOKUP_BITS, TABLE_SIZE, code_entry, find_long_code, load_big_endian
+from .entropy import LOOKUP_BITS, TABLE_SIZE, code_entry, find_long_code
 
 CHUNK_ROOM = 1024
 """Chunks that a list holds, with 16 behind the last one."""
@@ -28,6 +29,28 @@ NO_CHUNK = 0xFFFFFFFF
 """End place of the list's elements behind the last chunk."""
 _N = np.uint32
 _U = np.uint64
+
+
+class Lanes(NamedTuple):
+    """The state of a set of 16 lanes, vectors of 16 uint32. They stay in registers: all that
+    handles them is inlined."""
+
+    at: Any
+    """The next bit of the data."""
+    place: Any
+    """Place of the next coefficient."""
+    limit: Any
+    """One past the block's last coefficient."""
+    number: Any
+    """Number of the block in its MCU."""
+    base: Any
+    """Place of the table of the next symbol."""
+    end: Any
+    """One past the chunk's last coefficient; NO_CHUNK where the list is used up."""
+    stop: Any
+    """The bit at which the chunk must end, or ANY_END."""
+    active: Any
+    """16 booleans: whether there is a chunk to read."""
 
 
 @inline_jit(forceinline=True)
@@ -90,6 +113,47 @@ def _next_chunks(chunks, taken, ends, position, place, end, stop):
     return taken + count_bits(bits_of(ends)), position, place, end, stop
 
 
+@inline_jit(forceinline=True)
+def _first_chunks(chunks, taken, count, dc):
+    """Begin a set of lanes with the next chunks of the list: (taken, the lanes)."""
+    zero = broadcast(_N(0), 16)
+    taken, at, place, end, stop = _next_chunks(chunks, taken, zero == zero, zero, zero, zero, zero)
+    active = end < _N(NO_CHUNK)
+    base = pick_16(dc, zero)
+    return min(taken, count), Lanes(at, place, place + _N(64), zero, base, end, stop, active)
+
+
+@inline_jit(forceinline=True)
+def _step(lanes, word, entry, mcu, taken, count, data, scratch):
+    """Store the symbols that the lanes have looked up, and go on to the next block or chunk where
+    they end one: (whether all lanes are valid, taken, the lanes).
+
+    `word`, `entry`: of `_look_up`. `mcu`: the three vectors of `scratch.blocks`.
+    """
+    at, place, limit, number, base, end, stop, active = lanes
+    dc, ac, following = mcu
+    missing = bits_of((entry == _N(0)) & active)
+    if missing:
+        entry, word = _find_long_codes(
+            entry, word, base, missing, at, scratch.clean, data, scratch.tables, scratch.lanes
+        )
+        if bits_of((entry == _N(0)) & active):
+            return False, taken, lanes
+    at, place = _store_symbols(scratch.coefficients, active, word, entry, at, place, limit)
+    limit, number, base = _next_blocks(place, limit, number, dc, ac, following)
+    ends = (place == end) & active
+    valid = True
+    if bits_of(ends):
+        valid = not bits_of(ends & (stop < _N(ANY_END)) & (stop != at))
+        taken, at, place, end, stop = _next_chunks(
+            scratch.chunks, taken, ends, at, place, end, stop
+        )
+        taken = min(taken, count)
+        limit = select(ends, place + _N(64), limit)
+        active = active & (end < _N(NO_CHUNK))
+    return valid, taken, Lanes(at, place, limit, number, base, end, stop, active)
+
+
 @inline_jit()
 def fill_lanes(data, count, scratch):
     """Decode `count` chunks to `scratch.coefficients`, in zigzag order, not dequantised, DC
@@ -101,72 +165,23 @@ def fill_lanes(data, count, scratch):
     of their AC tables, and the number of the block after each. Tables: of `build_code_table`. Any
     bits are safe: a block's coefficients stay within it, and one more is cleared.
     """
-    clean, tables, coefficients = scratch.clean, scratch.tables, scratch.coefficients
-    chunks, memory = scratch.chunks, scratch.lanes
+    clean, tables, chunks = scratch.clean, scratch.tables, scratch.chunks
     for field in range(4):
         value = NO_CHUNK if field == 2 else 0
         chunks[field * CHUNK_ROOM + count : field * CHUNK_ROOM + count + 16] = value
     dc, ac = load(scratch.blocks, 0, 16), load(scratch.blocks, 16, 16)
-    following = load(scratch.blocks, 32, 16)
-    zero = broadcast(_N(0), 16)
-    all_lanes = zero == zero
-    wrong = zero == _N(1)
-    # Two sets of lanes, a and b, so that one computes while the other waits for memory. A chunk
-    # costs as many steps as it has symbols, so that lanes end at different times.
-    taken, a_at, a_place, a_end, a_stop = _next_chunks(chunks, 0, all_lanes, zero, zero, zero, zero)
-    a_active = a_end < _N(NO_CHUNK)
-    taken = min(taken, count)
-    taken, b_at, b_place, b_end, b_stop = _next_chunks(
-        chunks, taken, all_lanes, zero, zero, zero, zero
-    )
-    b_active = b_end < _N(NO_CHUNK)
-    taken = min(taken, count)
-    a_limit, b_limit = a_place + _N(64), b_place + _N(64)
-    a_number, b_number = zero, zero
-    a_base, b_base = pick_16(dc, zero), pick_16(dc, zero)
-    while bits_of(a_active) | bits_of(b_active):
-        a_word, a_entry = _look_up(clean, tables, a_at, a_base)
-        b_word, b_entry = _look_up(clean, tables, b_at, b_base)
-
-        missing = bits_of((a_entry == _N(0)) & a_active)
-        if missing:
-            a_entry, a_word = _find_long_codes(
-                a_entry, a_word, a_base, missing, a_at, clean, data, tables, memory
-            )
-            if bits_of((a_entry == _N(0)) & a_active):
-                return False
-        a_at, a_place = _store_symbols(
-            coefficients, a_active, a_word, a_entry, a_at, a_place, a_limit
-        )
-        a_limit, a_number, a_base = _next_blocks(a_place, a_limit, a_number, dc, ac, following)
-        ends = (a_place == a_end) & a_active
-        if bits_of(ends):
-            wrong = wrong | (ends & (a_stop < _N(ANY_END)) & ((a_stop < a_at) | (a_at < a_stop)))
-            taken, a_at, a_place, a_end, a_stop = _next_chunks(
-                chunks, taken, ends, a_at, a_place, a_end, a_stop
-            )
-            taken = min(taken, count)
-            a_limit = select(ends, a_place + _N(64), a_limit)
-            a_active = a_active & (a_end < _N(NO_CHUNK))
-
-        missing = bits_of((b_entry == _N(0)) & b_active)
-        if missing:
-            b_entry, b_word = _find_long_codes(
-                b_entry, b_word, b_base, missing, b_at, clean, data, tables, memory
-            )
-            if bits_of((b_entry == _N(0)) & b_active):
-                return False
-        b_at, b_place = _store_symbols(
-            coefficients, b_active, b_word, b_entry, b_at, b_place, b_limit
-        )
-        b_limit, b_number, b_base = _next_blocks(b_place, b_limit, b_number, dc, ac, following)
-        ends = (b_place == b_end) & b_active
-        if bits_of(ends):
-            wrong = wrong | (ends & (b_stop < _N(ANY_END)) & ((b_stop < b_at) | (b_at < b_stop)))
-            taken, b_at, b_place, b_end, b_stop = _next_chunks(
-                chunks, taken, ends, b_at, b_place, b_end, b_stop
-            )
-            taken = min(taken, count)
-            b_limit = select(ends, b_place + _N(64), b_limit)
-            b_active = b_active & (b_end < _N(NO_CHUNK))
-    return not bits_of(wrong)
+    mcu = dc, ac, load(scratch.blocks, 32, 16)
+    # Two sets of lanes, so that one computes while the other waits for memory. A chunk costs as
+    # many steps as it has symbols, so that lanes end at different times.
+    taken, a = _first_chunks(chunks, 0, count, dc)
+    taken, b = _first_chunks(chunks, taken, count, dc)
+    while bits_of(a.active) | bits_of(b.active):
+        a_word, a_entry = _look_up(clean, tables, a.at, a.base)
+        b_word, b_entry = _look_up(clean, tables, b.at, b.base)
+        valid, taken, a = _step(a, a_word, a_entry, mcu, taken, count, data, scratch)
+        if not valid:
+            return False
+        valid, taken, b = _step(b, b_word, b_entry, mcu, taken, count, data, scratch)
+        if not valid:
+            return False
+    return True

@@ -21,6 +21,7 @@ from ..compiler.vector import (
     reinterpret,
     store,
 )
+from ..compiler.vector_interleave import store_interleaved, store_interleaved_eights
 from ..compiler.vector_shuffle import (
     interleave,
     interleave_high,
@@ -31,8 +32,6 @@ from ..compiler.vector_shuffle import (
     narrow_groups,
     narrow_levels,
     store_eights,
-    store_interleaved,
-    store_interleaved_eights,
     transpose_8,
 )
 

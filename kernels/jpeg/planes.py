@@ -9,7 +9,7 @@ import numpy as np
 from ..compiler.features import has_avx512
 from ..compiler.jit import inline_jit
 from ..compiler.vector import convert, load
-from ..compiler.vector_shuffle import store_interleaved
+from ..compiler.vector_interleave import store_interleaved
 from .pixels import (
     HALF,
     LANES,

@@ -18,29 +18,28 @@ from numba.core.registry import cpu_target
 from ..compiler.cache import cache_folder
 from ..compiler.features import has_avx512
 from ..compiler.jit import source_stamp
-from ..jpeg.checkpoints import Checkpoints, as_rows, checksum
-from ..jpeg.decode import make_jpeg_scratch
+from ..jpeg.checkpoints import Checkpoints, as_rows, checksum, make_table
+from ..jpeg.chunks import decode_region_by_lanes, decode_region_by_streams
+from ..jpeg.decode import decode_region, make_jpeg_scratch
 from ..jpeg.pixels import LANES
-from ..plan import CROP, VIEW_FLOATS
-from .decode_crops import decode_crops, decode_crops_by_lanes, decode_crops_by_streams, make_table
 
 _log = logging.getLogger(__name__)
 
 _SIDE = 384
 """Sides of the image that is decoded, pixels."""
 _ROUNDS = 7
-_KERNELS = {"lanes": decode_crops_by_lanes, "streams": decode_crops_by_streams}
+_KERNELS = {"lanes": decode_region_by_lanes, "streams": decode_region_by_streams}
 
 
 @functools.cache
 def fastest_from_checkpoints() -> Any:
-    """`decode_crops_by_lanes` or `decode_crops_by_streams`, whichever is faster on this CPU.
+    """`decode_region_by_lanes` or `decode_region_by_streams`, whichever is faster on this CPU.
 
     Without AVX-512 the former is not even compiled. The choice is stored beside the machine code,
     so that later processes do not time it again.
     """
     if not has_avx512():
-        return decode_crops_by_streams
+        return decode_region_by_streams
     path = _choice_path()
     try:
         chosen = path.read_text()
@@ -62,15 +61,11 @@ def time_kernels() -> dict[str, float]:
     noise = np.random.default_rng(0).normal(128, 20, (_SIDE, _SIDE, 3))
     data = simplejpeg.encode_jpeg(noise.clip(0, 255).astype(np.uint8), 80, "RGB", "444")
     file = np.frombuffer(data, np.uint8)
-    row = np.zeros(VIEW_FLOATS, np.float32)
-    row[CROP : CROP + 4] = 0, 0, _SIDE, _SIDE
-    sides = np.array([[_SIDE, _SIDE]])
     scratch = make_jpeg_scratch(len(data), (_SIDE + 64) ** 2)
     pixels = np.empty(3 * (_SIDE * _SIDE + LANES), np.uint8)
-    where = np.array([file.ctypes.data, len(data)])
-    arguments = where, _SIDE, _SIDE, row, 1, scratch, pixels, scratch.region
-    found = make_table([data], sides, None, find=True)
-    decode_crops(*arguments, found, 0)
+    arguments = file, len(data), _SIDE, _SIDE, 0, 0, _SIDE, _SIDE, scratch, pixels
+    found = make_table(1, find=np.array([[_SIDE, _SIDE]]))
+    decode_region(*arguments, found, 0)
     count = int(found.counts[0])
     checkpoints = Checkpoints(
         as_rows(found.found, count),
@@ -78,7 +73,7 @@ def time_kernels() -> dict[str, float]:
         np.array([len(data)]),
         np.array([checksum(data)]),
     )
-    table = make_table([data], sides, checkpoints, find=False)
+    table = make_table(1, checkpoints)
     times = dict.fromkeys(_KERNELS, np.inf)
     for _ in range(_ROUNDS):
         for name, kernel in _KERNELS.items():

@@ -16,7 +16,7 @@ from ..augment.numba import HALO, MAX_RADIUS, augment_view
 from ..augment.numba_colour import LANES
 from ..compiler.jit import inline_jit, jit
 from ..compiler.vector import load, store
-from ..compiler.vector_shuffle import load_interleaved, store_interleaved
+from ..compiler.vector_interleave import load_interleaved, store_interleaved
 from ..errors import InvalidInput
 from ..formats import FORMAT_NAMES
 from ..plan import BICUBIC, CROP, FLIP, MASKED_BOX, VIEW_FLOATS, WINDOW, plan_columns
@@ -285,6 +285,17 @@ class Renderer:
         """NumPy dtype of the arrays that `render` writes; float16 and bfloat16 are uint16."""
         return np.dtype(FORMAT_NAMES[self.dtype].storage)
 
+    @property
+    def _rendering(self) -> tuple[Any, Any, Any, Any, Any]:
+        """Arguments of `render_views` and `augment_views` from `places` to `scratch`. They change
+        where the scratch memory grows and with the number of samples in a buffer."""
+        return self._places, self._mask, self._form, self._normalisation, self._scratch
+
+    @property
+    def _resizing(self) -> tuple[Any, Any]:
+        """Arguments of `resize_views` from `places` to `scratch`, likewise."""
+        return self._places, self._scratch
+
     def render(
         self,
         image: np.ndarray,
@@ -308,11 +319,7 @@ class Renderer:
             origin_y,
             origin_x,
             row,
-            self._places,
-            self._mask,
-            self._form,
-            self._normalisation,
-            self._scratch,
+            *self._rendering,
             out.reshape(-1),
             position,
         )
@@ -328,8 +335,7 @@ class Renderer:
     ) -> None:
         """Crop, resize and flip only: `render` up to the seam, `out` uint8."""
         self._check(image, origin_y, origin_x, row, out, position, _UINT8)
-        places, flat = self._places, out.reshape(-1)
-        resize_views(image, origin_y, origin_x, row, places, self._scratch, flat, position)
+        resize_views(image, origin_y, origin_x, row, *self._resizing, out.reshape(-1), position)
 
     def augment(self, resized: np.ndarray, row: np.ndarray, out: np.ndarray, position: int) -> None:
         """Augment only: `render` from the seam, from `resized`, as `resize` writes it, to `out`, of
@@ -343,11 +349,7 @@ class Renderer:
         augment_views(
             resized.reshape(-1),
             row,
-            self._places,
-            self._mask,
-            self._form,
-            self._normalisation,
-            self._scratch,
+            *self._rendering,
             out.reshape(-1),
             position,
         )

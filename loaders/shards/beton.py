@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from ...kernels import headers
-from ...kernels.coefficients.record import BadRecord, give_back
+from ...kernels.coefficients.record import BadRecord
+from ...kernels.coefficients.unpack import give_back
 from ...kernels.errors import InvalidInput
 from ..quarantine import BadSample
 from ..system.arrays import read_arrays

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ...kernels import headers
 from ...kernels.coefficients.jpeg_file import NotTranscodable
-from ...kernels.coefficients.record import pack
+from ...kernels.coefficients.pack import pack
 from ...kernels.errors import InvalidInput
 from ...kernels.render.records import RecordRenderer
 from ...kernels.views import ViewConfig

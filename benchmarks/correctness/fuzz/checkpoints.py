@@ -22,22 +22,18 @@ from maskco_fast.kernels.jpeg.checkpoints import (
     Checkpoints,
     checksum,
     find_checkpoints,
-)
-from maskco_fast.kernels.jpeg.decode import DECODED
-from maskco_fast.kernels.jpeg.pixels import LANES
-from maskco_fast.kernels.plan import CROP, VIEW_FLOATS
-from maskco_fast.kernels.render.decode_crops import (
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
     make_table,
 )
+from maskco_fast.kernels.jpeg.chunks import decode_region_by_lanes, decode_region_by_streams
+from maskco_fast.kernels.jpeg.decode import DECODED
+from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.loaders.shards.decode import decode_pillow
 
 
 @functools.cache
 def _checkpoint_kernels() -> tuple[Any, ...]:
     """The ways to decode from checkpoints that this CPU has."""
-    return (decode_crops_by_streams, *((decode_crops_by_lanes,) if has_avx512() else ()))
+    return (decode_region_by_streams, *((decode_region_by_lanes,) if has_avx512() else ()))
 
 
 def check_checkpoints(data: bytes, random: Random) -> None:
@@ -53,13 +49,10 @@ def check_checkpoints(data: bytes, random: Random) -> None:
         wrong["bit"] = random.integers(0, 8 * len(data), len(wrong))
     wrong = np.frombuffer(damage(random, wrong.tobytes() * 2), np.uint8)
     wrong = wrong[: CHECKPOINT_DTYPE.itemsize * (len(wrong) // 2 // CHECKPOINT_DTYPE.itemsize)]
-    y, x = random.integers(0, [height, width])
-    rows, columns = random.integers(1, [height - y + 1, width - x + 1])
-    row = np.zeros(VIEW_FLOATS, np.float32)
-    row[CROP : CROP + 4] = y, x, rows, columns
-    pixels = guarded_pixels()[-3 * (int(rows + 1) * int(columns + 1) + LANES) :]
+    y, x = (2 * random.integers(0, [(height + 1) // 2, (width + 1) // 2])).tolist()
+    rows, columns = random.integers(1, [height - y + 1, width - x + 1]).tolist()
+    pixels = guarded_pixels()[-3 * (rows * columns + LANES) :]
     file, scratch = guarded_file()(data), guarded_scratch()
-    where = np.array([file.ctypes.data, len(data)])
     for checkpoints in (found, wrong.view(CHECKPOINT_DTYPE)):
         if checkpoints is None:
             continue
@@ -69,22 +62,19 @@ def check_checkpoints(data: bytes, random: Random) -> None:
             np.array([len(data)]),
             np.array([checksum(data)]),
         )
-        table = make_table([data], np.array([[height, width]]), claimed, find=False)
+        table = make_table(1, claimed)
         for kernel in _checkpoint_kernels():
-            memory = scratch, pixels, scratch.region, table, 0
-            verdict = kernel(where, height, width, row, 1, *memory)
+            region = y, x, rows, columns
+            verdict = kernel(file, len(data), height, width, *region, scratch, pixels, table, 0)
             if scratch.coefficients.any():
                 raise Finding("coefficients are left behind")
             if checkpoints is not found:
                 continue
             if verdict != DECODED:
                 raise Finding("a JPEG is not decoded from its own checkpoints")
-            top, left, down, right = scratch.region.tolist()
-            mine = pixels[: 3 * down * right].reshape(down, right, 3)
+            mine = pixels[: 3 * rows * columns].reshape(rows, columns, 3)
             truth = pixels_or_none(decode_pillow, data)
-            if truth is None or not np.array_equal(
-                mine, truth[top : top + down, left : left + right]
-            ):
+            if truth is None or not np.array_equal(mine, truth[y : y + rows, x : x + columns]):
                 raise Finding("decoding from checkpoints yields other pixels than Pillow")
 
 

@@ -45,11 +45,11 @@ class GuardedBytes:
         self._memory = guarded(capacity)
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """(len(data),) uint8, valid until the next call; the byte behind it may not be read."""
+        """(len(data),) uint8, read-only as files are for the kernels, valid until the next call.
+        The byte behind it may not be read."""
         if len(data) > len(self._memory):
             self._memory = guarded(2 * len(data))
-        if not data:
-            return self._memory[:0]
-        place = self._memory[-len(data) :]
+        place = self._memory[len(self._memory) - len(data) :]
         place[:] = np.frombuffer(data, np.uint8)
+        place.flags.writeable = False
         return place

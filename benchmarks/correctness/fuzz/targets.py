@@ -31,23 +31,19 @@ from benchmarks.correctness.fuzz.memory import (
 )
 from benchmarks.correctness.fuzz.mutate import Random, damage, damage_jpeg, pick
 from maskco_fast.kernels import headers
-from maskco_fast.kernels.coefficients.decode import (
-    RecordScratch,
-    decode_record,
-    decode_record_avx512,
-    make_record_scratch,
-)
+from maskco_fast.kernels.coefficients.decode import decode_record, decode_record_avx512
 from maskco_fast.kernels.coefficients.jpeg_file import NotTranscodable
+from maskco_fast.kernels.coefficients.pack import pack
 from maskco_fast.kernels.coefficients.record import (
     HEADER_DTYPE,
     HEADER_SIZE,
     BadRecord,
-    give_back,
-    pack,
     with_checksum,
 )
+from maskco_fast.kernels.coefficients.unpack import give_back
 from maskco_fast.kernels.compiler.features import has_vbmi2
 from maskco_fast.kernels.errors import MaskCoError
+from maskco_fast.kernels.jpeg.checkpoints import make_table
 from maskco_fast.kernels.jpeg.decode import DECODED, decode_region
 from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.tar import walk_tar
@@ -90,15 +86,6 @@ def _require_same(name: str, mine: np.ndarray | None, theirs: np.ndarray | None)
 
 
 @functools.cache
-def _guarded_record_scratch() -> RecordScratch:
-    """The working memory of records' readers, each array between closed pages."""
-    plain = make_record_scratch(MAX_JPEG_PIXELS)
-    return RecordScratch(
-        *(array if array.ndim > 1 else guarded(array.size, array.dtype) for array in plain)
-    )
-
-
-@functools.cache
 def _decoder() -> Decoder:
     return Decoder()
 
@@ -126,7 +113,8 @@ def check_jpeg(data: bytes, random: Random) -> None:
         size = 3 * region[2] * region[3]
         out = guarded_pixels()[-(size + 3 * LANES) :]
         file = guarded_file()(data)
-        verdict = decode_region(file, len(data), height, width, *region, guarded_scratch(), out)
+        memory = guarded_scratch(), out, make_table(1), 0
+        verdict = decode_region(file, len(data), height, width, *region, *memory)
         if verdict != DECODED:
             continue
         if truth is None:
@@ -171,8 +159,8 @@ def check_record(data: bytes, random: Random) -> None:
                 (decode_record, decode_record_avx512) if has_vbmi2() else (decode_record,)
             ):
                 out = guarded_pixels()[-(size + 3 * LANES) :]
-                file, scratch = guarded_file()(data), _guarded_record_scratch()
-                verdict = reader(file, len(data), height, width, *region, scratch, out)
+                file, memory = guarded_file()(data), (guarded_scratch(), out, make_table(1), 0)
+                verdict = reader(file, len(data), height, width, *region, *memory)
                 found.append(out[:size].tobytes() if verdict == DECODED else None)
             if len(set(found)) > 1:
                 raise Finding("two readers of records differ")

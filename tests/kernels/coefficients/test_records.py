@@ -10,27 +10,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskco_fast.kernels.coefficients.decode import (
-    decode_record,
-    decode_record_avx512,
-    make_record_scratch,
-)
+from maskco_fast.kernels.coefficients.decode import decode_record, decode_record_avx512
 from maskco_fast.kernels.coefficients.jpeg_file import NotTranscodable, parse_jpeg
+from maskco_fast.kernels.coefficients.pack import pack
+from maskco_fast.kernels.coefficients.read_scan import read_coefficients
 from maskco_fast.kernels.coefficients.record import (
     CHECKED,
     ONLY_JPEG,
     BadRecord,
-    give_back,
-    pack,
     read_header,
-    unpack,
     with_checksum,
 )
 from maskco_fast.kernels.coefficients.reference import unpack_reference
-from maskco_fast.kernels.coefficients.scans import read_coefficients
+from maskco_fast.kernels.coefficients.unpack import give_back, unpack
 from maskco_fast.kernels.compiler.features import has_vbmi2
+from maskco_fast.kernels.jpeg.checkpoints import make_table
 from maskco_fast.kernels.jpeg.checksum import checksum_reference
-from maskco_fast.kernels.jpeg.decode import DECODED, NOT_PLAIN, decode_reference
+from maskco_fast.kernels.jpeg.decode import (
+    DECODED,
+    NOT_PLAIN,
+    decode_reference,
+    make_jpeg_scratch,
+)
 from maskco_fast.kernels.jpeg.pixels import LANES
 from tests.support.images import encode, picture
 
@@ -54,7 +55,7 @@ GUARD = 77
 @pytest.fixture(scope="module")
 def scratch():
     """Working memory that fits every image here."""
-    return make_record_scratch(1 << 16)
+    return make_jpeg_scratch(0, 1 << 16)
 
 
 def decode(reader, record, size, scratch, region=None):
@@ -62,9 +63,8 @@ def decode(reader, record, size, scratch, region=None):
     y, x, rows, columns = region or (0, 0, *size)
     room = 3 * (rows * columns + LANES)
     out = np.full(room + 64, GUARD, np.uint8)
-    encoded = np.frombuffer(record, np.uint8)
-    place = y, x, rows, columns
-    verdict = reader(encoded, len(record), *size, *place, scratch, out)
+    file = np.frombuffer(record, np.uint8), len(record), *size
+    verdict = reader(*file, y, x, rows, columns, scratch, out, make_table(1), 0)
     assert (out[room:] == GUARD).all()
     return verdict, out[: 3 * rows * columns].reshape(rows, columns, 3)
 

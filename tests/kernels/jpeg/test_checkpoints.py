@@ -13,30 +13,27 @@ from maskco_fast.kernels.jpeg.checkpoints import (
     as_rows,
     checksum,
     find_checkpoints,
+    make_table,
 )
 from maskco_fast.kernels.jpeg.checksum import _by_tables, checksum_reference
+from maskco_fast.kernels.jpeg.chunks import decode_region_by_lanes, decode_region_by_streams
 from maskco_fast.kernels.jpeg.decode import (
     DECODED,
     NOT_PLAIN,
     JpegScratch,
     decode_reference,
+    decode_region,
     make_jpeg_scratch,
 )
 from maskco_fast.kernels.jpeg.pixels import LANES
 from maskco_fast.kernels.plan import CROP, VIEW_FLOATS
-from maskco_fast.kernels.render.decode_crops import (
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
-    make_table,
-)
 from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from tests.support.images import encode, picture, pillow_writes_on_request
 
-KERNELS = {"streams": decode_crops_by_streams}
+KERNELS = {"streams": decode_region_by_streams}
 if has_avx512():
-    KERNELS["lanes"] = decode_crops_by_lanes
+    KERNELS["lanes"] = decode_region_by_lanes
 SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "gray": None}
 SIZES = [(1, 1), (8, 8), (17, 33), (50, 7), (40, 127), (33, 128), (24, 129), (9, 300), (130, 257)]
 
@@ -55,20 +52,14 @@ class Guarded:
     def __call__(self, kernel, data, size, checkpoints, region=None):
         """(verdict, pixels) of the region (y, x, rows, columns), by default the whole image."""
         y, x, rows, columns = region or (0, 0, *size)
-        row = np.zeros(VIEW_FLOATS, np.float32)
-        row[CROP : CROP + 4] = y, x, rows, columns
-        table = make_table([data], np.array([size]), checkpoints, find=kernel is decode_crops)
-        file = self.file(data)
-        where = np.array([file.ctypes.data, len(data)])
-        memory = self.scratch, self.pixels[-3 * ((rows + 1) * (columns + 1) + LANES) :]
-        region = self.scratch.region
-        verdict = kernel(where, *size, row, 1, *memory, region, table, 0)
+        top, left = y & ~1, x & ~1
+        down, right = y + rows - top, x + columns - left
+        pixels = self.pixels[-3 * (down * right + LANES) :]
+        file = self.file(data), len(data), *size
+        memory = self.scratch, pixels, make_table(1, checkpoints), 0
+        verdict = kernel(*file, top, left, down, right, *memory)
         assert not self.scratch.coefficients.any()
-        if verdict != DECODED:
-            return verdict, table
-        top, left, down, right = region.tolist()
-        image = memory[1][: 3 * down * right].reshape(down, right, 3)
-        return verdict, image[y - top :, x - left :]
+        return verdict, pixels[: 3 * down * right].reshape(down, right, 3)[y - top :, x - left :]
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +136,10 @@ def test_noise_at_full_quality_and_bands_of_rows(decode):
 def test_the_decoder_finds_the_checkpoints_in_passing(decode):
     for sampling in SAMPLINGS:
         data, size = jpeg(60, 300, sampling), (60, 300)
-        row = np.zeros(VIEW_FLOATS, np.float32)
-        row[CROP : CROP + 4] = 3, 5, 20, 30
-        table = make_table([data], np.array([size]), None, find=True)
-        file = np.frombuffer(data, np.uint8)
-        where, region = np.array([file.ctypes.data, len(data)]), decode.scratch.region
-        assert (
-            decode_crops(where, *size, row, 1, decode.scratch, decode.pixels, region, table, 0)
-            == DECODED
-        )
+        table = make_table(1, find=np.array([size]))
+        file = decode.file(data), len(data), *size
+        memory = decode.scratch, decode.pixels, table, 0
+        assert decode_region(*file, 2, 4, 20, 30, *memory) == DECODED
         rows = as_rows(table.found, table.counts[0])
         np.testing.assert_array_equal(rows, find_checkpoints(data))
         assert rows["bit"][0] == 0

@@ -4,6 +4,7 @@ damage."""
 import numpy as np
 import pytest
 
+from maskco_fast.kernels.jpeg.checkpoints import make_table
 from maskco_fast.kernels.jpeg.decode import (
     DECODED,
     NOT_PLAIN,
@@ -46,8 +47,8 @@ def decode(data, size, scratch, region=None):
     room = 3 * (rows * columns + LANES)
     out = np.full(room + 64, GUARD, np.uint8)
     height, width = size
-    encoded = np.frombuffer(data, np.uint8)
-    verdict = decode_region(encoded, len(data), height, width, y, x, rows, columns, scratch, out)
+    file = np.frombuffer(data, np.uint8), len(data), height, width
+    verdict = decode_region(*file, y, x, rows, columns, scratch, out, make_table(1), 0)
     assert (out[room:] == GUARD).all()
     return verdict, out[: 3 * rows * columns].reshape(rows, columns, 3)
 

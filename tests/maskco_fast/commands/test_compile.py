@@ -5,24 +5,25 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from maskco_fast.commands import compile as command
 from maskco_fast.commands.compile import CompileConfig
 from maskco_fast.kernels import ahead, headers, tar
+from maskco_fast.kernels.coefficients.decode import decode_record, decode_record_avx512
 from maskco_fast.kernels.errors import InvalidInput
+from maskco_fast.kernels.jpeg.checkpoints import find_checkpoints
 from maskco_fast.kernels.jpeg.checksum import file_checksum
+from maskco_fast.kernels.jpeg.chunks import decode_region_by_lanes, decode_region_by_streams
+from maskco_fast.kernels.jpeg.decode import decode_region, make_jpeg_scratch
 from maskco_fast.kernels.plan import plan_rows
-from maskco_fast.kernels.render.decode_crops import (
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
-)
+from maskco_fast.kernels.render.files import render_files
 from maskco_fast.kernels.render.image import make_scratch, render_views
-from maskco_fast.kernels.render.jpegs import render_jpegs
+from maskco_fast.kernels.render.records import RecordRenderer
 from maskco_fast.loaders import LoaderConfig, ViewConfig, make_loader
 from maskco_fast.loaders.backends import compilation
-from tests.support.images import write_shards
+from tests.support.images import encode, picture, write_shards
 
 
 @pytest.fixture
@@ -74,24 +75,38 @@ def test_a_loader_needs_the_jobs_of_its_dtype_and_device():
 KERNELS: tuple[Any, ...] = (
     tar.walk_tar,
     headers.scan_headers,
+    headers.find_ordinary_scan,
     plan_rows,
     make_scratch,
-    decode_crops,
-    decode_crops_by_lanes,
-    decode_crops_by_streams,
+    make_jpeg_scratch,
+    decode_region,
+    decode_region_by_lanes,
+    decode_region_by_streams,
+    decode_record,
+    decode_record_avx512,
     file_checksum,
     render_views,
-    render_jpegs,
+    render_files,
 )
 
 
 def test_a_loader_compiles_nothing_after_its_jobs(tmp_path):
-    """The jobs compile for the very types of arguments that the loader's calls have."""
+    """The jobs compile for the very types of arguments that the calls of the loader, of a scan of
+    its dataset and of a loader of records have."""
     shards = write_shards(tmp_path, shards=1, samples=2, side=160)
     for job in compilation.loader_jobs(LoaderConfig(batch_size=2, views=ViewConfig.maskco())):
         ahead.JOBS[job]()
+    ahead.JOBS["records"]()
     before = [set(kernel.overloads) for kernel in KERNELS]
     with make_loader(shards, 2, index_folder=tmp_path / "index") as loader:
         for _ in range(2):  # the second epoch reads from checkpoints
             list(loader)
+    data = encode(picture(8, 8, 0))
+    assert find_checkpoints(data) is not None
+    renderer = RecordRenderer(ViewConfig.maskco())
+    rows = np.zeros((1, renderer._columns), np.float32)
+    out = np.zeros(renderer.config.layout.elements, np.float32)
+    number = np.zeros(1, np.int64)
+    assert not renderer.render_records([data], np.full((1, 2), 8), rows, number, out).any()
+    assert renderer.decode_region(data, 8, 8, (0, 0, 8, 8)) is None
     assert [set(kernel.overloads) for kernel in KERNELS] == before
