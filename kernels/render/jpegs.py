@@ -241,15 +241,19 @@ class JpegRenderer(Renderer):
         return self._locate(files, sides)
 
     def _locate(self, files: Sequence[bytes], sides: np.ndarray) -> np.ndarray:
-        """Addresses and lengths of the files, (n, 2) int64. Grows the scratch memory to fit."""
+        """Addresses and lengths of the files, (n, 2) int64. Grows the working memory to fit."""
+        self._grow(max(map(len, files)), int(sides.prod(1).max()), int(sides[:, 1].max()))
+        addresses = [np.frombuffer(file, np.uint8).__array_interface__["data"][0] for file in files]
+        return np.array(list(zip(addresses, map(len, files))), np.int64)
+
+    def _grow(self, longest: int, largest: int, widest: int) -> None:
+        """Grow the working memory to a file of `longest` bytes and images of `largest` pixels and
+        `widest` columns, as far as these are not skipped."""
         # Memory grows by half more than needed, so that it seldom grows.
-        longest = min(max(map(len, files)), MAX_FILE)
-        largest = min(int(sides.prod(1).max()), MAX_PIXELS)
+        longest, largest = min(longest, MAX_FILE), min(largest, MAX_PIXELS)
         if longest > self._file_bytes or 3 * (largest + LANES) > len(self._pixels):
             self._file_bytes = max(longest * 3 // 2, self._file_bytes, 1 << 18)
             largest = max(largest * 3 // 2, len(self._pixels) // 3, 1 << 19)
             self._pixels = np.empty(3 * (largest + LANES), np.uint8)
             self._jpeg_scratch = make_jpeg_scratch(self._file_bytes, largest)
-        self._make_room(min(int(sides[:, 1].max()), MAX_WIDTH))
-        addresses = [np.frombuffer(file, np.uint8).__array_interface__["data"][0] for file in files]
-        return np.array(list(zip(addresses, map(len, files))), np.int64)
+        self._make_room(min(widest, MAX_WIDTH))

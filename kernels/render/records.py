@@ -14,7 +14,7 @@ import numpy as np
 from ..coefficients.decode import decode_record, decode_record_avx512
 from ..compiler.address import address_of
 from ..compiler.features import has_vbmi2
-from ..jpeg.checkpoints import make_table
+from ..jpeg.checkpoints import CheckpointTable, make_table
 from ..jpeg.decode import DECODED
 from ..jpeg.pixels import LANES
 from .jpegs import JpegRenderer
@@ -59,12 +59,12 @@ class RecordRenderer(JpegRenderer):
         y, x, rows, columns = (int(side) for side in region)
         top, left = y & ~1, x & ~1  # the decoder starts at whole chroma samples
         down, right = y + rows - top, x + columns - left
-        self._locate([record], np.array([[height, width]]))
+        self._grow(len(record), height * width, width)
         scratch, pixels = self._jpeg_scratch, self._pixels
         if 3 * (down * right + LANES) > len(pixels):
             return None
         file = np.frombuffer(record, np.uint8), len(record), height, width
-        memory = scratch, pixels, make_table(1), 0
+        memory = scratch, pixels, self._no_checkpoints, 0
         if self._record_decoder(*file, top, left, down, right, *memory) != DECODED:
             return None
         image = pixels[: 3 * down * right].reshape(down, right, 3)
@@ -74,6 +74,11 @@ class RecordRenderer(JpegRenderer):
     def record_address(self) -> int:
         """Address of the decoder of records, compiled if needed."""
         return address_of(self._record_decoder, *self._decode_arguments())
+
+    @functools.cached_property
+    def _no_checkpoints(self) -> CheckpointTable:
+        """The table of a call with one record."""
+        return make_table(1)
 
     @functools.cached_property
     def _record_decoder(self) -> Any:
