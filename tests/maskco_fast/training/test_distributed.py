@@ -18,7 +18,7 @@ from maskco_fast.networks.config import ModelConfig
 from maskco_fast.training import checkpoint, distributed
 from maskco_fast.training.config import TrainConfig
 from maskco_fast.training.recipes import RECIPES
-from tests.support.processes import Ended, free_port, rank_environments, run_mains
+from tests.support.processes import Ended, fork_context, free_port, rank_environments, run_mains
 from tests.support.tiny_run import BATCH, program, tiny_config, tiny_trainer
 
 PROGRAM = str(pathlib.Path(__file__).parents[2] / "support" / "tiny_run.py")
@@ -34,7 +34,8 @@ FORKED = ["--start-method", "forkserver", "--run-path", PROGRAM]
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """torchrun's command."""
+    """torchrun's command; it has a server of its own for its ranks."""
+    fork_context()
     torch.distributed.run.main(list(arguments))
     return 0
 
