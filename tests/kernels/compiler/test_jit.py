@@ -15,15 +15,14 @@ from maskco_fast.kernels.compiler.cache import _folder_of_this_process, cache_fo
 from maskco_fast.kernels.compiler.jit import inline_jit, jit, source_stamp
 
 SCRIPT = """
-from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.views import ViewConfig
+from maskco_fast.kernels.headers import find_ordinary_scan
 import numpy as np
-print(plan(ViewConfig.moco_v2(), 0, 0, np.arange(2), np.full(2, 30), np.full(2, 40)).sum())
+print(find_ordinary_scan(np.zeros(100, np.uint8)))
 """
 
 
 def run(**environment):
-    """Plan in a fresh process: (stdout, stderr)."""
+    """Call a small kernel in a fresh process: (stdout, stderr)."""
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env={**os.environ, **environment},
@@ -36,8 +35,8 @@ def run(**environment):
 
 def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     first, told = run(MASKCO_FAST_CACHE=str(tmp_path))
-    assert "compiling plan_rows for this CPU" in told
-    assert "compiled plan_rows in" in told
+    assert "compiling find_ordinary_scan for this CPU" in told
+    assert "compiled find_ordinary_scan in" in told
     second, told = run(MASKCO_FAST_CACHE=str(tmp_path))
     assert told == ""
     assert first == second

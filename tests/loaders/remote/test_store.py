@@ -81,7 +81,7 @@ def test_all_faults_at_once_and_a_cache_that_is_too_small_for_all_shards(make_sh
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("error", "the shards in use at the same time must fit")
-        config = hurried(tmp_path, cache_gb=3.5 * size / 1e9, downloads=1)
+        config = hurried(tmp_path, cache_gb=3.5 * size / 1e9, downloads=1, timeout=0.2)
         names = pattern(server, "shard-{0000..0005}.tar")
         options = {"views": VIEWS, "shuffle": False, "index_folder": tmp_path / "index"}
         with make_loader(names, 8, remote=config, **options) as loader:
@@ -292,7 +292,7 @@ def test_state_resumes_from_a_remote_run_on_local_shards_and_back(make_shards, t
 def test_every_loader_reads_through_the_cache(backend, make_shards, tmp_path):
     shards = make_shards(3, 16, bad=(20,))
     with faulty.FaultyServer(tmp_path, faulty.at_random(0.2, seed=6)) as server:
-        mine = batches(pattern(server), tmp_path, backend=backend)
+        mine = batches(pattern(server), tmp_path, hurried(tmp_path, timeout=0.2), backend=backend)
     assert_same(mine, batches(shards, tmp_path, backend=backend))
 
 

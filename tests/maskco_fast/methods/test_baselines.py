@@ -27,6 +27,7 @@ from maskco_fast.training.trainer import Trainer
 from tests.support.processes import run_ranks
 from tests.support.runs import losses
 from tests.support.small_methods import (
+    MODEL,
     SAMPLES,
     SIDE,
     batches,
@@ -145,7 +146,7 @@ def test_npid_without_a_bank_says_what_to_call():
 def test_chance_is_what_equal_chances_give():
     paper = {name: RECIPES["paper"](name) for name in BASELINES}
     chance = {
-        name: make_method(name, config.method_config, config.model, seed=0).chance_loss(256)
+        name: make_method(name, config.method_config, MODEL, seed=0).chance_loss(256)
         for name, config in paper.items()
     }
     assert chance["moco_v2"] == pytest.approx(math.log(65_537))

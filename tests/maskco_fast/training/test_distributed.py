@@ -34,7 +34,7 @@ FORKED = ["--start-method", "forkserver", "--run-path", PROGRAM]
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """torchrun's command; it has a server of its own for its ranks."""
+    """torchrun's command; a server of its own forks its ranks, where they are `FORKED`."""
     fork_context()
     torch.distributed.run.main(list(arguments))
     return 0
@@ -162,7 +162,8 @@ def test_a_rank_that_does_not_start_is_named(monkeypatch):
 
 def test_a_rank_that_fails_ends_the_job_with_its_own_error(tmp_path):
     fail = ["--rank", "1", "--fail-at", "5"]
-    failed = run(["--nproc-per-node", "2", PROGRAM, "--run-dir", str(tmp_path), *fail])
+    standalone = ["--standalone", "--nproc-per-node", "2", PROGRAM]
+    (failed,) = run_mains(launch, [*standalone, "--run-dir", str(tmp_path), *fail])
     assert failed.returncode != 0
     assert "rank 1: error: the disk of rank 1 is on fire" in failed.stderr
     assert "Traceback" not in failed.stderr.partition("rank 1: error")[0]

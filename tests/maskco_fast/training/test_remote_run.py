@@ -38,7 +38,7 @@ def train(shards: str, run_dir: pathlib.Path, *options: str) -> int:
         "--device",
         "cpu",
     )
-    hurry = ("--remote.request-mb", "0.02", "--remote.timeout", "1", "--remote.backoff", "0.02")
+    hurry = ("--remote.request-mb", "0.02", "--remote.timeout", "0.3", "--remote.backoff", "0.02")
     cache = ("--remote.cache-folder", str(run_dir.parent / "cache"))
     return main(
         [
