@@ -24,7 +24,7 @@ class Sweep(Run):
 
     folder: pathlib.Path = pathlib.Path("study-sweep")
     """Folder of the run folders and the results."""
-    arms: tuple[str, ...] = ("maskco", "moco_v2", *(arm.name for arm in plan.SWEEP_ARMS))
+    arms: tuple[str, ...] = tuple(arm.name for arm in plan.SWEEP_ARMS)
     seeds: tuple[int, ...] = plan.SWEEP_SEEDS
     steps: int = plan.SWEEP_STEPS
 
