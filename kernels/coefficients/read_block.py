@@ -88,26 +88,11 @@ def read_values(record, bitmap, at, split, first, second, rest, values):
 
 
 @inline_jit(forceinline=True)
-def read_block(record, head, at, last, outside, table, to, stride, scratch, waiting):
-    """Read a block on any CPU to coefficients, which wait in `scratch.block` for their inverse DCT:
-    (end of its payload, DC, blocks that wait).
-
-    `outside`: only pass over it. `table`: where in `scratch.factors` its component's quantisation
-    table is. `to`, `stride`: its place in `scratch.planes`. `scratch`: a `JpegScratch`, whose
-    `places` receive those of blocks that wait. The other arguments as for `open_block`.
-    """
-    block, planes, places = scratch.block, scratch.planes, scratch.places
-    factors, values = scratch.factors, scratch.values
-    bitmap, at, split, first, second, rest, end, high, last, after = open_block(
-        record, head, at, last
-    )
-    if outside:
-        return after, last, waiting
-    dc = np.int64(np.int16(last * np.int64(factors[table])))
-    if bitmap == _U(0):
-        inverse_dct_flat(dc, planes, to, stride)
-        return after, last, waiting
-    slot = 64 * waiting
+def _put_block(record, opened, dc, table, scratch, slot):
+    """Write a block's dequantised coefficients to `scratch.block` from `slot` on, on any CPU.
+    `opened`: the result of `open_block`; `dc`: dequantised."""
+    bitmap, at, split, first, second, rest, end, high, _, _ = opened
+    block, factors, values = scratch.block, scratch.factors, scratch.values
     number = read_values(record, bitmap, at, split, first, second, rest, values)
     left = bitmap
     for i in range(number):
@@ -122,43 +107,69 @@ def read_block(record, head, at, last, outside, table, to, stride, scratch, wait
         value = np.int64(np.int8(record[end + 1 + i])) << 8
         block[slot + place] += value * np.int64(factors[table + place])
     block[slot] = dc
-    places[waiting], places[QUEUE + waiting] = to, stride
-    waiting += 1
-    if waiting == 2:
-        inverse_dct_pair(
-            block, 0, 64, planes, places[0], places[QUEUE], places[1], places[QUEUE + 1]
-        )
-        waiting = 0
-    return after, last, waiting
 
 
 @inline_jit(forceinline=True)
-def read_block_avx512(record, head, at, last, outside, table, to, stride, scratch, waiting):
-    """`read_block` by AVX-512."""
-    block, planes, places = scratch.block, scratch.planes, scratch.places
-    factors = scratch.factors
-    bitmap, at, split, first, second, rest, end, high, last, after = open_block(
-        record, head, at, last
-    )
-    if outside:
-        return after, last, waiting
-    dc = np.int64(np.int16(last * np.int64(factors[table])))
-    if bitmap == _U(0):
-        inverse_dct_flat(dc, planes, to, stride)
-        return after, last, waiting
+def _put_block_avx512(record, opened, dc, table, scratch, slot):
+    """`_put_block` by AVX-512."""
+    bitmap, at, split, first, second, rest, end, high, _, _ = opened
     values = join_values(load_values(record, at, first), load_values(record, second, rest), split)
     added = broadcast(np.int16(0), 64)
     if high:
         high_bytes = first_values(load(record, end + 1, 64), high)
         added = high_part(place_values(high_bytes, bitmap))
     placed = place_values(values, bitmap)
-    store_coefficients(placed, added, dc, factors, table, block, 64 * waiting)
-    places[waiting], places[QUEUE + waiting] = to, stride
-    waiting += 1
-    if waiting == QUEUE:
-        inverse_dct_four(block, planes, places)
-        waiting = 0
-    return after, last, waiting
+    store_coefficients(placed, added, dc, scratch.factors, table, scratch.block, slot)
+
+
+@inline_jit(forceinline=True)
+def _transform_two(scratch):
+    """Inverse DCT of two blocks that wait."""
+    places = scratch.places
+    inverse_dct_pair(
+        scratch.block, 0, 64, scratch.planes, places[0], places[QUEUE], places[1], places[QUEUE + 1]
+    )
+
+
+@inline_jit(forceinline=True)
+def _transform_four(scratch):
+    """Inverse DCT of four blocks that wait, by AVX-512."""
+    inverse_dct_four(scratch.block, scratch.planes, scratch.places)
+
+
+def _make_read(put, transform, most):
+    """A kernel that reads a block to coefficients, which wait in `scratch.block` for their inverse
+    DCT: (end of its payload, DC, blocks that wait).
+
+    `put` writes the coefficients; `transform` is called once `most` blocks wait. Arguments of the
+    kernel: `outside`: only pass over the block. `table`: where in `scratch.factors` its component's
+    quantisation table is. `to`, `stride`: its place in `scratch.planes`. `scratch`: a
+    `JpegScratch`, whose `places` receive those of blocks that wait. The others as for `open_block`.
+    """
+
+    @inline_jit(forceinline=True)
+    def read(record, head, at, last, outside, table, to, stride, scratch, waiting):
+        opened = open_block(record, head, at, last)
+        bitmap, last, after = opened[0], opened[8], opened[9]
+        if outside:
+            return after, last, waiting
+        dc = np.int64(np.int16(last * np.int64(scratch.factors[table])))
+        if bitmap == _U(0):
+            inverse_dct_flat(dc, scratch.planes, to, stride)
+            return after, last, waiting
+        put(record, opened, dc, table, scratch, 64 * waiting)
+        scratch.places[waiting], scratch.places[QUEUE + waiting] = to, stride
+        waiting += 1
+        if waiting == most:
+            transform(scratch)
+            waiting = 0
+        return after, last, waiting
+
+    return read
+
+
+read_block = _make_read(_put_block, _transform_two, 2)
+read_block_avx512 = _make_read(_put_block_avx512, _transform_four, QUEUE)
 
 
 @inline_jit()
