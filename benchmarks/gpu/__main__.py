@@ -139,6 +139,12 @@ PARTS: Mapping[str, Part] = {
         small="--steps 2 --resumed-steps 3 "
         "--arguments='--recipe demo --loader native --batch-size 8 --model.group-size 4'",
     ),
+    "commands": Part(
+        seconds=150,
+        answers="the other commands on the device and on the CPU; torchrun with NCCL",
+        command="commands",
+        small="--device cpu --steps 4 --detector-steps 2 --seconds 300",
+    ),
     "dali": Part(
         seconds=110,
         answers="DALI's device graph: values with a lagging device, images/s",

@@ -19,7 +19,12 @@ from maskco_fast.evaluation.recalibrate import recalibrate
 from maskco_fast.evaluation.weights import frozen_trunk, read_weights
 from maskco_fast.loaders import Dataset, Loader, ViewConfig, make_loader
 from maskco_fast.networks.resnet import Trunk
-from maskco_fast.training.devices import Precision, choose_precision
+from maskco_fast.training.devices import (
+    Precision,
+    choose_device,
+    choose_precision,
+    configure_cuda,
+)
 
 BATCH = 125
 RECALIBRATE = 7500
@@ -42,29 +47,37 @@ class Images:
         opened = open_pair(train, test, labels, announce=False)
         return cls(train=opened[0], test=opened[1], classes=opened[2])
 
-    def loader(self, dataset: Dataset, size: int, *, drop_last: bool = False) -> Loader:
+    def loader(
+        self, dataset: Dataset, size: int, device: torch.device, *, drop_last: bool = False
+    ) -> Loader:
         """Whole images at `size` pixels, in their order; for recalibration in a random one."""
         return make_loader(
             dataset,
             min(BATCH, len(dataset)),
             views=ViewConfig.evaluation(size),
+            device=device,
             shuffle=drop_last,
             drop_last=drop_last,
             threads=1,
         )
 
 
-def measure(weights: str, images: Images, *, size: int, seed: int, trunk: str) -> dict[str, float]:
+def measure(
+    weights: str, images: Images, *, size: int, seed: int, trunk: str, device: str = "cpu"
+) -> dict[str, float]:
     """Top-1 accuracies, per cent, by the names of `plan.MEASURES`, of a checkpoint or "random".
 
-    `size`: side of the images, pixels. `trunk`, `seed`: of random weights.
+    `size`: side of the images, pixels. `trunk`, `seed`: of random weights. `device`: of all but
+    the probes.
     """
-    network = frozen_trunk(read_weights(weights, trunk=trunk, seed=seed))
-    precision = choose_precision("auto", torch.device("cpu"))
-    with images.loader(images.train, size, drop_last=True) as loader:
+    on = choose_device(device)
+    configure_cuda(on)
+    network = frozen_trunk(read_weights(weights, trunk=trunk, seed=seed)).to(on)
+    precision = choose_precision("auto", on)
+    with images.loader(images.train, size, on, drop_last=True) as loader:
         recalibrate(network, loader, precision, images=RECALIBRATE)
     train, test = (
-        by_layer(network, images, dataset, size, precision)
+        by_layer(network, images.loader(dataset, size, on), precision)
         for dataset in (images.train, images.test)
     )
     top1: dict[str, float] = {}
@@ -75,15 +88,13 @@ def measure(weights: str, images: Images, *, size: int, seed: int, trunk: str) -
             test[layer],
             SETTINGS[:1],
             classes=len(images.classes),
-            device=torch.device("cpu"),
+            device=on,
         )[0]
     return top1
 
 
-def by_layer(
-    network: Trunk, images: Images, dataset: Dataset, size: int, precision: Precision
-) -> Mapping[str, Features]:
-    """Average-pooled features of each of `LAYERS`."""
+def by_layer(network: Trunk, loader: Loader, precision: Precision) -> Mapping[str, Features]:
+    """Average-pooled features of each of `LAYERS`; closes the loader."""
     widths: list[int] = []
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
@@ -91,7 +102,7 @@ def by_layer(
         widths[:] = [one.shape[1] for one in maps]
         return torch.cat([one.float().mean((2, 3)) for one in maps], 1)
 
-    with images.loader(dataset, size) as loader:
+    with loader:
         found = extract(encode, loader, precision)
     assert found is not None  # nothing stops it
     values = found.values.split(widths, 1)

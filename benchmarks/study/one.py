@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import tyro
 
 from benchmarks.study import plan
@@ -45,6 +46,8 @@ class Options:
     """Fewer for a trial: the result then counts for nothing."""
     curve: bool = False
     """Also measure the checkpoints of `plan.CURVE_STEPS`."""
+    device: str = "cpu"
+    """cpu or cuda. On CUDA a step is replayed as one graph."""
 
 
 def run(options: Options) -> int:
@@ -58,7 +61,7 @@ def run(options: Options) -> int:
         "seed": options.seed,
         "steps": options.steps,
         "commit": commit(),
-        "machine": f"{cpu_model()[0]}, Python {platform.python_version()}",
+        "machine": f"{device_name(options.device)}, Python {platform.python_version()}",
     }
     size = int(str(plan.COMMON["model.view-size"]))
     trunk = str(plan.COMMON["model.trunk"])
@@ -73,7 +76,9 @@ def run(options: Options) -> int:
         weights = checkpoints(run_dir, options)
     began = time.process_time()
     result["measured"] = {
-        step: measure(source, images, size=size, seed=options.seed, trunk=trunk)
+        step: measure(
+            source, images, size=size, seed=options.seed, trunk=trunk, device=options.device
+        )
         for step, source in weights.items()
     }
     result["measure_cpu_s"] = round(time.process_time() - began, 1)
@@ -89,7 +94,8 @@ def train(arm: plan.Arm, options: Options, run_dir: pathlib.Path) -> int:
         "run-dir": run_dir,
         "loader": "native",
         "loader-threads": 1,
-        "device": "cpu",
+        "device": options.device,
+        "cuda-graphs": options.device != "cpu",
         "log-every": 100,
         "checkpoint-every": 500,
         "loggers": "jsonl",
@@ -101,6 +107,11 @@ def train(arm: plan.Arm, options: Options, run_dir: pathlib.Path) -> int:
     if options.curve:
         arguments += ["--keep-steps", *map(str, plan.CURVE_STEPS)]
     return cli.main(arguments)
+
+
+def device_name(device: str) -> str:
+    """The model of the CPU, or of the GPU."""
+    return cpu_model()[0] if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def option(name: str, value: object) -> list[str]:

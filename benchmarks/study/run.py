@@ -47,6 +47,8 @@ class Run:
     seeds: tuple[int, ...] = plan.SEEDS
     steps: int = plan.STEPS
     """Fewer steps for a trial; `report` then refuses the results."""
+    device: str = "cpu"
+    """cpu or cuda: where the networks are; the images are always decoded by the CPU."""
     processes: int | None = None
     """Runs at once, each with one thread; None: one for each usable CPU."""
 
@@ -114,6 +116,7 @@ def start(config: Run, arm: plan.Arm, seed: int) -> "subprocess.Popen[bytes]":
     arguments = ["--arm", arm.name, "--seed", str(seed), "--folder", str(config.folder)]
     arguments += ["--train", *config.train, "--test", *config.test]
     arguments += ["--labels", config.labels, "--steps", str(config.steps)]
+    arguments += ["--device", config.device]
     if seed == config.seeds[0] and arm.method != "random":
         arguments.append("--curve")
     path = log_path(config.folder, f"{arm.name}-{seed}")

@@ -1,6 +1,7 @@
 """The configuration of a detection run and its recipes (docs/method.md, "Evaluation")."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -148,6 +149,13 @@ class DetectConfig:
             )
         if not self.learning_rate > 0:
             raise InvalidInput(f"`learning_rate` must be greater than 0, got {self.learning_rate}.")
+        bounds = (0, *self.milestones, self.max_steps)
+        if any(one >= other for one, other in itertools.pairwise(bounds)):
+            raise InvalidInput(
+                f"`milestones` must be steps in ascending order, below `max_steps`, "
+                f"{self.max_steps}, got {' '.join(map(str, self.milestones))}. "
+                "A shorter run needs its own --milestones."
+            )
 
     def run(self, weights: Weights) -> "DetectionRun":
         """The configuration of the training loop, from these weights.

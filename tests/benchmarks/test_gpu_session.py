@@ -19,6 +19,7 @@ from benchmarks.gpu import (
     augmentation,
     batch_norm,
     check,
+    commands,
     dali,
     marked_tests,
     probe,
@@ -35,6 +36,7 @@ from maskco_fast.bench import timing
 from maskco_fast.bench.harness import RowProcess, _row_error
 from maskco_fast.loaders import open_dataset
 from maskco_fast.training.trainer import Trainer
+from tests.support.commands import parse_command
 from tests.support.tiny_run import NoiseLoader, TinyMaskCo, tiny_config, tiny_trainer
 
 NOTES = """
@@ -248,6 +250,44 @@ def test_run_and_its_resumption(
     assert run.main(options) == 0, written(path)
     assert written(path)["resumed"]["steps_are_whole"]
     assert written(path)["resumed"]["first_and_last_loss"][0] > 0
+
+
+def test_commands_are_the_programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line parses; what the commands do is their own tests' matter, so results are made up."""
+    seen = []
+
+    def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        words = command[command.index("benchmarks.gpu.program") + 1 :]
+        config = parse_command(["maskco-fast", *words])
+        seen.append(words[0])
+        if words[0] == "train":
+            config.run_dir.mkdir(parents=True)
+            losses = "".join(json.dumps({"loss": float(9 - step)}) + "\n" for step in range(4))
+            (config.run_dir / "metrics.jsonl").write_text(losses)
+        if getattr(config, "json", None):
+            result = {"top1": 50.0, "AP": 1.0, "AP50": 2.0, "weights": {}, "images": {"val": 3}}
+            pathlib.Path(config.json).write_text(json.dumps(result))
+        failed = words[0] == "mph"
+        return subprocess.CompletedProcess(command, int(failed), "", "no head" if failed else "")
+
+    monkeypatch.setattr(commands.subprocess, "run", here)
+    path = tmp_path / "commands.json"
+    assert commands.main(small(commands.Options, json=path)) == 1
+    assert [*dict.fromkeys(seen)] == [
+        "train",
+        "knn",
+        "linear",
+        "distance",
+        "export",
+        "mph",
+        "detect",
+    ]
+    assert seen[-1] == "train"
+    found = written(path)
+    assert found["train by torchrun"]["first_and_last_losses"] == [7.5, 7.5]
+    assert found["knn"]["cpu"]["top1"] == 50
+    assert found["detect"]["AP50"] == 2
+    assert found["export and mph"] == {"failed": "RuntimeError: exit code 1: no head"}
 
 
 def test_marked_tests_are_counted(tmp_path: pathlib.Path) -> None:

@@ -1,22 +1,19 @@
 """The study: verdicts on made-up results, options that the command line takes, one short run."""
 
 import dataclasses
-import importlib
 import json
 import math
 import shlex
-import typing
 
 import pytest
-import tyro
 
 from benchmarks.study import one, plan
 from benchmarks.study.__main__ import main
 from benchmarks.study.paper import ROWS, Paper, commands
 from benchmarks.study.report import interval, judge
-from maskco_fast.cli import COMMANDS
 from maskco_fast.evaluation.paper import PAPER_ABLATIONS, PAPER_ROWS
 from maskco_fast.kernels.errors import InvalidInput
+from tests.support.commands import parse_command
 
 CLAIM = plan.Claim(
     name="a claim", says="", measure="top1", terms={"one": 1.0, "other": -1.0}, bound=2.0
@@ -52,24 +49,13 @@ def test_the_interval_is_students():
     assert interval([5.0]) == (5, math.inf)
 
 
-def parse(words):
-    """The configuration that the command line makes of a command's words."""
-    program, name, *arguments = words
-    assert program == "maskco-fast"
-    (row,) = (row for row in COMMANDS if row.name == name)
-    module = importlib.import_module(row.module)
-    config = typing.get_type_hints(getattr(module, name))["config"]
-    extra = {"default": module.defaults(arguments)} if hasattr(module, "defaults") else {}
-    return tyro.cli(config, args=arguments, **extra)
-
-
 def test_every_arm_trains_as_the_plan_says():
     for arm in (*plan.ARMS, *plan.SWEEP_ARMS):
         if arm.method == "random":
             continue
         options = arm.train_options(3).items()
         words = [word for name, value in options for word in one.option(name, value)]
-        config = parse(["maskco-fast", "train", *words])
+        config = parse_command(["maskco-fast", "train", *words])
         assert (config.seed, config.max_steps, config.batch_size) == (3, 2000, 64)
         assert config.model.trunk == "resnet10-small"
         assert config.maskco.mask is (arm.name != "maskco-unmasked")
@@ -87,7 +73,7 @@ def test_claims_are_about_arms_and_measures():
 
 def test_the_papers_commands_are_commands():
     lines = [shlex.split(line) for line in commands(Paper()) if line.startswith("maskco-fast")]
-    trained = [parse(words).run_dir.name for words in lines if words[1] == "train"]
+    trained = [parse_command(words).run_dir.name for words in lines if words[1] == "train"]
     assert len(trained) == len(set(trained)) == len({row.run for row in ROWS})
     assert {row.paper for row in ROWS if row.paper} == {*PAPER_ROWS, *PAPER_ABLATIONS}
 

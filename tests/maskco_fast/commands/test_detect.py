@@ -119,3 +119,12 @@ def test_the_recipe_sets_the_defaults() -> None:
     assert defaults([]).recipe == "voc"
     with pytest.raises(SystemExit):
         defaults(["--recipe=yolo"])
+
+
+def test_milestones_lie_within_the_run() -> None:
+    config = RECIPES["demo"]()
+    with pytest.raises(InvalidInput, match=r"below `max_steps`, 250, got 220 270\..* own"):
+        dataclasses.replace(config, max_steps=250)
+    with pytest.raises(InvalidInput, match="ascending"):
+        dataclasses.replace(config, milestones=(30, 20))
+    assert dataclasses.replace(config, max_steps=20, milestones=()).milestones == ()
