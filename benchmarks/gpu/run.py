@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu.run --shards 'in1k-{0000..0015}.tar' --json run.json
 
-Notes what metrics.jsonl says after the first ten steps.
+Notes what metrics.jsonl says after the first ten steps: images/s of all of them, with the steps
+that write a checkpoint, and of the median one.
 """
 
 import json
@@ -69,7 +70,8 @@ def summarise(path: pathlib.Path, steps: int) -> dict[str, Any]:
     rest = lines[10:] or lines
     return {
         "steps_are_whole": [line["step"] for line in lines] == list(range(1, steps + 1)),
-        "images_per_s": 1 / statistics.mean(1 / line["images_per_s"] for line in rest),
+        "images_per_s": statistics.harmonic_mean([line["images_per_s"] for line in rest]),
+        "median_images_per_s": statistics.median(line["images_per_s"] for line in rest),
         "data_wait": statistics.mean(line["data_wait"] for line in rest),
         "first_and_last_loss": [lines[0]["loss"], lines[-1]["loss"]],
     }

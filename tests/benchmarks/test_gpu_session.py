@@ -253,7 +253,7 @@ def test_run_and_its_resumption(
 
 
 def test_commands_are_the_programs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line parses; what the commands do is their own tests' matter, so results are made up."""
+    """Every line parses. What the commands do is their own tests' matter: results are made up."""
     seen = []
 
     def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:

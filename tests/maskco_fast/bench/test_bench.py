@@ -353,7 +353,9 @@ def test_rows_for_a_gpu_yield_their_images(
     """
     if name.startswith("dali"):
         pytest.importorskip("nvidia.dali")
-    if name == "nvjpeg":
+    if name == "nvimgcodec":
+        pytest.importorskip("nvidia.nvimgcodec")
+    if name in ("nvjpeg", "nvimgcodec"):
         pytest.importorskip("kornia")
     if device == "cpu":
         monkeypatch.setattr(peers_gpu, "cuda_device", lambda what: torch.device("cpu"))
