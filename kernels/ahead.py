@@ -17,6 +17,7 @@ from .compiler.cache import cache_folder
 from .compiler.jit import source_stamp
 from .jpeg.checkpoints import checksum, find_checkpoints
 from .plan import plan
+from .reading import read_parts
 from .render.records import RecordRenderer
 from .views import ViewConfig
 
@@ -34,6 +35,8 @@ def _plan() -> None:
 
 
 def _decode() -> None:
+    nothing = np.empty(0, np.int64)
+    read_parts(nothing, nothing, nothing, np.empty(0, np.uint8), nothing)
     assert _renderer()[0].decode_address
 
 

@@ -5,9 +5,9 @@
 Measured: epochs of the loader with 1, 2, … threads, up to the CPUs that this process may use, in
 interleaved rounds. For the simulation, on one thread: each image's time in decoding and rendering,
 which releases the GIL, and Python's time an image, all of which counts as holding the GIL (an upper
-bound: reading and libjpeg's set-up release it too). Simulated threads take a few images in turn,
-hold the GIL to read each and once more to hand them over, and queue for it in order. The simulation
-leaves out memory bandwidth, clock speeds and hyper-threads.
+bound: reading releases it too). Simulated threads take a few images in turn, hold the GIL a few
+times for them, and queue for it in order. The simulation leaves out what a change of its holder
+costs, memory bandwidth, clock speeds and hyper-threads.
 """
 
 import dataclasses
@@ -26,10 +26,14 @@ from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import Loader, make_loader, open_dataset
-from maskco_fast.loaders.backends.sample_renderer import SAMPLES_PER_CALL
+from maskco_fast.loaders.backends.sample_renderer import MOST_PER_CALL
 from maskco_fast.loaders.buffers import BufferPool
 from maskco_fast.loaders.shards.decode import Decoder
 from maskco_fast.loaders.system.cpus import usable_cpus
+
+HOLDS = 5
+"""Times that a thread takes the GIL for its images: around the reads of entries, checkpoints and
+files, the rendering, and to hand them over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,14 +114,12 @@ def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) ->
     """Images/s of `cores` threads, a core each.
 
     `free`: seconds without the GIL of sample images; `held`: seconds with it, an image. A thread
-    takes `SAMPLES_PER_CALL` images at a time. It holds the GIL to read each of them, once more to
-    hand them over, and then works without it.
+    takes `MOST_PER_CALL` images at a time, holds the GIL `HOLDS` times, and works without it.
     """
     random = np.random.default_rng(0)
-    shape = (images // SAMPLES_PER_CALL, SAMPLES_PER_CALL)
+    shape = (images // MOST_PER_CALL, MOST_PER_CALL)
     tasks = random.choice(free, shape).sum(1)  # seconds without the GIL
-    holds = SAMPLES_PER_CALL + 1  # times that a task takes the GIL
-    hold = held * SAMPLES_PER_CALL / holds
+    hold = held * MOST_PER_CALL / HOLDS
     waiting = [(0.0, thread) for thread in range(cores)]  # when each thread next asks for the GIL
     left = [0] * cores  # holds left of the thread's task
     work = [0.0] * cores  # seconds without the GIL of the thread's task
@@ -129,7 +131,7 @@ def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) ->
         if not left[thread]:
             if begun == len(tasks):
                 continue
-            left[thread] = holds
+            left[thread] = HOLDS
             work[thread] = tasks[begun]
             begun += 1
         gil_free = max(now, gil_free) + hold
@@ -137,7 +139,7 @@ def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) ->
         until = gil_free + (0.0 if left[thread] else work[thread])
         last = max(last, until)
         heapq.heappush(waiting, (until, thread))
-    return len(tasks) * SAMPLES_PER_CALL / last
+    return len(tasks) * MOST_PER_CALL / last
 
 
 def measure_threads(options: Options, threads: Sequence[int]) -> dict[int, Spread]:

@@ -28,6 +28,9 @@ MAX_PIXELS = 22 << 20
 MAX_WIDTH = 1 << 16
 """Largest width, pixels."""
 
+Encoded = bytes | np.ndarray
+"""A file; an array is C-contiguous uint8."""
+
 _FILE = np.frombuffer(b"", np.uint8)
 """Has the type of a file, read-only."""
 _IMAGE = np.empty((0, 0, 3), np.uint8)
@@ -42,7 +45,7 @@ class JpegRenderer(Renderer):
 
     def render_jpegs(
         self,
-        files: Sequence[bytes],
+        files: Sequence[Encoded],
         sides: np.ndarray,
         plans: np.ndarray,
         numbers: np.ndarray,
@@ -68,7 +71,7 @@ class JpegRenderer(Renderer):
 
     def resize_jpegs(
         self,
-        files: Sequence[bytes],
+        files: Sequence[Encoded],
         sides: np.ndarray,
         plans: np.ndarray,
         numbers: np.ndarray,
@@ -155,7 +158,7 @@ class JpegRenderer(Renderer):
     def _render_files(
         self,
         decoders: tuple[int, int],
-        files: Sequence[bytes],
+        files: Sequence[Encoded],
         sides: np.ndarray,
         plans: np.ndarray,
         numbers: np.ndarray,
@@ -212,7 +215,7 @@ class JpegRenderer(Renderer):
 
     def _prepare(
         self,
-        files: Sequence[bytes],
+        files: Sequence[Encoded],
         sides: np.ndarray,
         plans: np.ndarray,
         numbers: np.ndarray,
@@ -221,13 +224,14 @@ class JpegRenderer(Renderer):
     ) -> np.ndarray:
         """Check the arguments and grow the scratch memory; returns `files` as in the kernel."""
         count = len(files)
-        if sides.shape != (count, 2) or plans.shape[:1] != (count,) or numbers.shape != (count,):
+        shapes = [(count, 2), (count, self._columns), (count,)]
+        if [array.shape for array in (sides, plans, numbers)] != shapes:
             raise InvalidInput(
-                f"{count} files need `sides` ({count}, 2), `plans` ({count}, columns) and "
-                f"`numbers` ({count},), got {sides.shape}, {plans.shape} and {numbers.shape}."
+                f"{count} files need `sides`, `plans` and `numbers` of shapes {shapes}, "
+                f"got {sides.shape}, {plans.shape} and {numbers.shape}."
             )
-        for plan, number in zip(plans, numbers.tolist()):
-            self._check_out(out, plan, number, dtype)
+        for number in (int(numbers.min()), int(numbers.max())):
+            self._check_out(out, plans[0], number, dtype)
         for name, array, kind in (
             ("sides", sides, np.int64),
             ("plans", plans, np.float32),
@@ -240,11 +244,14 @@ class JpegRenderer(Renderer):
                 )
         return self._locate(files, sides)
 
-    def _locate(self, files: Sequence[bytes], sides: np.ndarray) -> np.ndarray:
+    def _locate(self, files: Sequence[Encoded], sides: np.ndarray) -> np.ndarray:
         """Addresses and lengths of the files, (n, 2) int64. Grows the working memory to fit."""
         self._grow(max(map(len, files)), int(sides.prod(1).max()), int(sides[:, 1].max()))
-        addresses = [np.frombuffer(file, np.uint8).__array_interface__["data"][0] for file in files]
-        return np.array(list(zip(addresses, map(len, files))), np.int64)
+        arrays = [
+            np.frombuffer(file, np.uint8) if isinstance(file, bytes) else file for file in files
+        ]
+        addresses = [array.__array_interface__["data"][0] for array in arrays]
+        return np.array([addresses, [len(file) for file in files]], np.int64).T.copy()
 
     def _grow(self, longest: int, largest: int, widest: int) -> None:
         """Grow the working memory to a file of `longest` bytes and images of `largest` pixels and

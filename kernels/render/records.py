@@ -17,7 +17,7 @@ from ..compiler.features import has_vbmi2
 from ..jpeg.checkpoints import CheckpointTable, make_table
 from ..jpeg.decode import DECODED
 from ..jpeg.pixels import LANES
-from .jpegs import JpegRenderer
+from .jpegs import Encoded, JpegRenderer
 
 
 class RecordRenderer(JpegRenderer):
@@ -25,7 +25,7 @@ class RecordRenderer(JpegRenderer):
 
     def render_records(
         self,
-        records: Sequence[bytes],
+        records: Sequence[Encoded],
         sides: np.ndarray,
         plans: np.ndarray,
         numbers: np.ndarray,
@@ -37,7 +37,7 @@ class RecordRenderer(JpegRenderer):
 
     def resize_records(
         self,
-        records: Sequence[bytes],
+        records: Sequence[Encoded],
         sides: np.ndarray,
         plans: np.ndarray,
         numbers: np.ndarray,

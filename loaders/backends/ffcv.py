@@ -31,7 +31,7 @@ from ..request import Rendered, Request
 from ..scans.scan_index import ScanIndex
 from ..shards.beton import BetonDataset, write_directory
 from ..shards.dataset import Dataset
-from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
+from .sample_renderer import SampleRenderer, ToolBox, samples_per_call
 
 
 @contextlib.contextmanager
@@ -236,6 +236,7 @@ class FfcvLoader(Loader):
         super().__init__(dataset, config, max_bad_share=max_bad_share)
         self._reader: Reader | None = None
         self._scan_index = ScanIndex.of(dataset, config)
+        self._tools = ToolBox(config)
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config = self.config
@@ -256,6 +257,7 @@ class FfcvLoader(Loader):
             if epoch is not None:
                 epoch.close()
             threads.shutdown(cancel_futures=True)
+            team.give_back()
             if self._scan_index is not None:
                 self._scan_index.close()
 
@@ -279,14 +281,17 @@ class _Team:
     def __init__(self, loader: FfcvLoader, threads: ThreadPoolExecutor) -> None:
         self.closing = False
         self._threads = threads
+        self._step = samples_per_call(loader.config)
+        self._loader_tools = loader._tools
+        self._tools = [loader._tools.take() for _ in range(loader.config.thread_count)]
         self._renderers = [
-            SampleRenderer(loader, loader._scan_index) for _ in range(loader.config.thread_count)
+            SampleRenderer(loader, loader._scan_index, tools) for tools in self._tools
         ]
 
     def execute(self, work: Work, status: np.ndarray) -> None:
         """Render all samples of a batch; raise the first error of a thread."""
         # The threads share the iterator: each takes the next samples.
-        begins = iter(range(0, len(work[0].indices), SAMPLES_PER_CALL))
+        begins = iter(range(0, len(work[0].indices), self._step))
         futures = [
             self._threads.submit(self._share, render, begins, work, status)
             for render in self._renderers
@@ -296,6 +301,11 @@ class _Team:
             if error is not None:
                 raise error
 
+    def give_back(self) -> None:
+        """Leave the tools to the next epoch."""
+        for tools in self._tools:
+            self._loader_tools.put(tools)
+
     def _share(
         self, render: SampleRenderer, begins: Iterator[int], work: Work, status: np.ndarray
     ) -> None:
@@ -303,7 +313,7 @@ class _Team:
         for begin in begins:
             if self.closing:
                 return
-            part = slice(begin, begin + SAMPLES_PER_CALL)
+            part = slice(begin, begin + self._step)
             original = request.indices[part].copy()
             render(request, range(*part.indices(len(request.indices))), memory)
             status[part, 0] = np.where(request.indices[part] != original, REPLACED, 0)

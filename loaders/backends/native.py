@@ -13,13 +13,13 @@ from ..loader import Loader
 from ..request import Rendered, Request
 from ..scans.scan_index import ScanIndex
 from ..shards.dataset import Dataset
-from .sample_renderer import SAMPLES_PER_CALL, SampleRenderer
+from .sample_renderer import SampleRenderer, ToolBox, Tools, samples_per_call
 
 
 class NativeLoader(Loader):
     """Batches in the plan's order, `prefetch` at once, from `threads` threads.
 
-    Python only reads the bytes. Decoding and rendering run without the GIL, several samples a call.
+    Reading, decoding and rendering run without the GIL, several samples a call.
     """
 
     def __init__(
@@ -27,10 +27,16 @@ class NativeLoader(Loader):
     ) -> None:
         super().__init__(dataset, config, max_bad_share=max_bad_share)
         self._scan_index = ScanIndex.of(dataset, config)
+        self._tools = ToolBox(config)
 
     def _run(self, requests: Iterator[Request]) -> Generator[Rendered, None, None]:
         config, pool, scan_index = self.config, self._pool, self._scan_index
-        workers = _Workers(config.thread_count, lambda: SampleRenderer(self, scan_index))
+        workers = _Workers(
+            config.thread_count,
+            self._tools,
+            lambda tools: SampleRenderer(self, scan_index, tools),
+            samples_per_call(config),
+        )
         pending: collections.deque[_Work] = collections.deque()
         try:
             for request in requests:
@@ -80,10 +86,18 @@ class _Work:
 class _Workers:
     """Threads that render samples from one queue, in the order submitted."""
 
-    def __init__(self, threads: int, make_renderer: Callable[[], SampleRenderer]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        tools: ToolBox,
+        make_renderer: Callable[[Tools], SampleRenderer],
+        samples_per_call: int,
+    ) -> None:
         self._queue: queue.SimpleQueue[tuple[_Work, range] | None] = queue.SimpleQueue()
         self._closing = False
+        self._tools = tools
         self._make_renderer = make_renderer
+        self._samples_per_call = samples_per_call
         self._threads = [
             threading.Thread(target=self._loop, name=f"native-{i}", daemon=True)
             for i in range(threads)
@@ -94,24 +108,29 @@ class _Workers:
     def submit(self, request: Request, memory: np.ndarray) -> _Work:
         """Queue all samples of a request, to be rendered into a batch's flat `memory`."""
         work = _Work(request, memory)
-        count = len(request.indices)
-        for begin in range(0, count, SAMPLES_PER_CALL):
-            self._queue.put((work, range(begin, min(begin + SAMPLES_PER_CALL, count))))
+        count, step = len(request.indices), self._samples_per_call
+        for begin in range(0, count, step):
+            self._queue.put((work, range(begin, min(begin + step, count))))
         return work
 
     def _loop(self) -> None:
+        tools: Tools | None = None
         render: SampleRenderer | None = None
         while (item := self._queue.get()) is not None:
             work, numbers = item
             error = None
             if not self._closing:
                 try:
-                    render = render or self._make_renderer()
+                    if render is None:
+                        tools = self._tools.take()
+                        render = self._make_renderer(tools)
                     render(work.request, numbers, work.memory)
                 except BaseException as raised:  # `wait` raises it in the consumer's thread
                     error = raised
             work.samples_done(len(numbers), error)
             del work, item  # an idle thread must not keep the last batch's buffer alive
+        if tools is not None:
+            self._tools.put(tools)
 
     def close(self) -> None:
         """End the threads: samples being rendered are finished, queued ones dropped."""

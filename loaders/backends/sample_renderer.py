@@ -7,33 +7,77 @@ import numpy as np
 from ...kernels import headers
 from ...kernels.render.records import RecordRenderer
 from ...kernels.torch_formats import FORMATS
+from ..config import LoaderConfig
 from ..loader import Loader
 from ..regions import scale_crops
 from ..request import Request
 from ..scans.scan_index import ScanIndex
+from ..shards.dataset import Stored
 from ..shards.decode import Decoder
+from ..shards.reader import ReadMemory, files_allowed
 
-SAMPLES_PER_CALL = 4
-"""Samples that a thread takes at once: few enough to spread a batch over the threads, enough that
-Python's share of the time stays small."""
+MOST_PER_CALL = 8
+"""Samples that a thread takes at once, at most: so many that Python's share of the time, for which
+the threads wait for each other, stays small."""
+CALLS_PER_THREAD = 4
+"""Calls that the batches in the making keep ready for each thread: the threads end them at about
+the same time."""
+
+
+def samples_per_call(config: LoaderConfig) -> int:
+    """Samples that a thread takes at once, each of which may be in a file of its own."""
+    threads, in_the_making = config.thread_count, config.batch_size * config.prefetch
+    fair = in_the_making // (CALLS_PER_THREAD * threads)
+    return max(1, min(MOST_PER_CALL, fair, files_allowed() // threads))
+
+
+class Tools:
+    """What one thread decodes and renders with: megabytes of scratch memory, kept between epochs.
+
+    Refers to no loader, so that a dropped one is freed at once.
+    """
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self.memory = ReadMemory()
+        self.decode = Decoder(fast=config.decode == "fast").decode_scaled
+        self.renderer = RecordRenderer(config.views, FORMATS[config.dtype].name)
+
+
+class ToolBox:
+    """The tools of a loader's threads, which come and go with its epochs."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        self._config = config
+        self._unused: list[Tools] = []
+
+    def take(self) -> Tools:
+        """Tools for one thread."""
+        try:
+            return self._unused.pop()
+        except IndexError:
+            return Tools(self._config)
+
+    def put(self, tools: Tools) -> None:
+        """Keep a thread's tools for another one."""
+        self._unused.append(tools)
 
 
 class SampleRenderer:
-    """Decodes and renders samples; make one per thread, as it holds a decoder and scratch memory.
+    """Decodes and renders samples with the tools of one thread.
 
     Plain JPEGs are decoded and rendered by our own kernels in one call without the GIL, and so are
     records of coefficients. Every other image, and every JPEG that is decoded smaller, is decoded
     by a library, one by one.
     """
 
-    def __init__(self, loader: Loader, scan_index: ScanIndex | None) -> None:
+    def __init__(self, loader: Loader, scan_index: ScanIndex | None, tools: Tools) -> None:
         """`scan_index`: shared by the threads; None decodes each JPEG from its beginning."""
         config = loader.config
         self._loader = loader
         self._scan_index = scan_index
         self._views = len(config.views.views)
-        self._decode = Decoder(fast=config.decode == "fast").decode_scaled
-        renderer = self._renderer = RecordRenderer(config.views, FORMATS[config.dtype].name)
+        self._memory, self._decode = tools.memory, tools.decode
+        renderer = self._renderer = tools.renderer
         if config.seam:
             self._render, self._render_jpegs = renderer.resize, renderer.resize_jpegs
             self._render_records = renderer.resize_records
@@ -41,54 +85,44 @@ class SampleRenderer:
             self._render, self._render_jpegs = renderer.render, renderer.render_jpegs
             self._render_records = renderer.render_records
 
-    def __call__(self, request: Request, numbers: Sequence[int], memory: np.ndarray) -> None:
+    def __call__(self, request: Request, numbers: range, memory: np.ndarray) -> None:
         """Render samples `numbers` of a request into the batch's memory, replacing bad ones."""
-        others: list[int] = []
-        jpegs: list[int] = []
-        files: list[bytes] = []
-        in_records: list[int] = []
-        records: list[bytes] = []
         dataset, quarantine = self._loader.dataset, self._loader.quarantine
+        chosen = np.arange(numbers.start, numbers.stop)
+        indices = request.indices[chosen]
+        samples = dataset.samples[indices]
+        usable = np.array([index not in quarantine for index in indices.tolist()])
         if request.fields is not None:
-            for n in numbers:
-                if request.indices[n] not in quarantine:
-                    self._loader._fetch_fields(request, n)
-        for n in numbers:
-            index = request.indices[n]
-            if dataset.records is not None and dataset.records[index] and index not in quarantine:
-                in_records.append(n)  # whole, since that costs less than a smaller one
-                records.append(dataset.read_record(index))
-                continue
-            plain = dataset.samples["format"][index] == headers.JPEG and request.shrinks[n] == 1
-            if plain and index not in quarantine:
-                jpegs.append(n)
-                files.append(dataset.read(index))
-            else:
-                others.append(n)
-        for ours, encoded, render in (
-            (jpegs, files, self._render_chosen),
-            (in_records, records, self._render_chosen_records),
+            for n in chosen[usable].tolist():
+                self._loader._fetch_fields(request, n)
+        records = np.zeros_like(usable)
+        if dataset.records is not None:  # read whole, since that costs less than a smaller image
+            records = usable & dataset.records[indices]
+        jpegs = usable & ~records & (samples["format"] == headers.JPEG)
+        jpegs &= request.shrinks[chosen] == 1
+        rendered = np.zeros_like(usable)
+        for kind, render in (
+            (jpegs, self._render_chosen),
+            (records, self._render_chosen_records),
         ):
-            if not ours:
-                continue
-            chosen = np.array(ours)
-            samples = dataset.samples[request.indices[chosen]]
-            sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
-            done = render(request, chosen, encoded, sides, memory)
-            quarantine.count_decoded(int(done.sum()))
-            others.extend(chosen[~done].tolist())  # not plain, or damaged: a library decides
-        for n in others:
+            if kind.any():
+                encoded = dataset.read_stored(indices[kind].tolist(), self._memory)
+                sides = np.stack([samples["height"], samples["width"]], 1)[kind].astype(np.int64)
+                rendered[kind] = render(request, chosen[kind], encoded, sides, memory)
+        quarantine.count_decoded(int(rendered.sum()))
+        for n in chosen[~rendered].tolist():  # not plain, or damaged: a library decides
             self._render_one(request, n, memory)
 
     def _render_chosen(
         self,
         request: Request,
         chosen: np.ndarray,
-        files: Sequence[bytes],
+        files: Sequence[Stored],
         sides: np.ndarray,
         memory: np.ndarray,
     ) -> np.ndarray:
-        """Render the JPEGs of samples `chosen`, from their checkpoints where they have some."""
+        """Render the JPEGs of samples `chosen`, from their checkpoints where they have some: (n,)
+        bool, where that succeeded."""
         rows, scan_index = request.rows[chosen], self._scan_index
         if scan_index is None:
             return self._render_jpegs(files, sides, rows, chosen, memory)
@@ -104,11 +138,11 @@ class SampleRenderer:
         self,
         request: Request,
         chosen: np.ndarray,
-        records: list[bytes],
+        records: Sequence[Stored],
         sides: np.ndarray,
         memory: np.ndarray,
     ) -> np.ndarray:
-        """Render records as samples `chosen`: (n,) bool, where that succeeded."""
+        """Render records as samples `chosen`, likewise."""
         return self._render_records(records, sides, request.rows[chosen], chosen, memory)
 
     def _render_one(self, request: Request, n: int, memory: np.ndarray) -> None:

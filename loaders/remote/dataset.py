@@ -23,7 +23,7 @@ from ...kernels.compiler.cache import cache_folder
 from ..config import LoaderConfig
 from ..order import rank_positions
 from ..shards.build_index import index_shard, unusable
-from ..shards.dataset import Dataset
+from ..shards.dataset import Dataset, Stored
 from ..shards.index import ShardIndex
 from ..shards.index_cache import (
     FORMAT_VERSION,
@@ -40,6 +40,7 @@ from ..shards.index_cache import (
 )
 from ..shards.labels import LabelSource
 from ..shards.names import is_remote, redact_url
+from ..shards.reader import ReadMemory
 from ..system.cpus import usable_cpus
 from ..system.progress import Progress, no_progress
 from ..tables.table import MappedTable, ShardTable
@@ -213,6 +214,10 @@ class RemoteDataset(Dataset):
         assert shard is not None
         with self.cache.acquire(shard, stop=self._stop) as pin:
             return pin.read(offset, size)
+
+    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Stored]:
+        """As `Dataset.read_stored`; each waits for its shard's download."""
+        return [self.read(index) for index in indices]
 
     def read_fields(self, index: int) -> list[bytes | None]:
         """As `Dataset.read_fields`; waits for the shard's download."""

@@ -31,10 +31,11 @@ from ..config import LoaderConfig
 from ..order import SHARDS_PER_BLOCK, ShuffleBlock, order
 from ..quarantine import BadSample, Quarantine
 from ..shards.build_index import ImageChoice, index_image
-from ..shards.dataset import Dataset, EmptyDataset
+from ..shards.dataset import Dataset, EmptyDataset, Stored
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import is_image, is_remote, redact_url
+from ..shards.reader import ReadMemory
 from ..tables.table import ShardTable
 from .config import RemoteConfig
 from .store import RemoteShard, RemoteStore
@@ -149,6 +150,10 @@ class StreamDataset(Dataset):
     def read(self, index: int) -> bytes:
         """The encoded bytes of a sample in the last batches."""
         return self.samples.entries[int(index)][1]
+
+    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Stored]:
+        """As `Dataset.read_stored`; the samples are in memory."""
+        return [self.read(index) for index in indices]
 
     def read_fields(self, index: int) -> list[bytes | None]:
         """The members `fields` of a sample in the last batches."""

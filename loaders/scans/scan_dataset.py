@@ -72,10 +72,8 @@ def scan_dataset(
 def _scan(dataset: Dataset, scan_index: ScanIndex, indices: Sequence[int]) -> int:
     """Scan those samples that are not scanned yet; returns how many have checkpoints then."""
     scanned = 0
-    for index in indices:
-        if not scan_index.covers(index):
-            continue
-        known = scan_index.read_one(index)
+    covered = [index for index in indices if scan_index.covers(index)]
+    for index, known in zip(covered, scan_index.read_each(covered)):
         if known is not None:
             scanned += bool(known.rows)
         elif scan_index.writes:

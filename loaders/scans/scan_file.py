@@ -25,7 +25,6 @@ import numpy as np
 from ...kernels.jpeg.checkpoints import CHECKPOINT_DTYPE, PIXELS_BETWEEN
 from ..shards.index import ShardIndex
 from ..shards.index_cache import cache_file
-from ..shards.reader import ShardReader
 from ..system.portable import try_lock, write_at_offset
 
 FORMAT_VERSION = 1
@@ -65,6 +64,52 @@ class Scanned(NamedTuple):
     """Of CHECKPOINT_DTYPE; empty for a JPEG that has none."""
 
 
+class Entry(NamedTuple):
+    """An entry of the table, whose checkpoints are not read yet."""
+
+    number: int
+    """Of the usable sample."""
+    fields: bytes
+    begin: int
+    """Where the checkpoints are in the file."""
+    length: int
+    """Bytes of the JPEG."""
+    checkpoints: int
+    """Their number."""
+    checksum: int
+    """CRC32C of the JPEG."""
+    stored: int
+    """The entry's own checksum."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the checkpoints."""
+        return self.checkpoints * CHECKPOINT_DTYPE.itemsize
+
+    @classmethod
+    def parse(cls, number: int, data: bytes) -> "Entry | None":
+        """The entry of sample `number` from its ENTRY_SIZE bytes in the file; None where the sample
+        has not been scanned. Raises DamagedEntry."""
+        if len(data) < ENTRY_SIZE:
+            raise DamagedEntry("it is cut short")
+        fields = data[: FIELDS.size]
+        begin, length, count, checksum = FIELDS.unpack(fields)
+        if not count and not any(data):
+            return None
+        if count > MOST_CHECKPOINTS or begin >> 62:
+            raise DamagedEntry("an entry is out of range")
+        (stored,) = CHECKSUM.unpack_from(data, FIELDS.size)
+        return cls(number, fields, begin, length, count, checksum, stored)
+
+    def with_checkpoints(self, rows: bytes) -> Scanned:
+        """What the entry and its checkpoints say. Raises DamagedEntry."""
+        if len(rows) < self.size:
+            raise DamagedEntry("it is cut short")
+        if _entry_checksum(self.number, self.fields, rows) != self.stored:
+            raise DamagedEntry("a checksum differs")
+        return Scanned(self.length, self.checksum, rows)
+
+
 class State(IntEnum):
     """What a process knows of a shard's scan file."""
 
@@ -77,7 +122,7 @@ class State(IntEnum):
 
 
 class ScanFile:
-    """The scan file of one shard, read from any thread and appended to by any process.
+    """The scan file of one shard, appended to by any process.
 
     Opens nothing until it is used.
     """
@@ -100,26 +145,6 @@ class ScanFile:
         # An empty file has just been created.
         return State.ABSENT if not found or _is_header(found) else State.DAMAGED
 
-    def read(self, reader: ShardReader, number: int) -> Scanned | None:
-        """The checkpoints of usable sample `number`; None where it has not been scanned.
-
-        Raises DamagedEntry.
-        """
-        try:
-            entry = reader.read(self.path, HEADER.size + number * ENTRY_SIZE, ENTRY_SIZE)
-            begin, length, count, checksum = FIELDS.unpack_from(entry)
-            if not any(entry):
-                return None
-            if count > MOST_CHECKPOINTS or begin >> 62:
-                raise DamagedEntry("an entry is out of range")
-            rows = reader.read(self.path, begin, count * CHECKPOINT_DTYPE.itemsize)
-        except (OSError, EOFError) as error:
-            raise DamagedEntry(getattr(error, "strerror", None) or "it is cut short") from error
-        (stored,) = CHECKSUM.unpack_from(entry, FIELDS.size)
-        if _entry_checksum(number, entry[: FIELDS.size], rows) != stored:
-            raise DamagedEntry("a checksum differs")
-        return Scanned(length, checksum, rows)
-
     def append(self, found: Sequence[tuple[int, Scanned]], *, replace: bool) -> bool:
         """Store the checkpoints of usable samples, by number; whether that was possible.
 
@@ -138,7 +163,7 @@ class ScanFile:
                 count = len(rows) // CHECKPOINT_DTYPE.itemsize
                 fields = FIELDS.pack(begin, length, count, checksum)
                 entry = fields + CHECKSUM.pack(_entry_checksum(number, fields, rows))
-                _write(descriptor, entry, HEADER.size + number * ENTRY_SIZE)
+                _write(descriptor, entry, entry_offset(number))
                 begin += len(rows)
         return True
 
@@ -153,6 +178,11 @@ class ScanFile:
         _write(descriptor, self._header, 0)
         os.ftruncate(descriptor, self._table_end)
         return True
+
+
+def entry_offset(number: int) -> int:
+    """Where the entry of usable sample `number` is in a file."""
+    return HEADER.size + number * ENTRY_SIZE
 
 
 def scan_path(shard: ShardIndex, folder: Path) -> Path:

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,10 +21,21 @@ from ...kernels import headers
 from ...kernels.compiler.cache import cache_folder
 from ...kernels.jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, checksum
 from ..config import LoaderConfig
-from ..shards.dataset import Dataset
-from ..shards.reader import ShardReader
+from ..shards.dataset import Dataset, Stored
+from ..shards.reader import ReadMemory, ShardReader
 from ..system.files import bytes_text, free_bytes
-from .scan_file import SUFFIX, DamagedEntry, ScanFile, Scanned, State
+from .scan_file import (
+    ENTRY_SIZE,
+    SUFFIX,
+    DamagedEntry,
+    Entry,
+    ScanFile,
+    Scanned,
+    State,
+    entry_offset,
+)
+
+T = TypeVar("T")
 
 PENDING_BYTES = 4 << 20
 """Checkpoints that wait in memory before they are written: those of 2 500 images of ImageNet. While
@@ -91,7 +103,7 @@ class ScanIndex:
 
     def read(self, indices: Sequence[int]) -> Checkpoints | None:
         """The checkpoints of samples `indices` for a kernel's call; None where none has any."""
-        found = [self.read_one(index) for index in indices]
+        found = self.read_each(indices)
         if not any(found):
             return None
         counts = [len(one.rows) // CHECKPOINT_DTYPE.itemsize if one else 0 for one in found]
@@ -113,13 +125,63 @@ class ScanIndex:
         lengths = [0] * len(indices) if checkpoints is None else checkpoints.lengths.tolist()
         return any(self.covers(index) for index, length in zip(indices, lengths) if not length)
 
-    def read_one(self, index: int) -> Scanned | None:
-        """The checkpoints of sample `index`; None where it is not scanned, or they are damaged."""
-        shard, number = self._dataset._place(index)
-        if (self._states[shard] or self._look_up(shard)) != State.PRESENT:
-            return None
+    def read_each(self, indices: Sequence[int]) -> list[Scanned | None]:
+        """The checkpoints of each of samples `indices`; None where it is not scanned, or they are
+        damaged."""
+        places = [self._dataset._place(index) for index in indices]
+        found: list[Scanned | None] = [None] * len(places)
+        present = [
+            n
+            for n, (shard, _) in enumerate(places)
+            if (self._states[shard] or self._look_up(shard)) == State.PRESENT
+        ]
+        for n, scanned in zip(present, self._read([places[n] for n in present])):
+            found[n] = scanned
+        return found
+
+    def _read(self, places: Sequence[tuple[int, int]]) -> list[Scanned | None]:
+        """The checkpoints at (shard, number) in files that were present."""
         try:
-            return self._file(shard).read(self._reader, number)
+            return self._read_together(places) if places else []
+        except OSError as error:  # a file is gone
+            if len(places) > 1:
+                return [one for place in places for one in self._read([place])]
+            self._warn_of_damage(places[0][0], error.strerror or str(error))
+            return [None]
+
+    def _read_together(self, places: Sequence[tuple[int, int]]) -> list[Scanned | None]:
+        """`_read` in two calls without the GIL: for the entries, and for what they point at."""
+        paths = [self._file(shard).path for shard, _ in places]
+        offsets = [entry_offset(number) for _, number in places]
+        found: list[Scanned | None] = [None] * len(places)
+        entries = []
+        parts = self._parts(paths, offsets, [ENTRY_SIZE] * len(places))
+        for n, ((shard, number), data) in enumerate(zip(places, parts)):
+            entry = self._undamaged(shard, Entry.parse, number, data)
+            if entry is not None:
+                entries.append((n, shard, entry))
+        rows = self._parts(
+            [paths[n] for n, _, _ in entries],
+            [entry.begin for _, _, entry in entries],
+            [entry.size for _, _, entry in entries],
+        )
+        for (n, shard, entry), data in zip(entries, rows):
+            found[n] = self._undamaged(shard, entry.with_checkpoints, data)
+        return found
+
+    def _parts(
+        self, paths: Sequence[str], offsets: Sequence[int], sizes: Sequence[int]
+    ) -> list[bytes]:
+        """Parts of scan files, as far as they are there."""
+        parts = self._reader.read_parts(
+            paths, np.array(offsets, np.int64), np.array(sizes, np.int64), ReadMemory()
+        )
+        return [part.tobytes() for part in parts]
+
+    def _undamaged(self, shard: int, read: Callable[..., T], *arguments: Any) -> T | None:
+        """What `read` returns; None, and a warning, where it finds damage."""
+        try:
+            return read(*arguments)
         except DamagedEntry as error:
             self._warn_of_damage(shard, str(error))
             return None
@@ -127,7 +189,7 @@ class ScanIndex:
     def add(
         self,
         indices: Sequence[int],
-        files: Sequence[bytes],
+        files: Sequence[Stored],
         checkpoints: Sequence[np.ndarray | None],
         *,
         wait: bool = False,

@@ -18,7 +18,7 @@ from ..tables.table import ShardTable
 from .index import ShardIndex
 from .labels import LabelSource
 from .names import redact_url
-from .reader import ShardReader
+from .reader import ReadMemory, ShardReader
 
 _LOOKED_AT = 64
 """Shards, evenly spread, whose file systems decide on `default_block`."""
@@ -26,6 +26,10 @@ _RELEASED = 1024
 """Samples after which a table's pages are released: the system may map 64 KB for each."""
 _SORTED = 1 << 22
 """Samples up to which a block is shuffled by sorting: 24 bytes each while it is made."""
+
+
+Stored = bytes | np.ndarray
+"""A file's bytes; an array is uint8."""
 
 
 class EmptyDataset(InvalidInput):
@@ -154,6 +158,21 @@ class Dataset:
     def read_record(self, index: int) -> bytes:
         """Read the record of sample `index`, one of `records`, from any thread."""
         raise NotImplementedError
+
+    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Stored]:
+        """Read samples as they are stored, several at once, from any thread; valid until the next
+        use of `memory`.
+
+        As by `read`, except that a sample of `records` is a record and not the JPEG made of it.
+        """
+        files = [self.shards.file(*self._place(index)) for index in indices]
+        samples = self.samples[np.asarray(indices)]
+        parts = self.reader.read_parts(files, samples["offset"], samples["size"], memory)
+        for number, part in enumerate(parts):
+            if len(part) < samples["size"][number]:
+                place = (int(samples[field][number]) for field in ("offset", "size"))
+                self.reader.read(files[number], *place)  # raises the reason
+        return parts
 
     def read_fields(self, index: int) -> list[bytes | None]:
         """Read the members `fields` of sample `index`, from any thread; None for each it lacks."""

@@ -474,7 +474,11 @@ def test_keyboard_interrupt_leaves_nothing_behind(backend, make_shards, monkeypa
         time.sleep(0.3)
         return real(index)
 
+    def all_slow(indices, memory):
+        return [slow(index) for index in indices]
+
     monkeypatch.setattr(loader.dataset, "read", slow)
+    monkeypatch.setattr(loader.dataset, "read_stored", all_slow)
     threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
     with pytest.raises(KeyboardInterrupt):
         list(loader)

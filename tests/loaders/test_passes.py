@@ -70,7 +70,7 @@ def test_a_failed_start_repeats_its_position(shards, monkeypatch):
     with make(shards) as loader:
         state = {**loader.state_dict(), "consumed": 8}
         loader.load_state_dict(state)
-        monkeypatch.setattr(loader.dataset, "read", lambda index: 1 / 0)
+        monkeypatch.setattr(loader.dataset, "read_stored", lambda indices, memory: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             next(iter(loader))
         monkeypatch.undo()

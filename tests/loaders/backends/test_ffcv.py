@@ -128,14 +128,14 @@ def test_training_from_a_beton_is_training_from_its_shards(make_shards, tmp_path
 
 def test_an_error_in_a_thread_reaches_the_consumer(make_shards, monkeypatch):
     loader = make_loader(make_shards(1, 16), 4, views=VIEWS, backend="ffcv")
-    real = loader.dataset.read
+    real = loader.dataset.read_stored
 
-    def failing(index):
-        if index == 9:
+    def failing(indices, memory):
+        if 9 in indices:
             raise RuntimeError("cosmic ray")
-        return real(index)
+        return real(indices, memory)
 
-    monkeypatch.setattr(loader.dataset, "read", failing)
+    monkeypatch.setattr(loader.dataset, "read_stored", failing)
     with pytest.raises(RuntimeError, match="cosmic ray"):
         list(loader)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ffcv")]

@@ -81,7 +81,7 @@ def scan_files(folder: pathlib.Path) -> list[pathlib.Path]:
 def stored(shards, folder) -> list[bytes | None]:
     """The checkpoints of all samples in a folder."""
     scanned = ScanIndex(open_dataset(shards, index_folder=folder), limit=LIMIT)
-    return [one.rows or None if one else None for one in map(scanned.read_one, range(14))]
+    return [one.rows or None if one else None for one in scanned.read_each(range(14))]
 
 
 def truth(shards) -> list[bytes | None]:
@@ -212,7 +212,7 @@ def test_changed_images_are_noticed_by_their_checksum(tmp_path, folder, uses):
         assert equal(loader, without)
         assert equal(loader, without)
     dataset = open_dataset(str(shard), index_folder=folder)
-    scanned = ScanIndex(dataset, limit=LIMIT).read_one(2)
+    scanned = ScanIndex(dataset, limit=LIMIT).read_each([2])[0]
     assert scanned is not None
     assert scanned.checksum == checksum(images["2.jpg"]) != checksum(bytes(other))
 
@@ -229,7 +229,7 @@ def test_a_shard_with_other_samples_has_a_new_file(tmp_path, folder):
             assert scan_dataset(datasets[-1], limit=LIMIT, threads=1) == 3
         if len(datasets) == 1:
             earlier = ScanIndex(datasets[0], limit=LIMIT)
-            scanned = earlier.read_one(0)
+            scanned = earlier.read_each([0])[0]
     (file,) = scan_files(folder)
     assert file.stat().st_size == 64 + 3 * 32 + 3 * 20 * 10
     newer = file.read_bytes()
@@ -293,7 +293,7 @@ def test_many_append_at_once_without_loss(shards, made, monkeypatch):
     monkeypatch.setattr(scan_file, "_write", write_late)
     dataset = open_dataset(shards, index_folder=made)
     source = ScanIndex(dataset, limit=LIMIT)
-    every = {n: one for n in range(14) if (one := source.read_one(n)) is not None}
+    every = {n: one for n in range(14) if (one := source.read_each([n])[0]) is not None}
     for file in scan_files(made):
         file.unlink()
     writers = [ScanIndex(dataset, limit=LIMIT) for _ in range(4)]
@@ -310,7 +310,7 @@ def test_many_append_at_once_without_loss(shards, made, monkeypatch):
         thread.join()
     written = ScanIndex(dataset, limit=LIMIT)
     assert not any(writer._warned for writer in writers)
-    assert {number: written.read_one(number) for number in every} == every
+    assert dict(zip(every, written.read_each([*every]))) == every
 
 
 def test_remote_shards_have_one_by_their_bytes(shards, epochs, tmp_path, uses):
