@@ -179,9 +179,9 @@ def cores_block(figures: dict[str, Any]) -> str:
             cells[1:] = [f"{simulated:.0f}", f"{found['share'][key]:.0%}"]
         rows.append([key, *cells])
     text = (
-        f"`benchmarks.speed.scaling`: an image takes {found['free_ms']:.2f} ms without the GIL and "
-        f"holds it for at most {found['held_us']:.0f} µs. Beyond this machine's cores the figures "
-        "are simulated from these times."
+        f"`benchmarks.speed.scaling`: an image takes the kernels {found['free_ms']:.2f} ms. "
+        "Simulated: as many threads, whose kernels sleep for so long, so that this machine's CPUs "
+        "have Python and reading to do."
     )
     header = ["cores", "images/s, measured", "simulated", "of ideal"]
     return f"{text}\n\n{_table(header, rows)}"

@@ -34,8 +34,8 @@ PHOTOGRAPHS = ROOT / ".gpu" / "data"
 """Shards whose copies are read, unless `--shards` names others."""
 DRY_RUN = 10
 """Factor of the parts' time limits in a dry run: CPUs are slower."""
-COPIES = 64
-"""Shards made of them."""
+COPIES = 256
+"""Shards made of them: epochs of so many batches that what happens between two counts little."""
 LEAST = 12
 """Seconds left with which a part still begins."""
 SPARE = 5

@@ -18,7 +18,7 @@ def copy_shards(source: pathlib.Path, target: pathlib.Path, copies: int) -> str:
     target.mkdir(parents=True, exist_ok=True)
     for number in range(copies):
         data = shards[number % len(shards)].read_bytes()
-        prefix = b"c%02d-" % number
+        prefix = b"c%03d-" % number
         members = b"".join(_renamed(header, prefix) + rest for header, rest in _members(data))
         (target / f"copy-{number:04d}.tar").write_bytes(members + bytes(2 * BLOCK))
     return str(target / "copy-*.tar")

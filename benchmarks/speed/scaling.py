@@ -3,37 +3,40 @@
     python -m benchmarks.speed.scaling --shards 'in1k-sample-{0000..0003}.tar' [--images 300]
 
 Measured: epochs of the loader with 1, 2, … threads, up to the CPUs that this process may use, in
-interleaved rounds. For the simulation, on one thread: each image's time in decoding and rendering,
-which releases the GIL, and Python's time an image, all of which counts as holding the GIL (an upper
-bound: reading releases it too). Simulated threads take a few images in turn, hold the GIL a few
-times for them, and queue for it in order. The simulation leaves out what a change of its holder
-costs, memory bandwidth, clock speeds and hyper-threads.
+interleaved rounds. Simulated: the same loader with as many threads as there would be cores, whose
+kernels sleep for as long as an image takes them, from checkpoints as from the second epoch on. This
+machine's CPUs are then left with Python and reading, of which Python takes one thread at a time on
+any number of cores. The simulation leaves out memory bandwidth, clock speeds and hyper-threads, and
+is too low where reading alone fills this machine's CPUs.
 """
 
 import dataclasses
-import heapq
+import itertools
+import pathlib
+import tempfile
 import time
 from collections.abc import Sequence
+from unittest import mock
 
 import numpy as np
 import torch
 import tyro
 
 from maskco_fast.bench.harness import Spread, machine
-from maskco_fast.bench.stages import hand_over
 from maskco_fast.kernels.jpeg.checkpoints import Checkpoints, checksum, find_checkpoints
 from maskco_fast.kernels.plan import plan
 from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
-from maskco_fast.loaders import Loader, make_loader, open_dataset
-from maskco_fast.loaders.backends.sample_renderer import MOST_PER_CALL
+from maskco_fast.loaders import Dataset, Loader, make_loader, open_dataset
 from maskco_fast.loaders.buffers import BufferPool
+from maskco_fast.loaders.scans.scan_dataset import scan_dataset
 from maskco_fast.loaders.shards.decode import Decoder
 from maskco_fast.loaders.system.cpus import usable_cpus
 
-HOLDS = 5
-"""Times that a thread takes the GIL for its images: around the reads of entries, checkpoints and
-files, the rendering, and to hand them over."""
+SIMULATED_SAMPLES = 10_000
+"""Of the simulation's data set at least, in links to the shards: epochs of some 40 batches."""
+SIMULATED_BATCH = 256
+"""Images a batch of the simulation, as for a GPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class Options:
     """Epochs that are counted for each number of threads, after one that is not."""
     batch_size: int = 50
     """Images a batch of the measured epochs."""
+    seconds: float = 2.0
+    """Of each simulation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,14 +65,11 @@ class Scaling:
     """Of whole epochs, by threads."""
     simulated: dict[int, float]
     free_ms: float
-    """Mean time of an image without the GIL."""
-    held_us: float
-    """Python's time an image, at most this much with the GIL."""
+    """Mean time of an image in the kernels."""
 
     def share(self, cores: int) -> float:
-        """Simulated images/s over those of as many cores that never wait."""
-        ideal = 1000 * cores / (self.free_ms + self.held_us / 1000)
-        return self.simulated[cores] / ideal
+        """Simulated images/s over those of as many cores with nothing to do but the kernels."""
+        return self.simulated[cores] * self.free_ms / (1000 * cores)
 
 
 def times_without_gil(options: Options) -> np.ndarray:
@@ -110,36 +112,53 @@ def checkpoints_of(data: bytes) -> Checkpoints | None:
     )
 
 
-def simulate(free: np.ndarray, held: float, cores: int, images: int = 20_000) -> float:
-    """Images/s of `cores` threads, a core each.
+def simulate(options: Options, free_s: float) -> dict[int, float]:
+    """Images/s by threads whose kernels sleep for `free_s` seconds an image."""
 
-    `free`: seconds without the GIL of sample images; `held`: seconds with it, an image. A thread
-    takes `MOST_PER_CALL` images at a time, holds the GIL `HOLDS` times, and works without it.
-    """
-    random = np.random.default_rng(0)
-    shape = (images // MOST_PER_CALL, MOST_PER_CALL)
-    tasks = random.choice(free, shape).sum(1)  # seconds without the GIL
-    hold = held * MOST_PER_CALL / HOLDS
-    waiting = [(0.0, thread) for thread in range(cores)]  # when each thread next asks for the GIL
-    left = [0] * cores  # holds left of the thread's task
-    work = [0.0] * cores  # seconds without the GIL of the thread's task
-    begun = 0
-    gil_free = 0.0  # when the GIL is next free
-    last = 0.0
-    while waiting:
-        now, thread = heapq.heappop(waiting)
-        if not left[thread]:
-            if begun == len(tasks):
-                continue
-            left[thread] = HOLDS
-            work[thread] = tasks[begun]
-            begun += 1
-        gil_free = max(now, gil_free) + hold
-        left[thread] -= 1
-        until = gil_free + (0.0 if left[thread] else work[thread])
-        last = max(last, until)
-        heapq.heappush(waiting, (until, thread))
-    return len(tasks) * MOST_PER_CALL / last
+    def sleep(
+        self: JpegRenderer, decoders: object, finish: object, where: np.ndarray, *_: object
+    ) -> np.ndarray:
+        time.sleep(free_s * len(where))
+        return np.ones(len(where), np.bool_)
+
+    with tempfile.TemporaryDirectory() as folder:
+        index = pathlib.Path(folder, "index")
+        dataset = open_dataset(linked_shards(options.shards, folder), index_folder=index)
+        scan_dataset(dataset, limit=1e9)
+        with mock.patch.object(JpegRenderer, "_call", sleep):
+            return {cores: _sleeping(dataset, cores, options.seconds) for cores in options.cores}
+
+
+def linked_shards(shards: Sequence[str], folder: str) -> list[str]:
+    """Links in `folder` to the shards, again and again, as many as `SIMULATED_SAMPLES` take."""
+    dataset = open_dataset(tuple(shards))
+    paths = [dataset.shards.path(number) for number in range(len(dataset.shards))]
+    links = []
+    for number in range(-(-SIMULATED_SAMPLES // len(dataset)) * len(paths)):
+        path = pathlib.Path(paths[number % len(paths)]).resolve()
+        link = pathlib.Path(folder, f"{number:04d}{path.suffix}")
+        link.symlink_to(path)
+        links.append(str(link))
+    return links
+
+
+def _sleeping(dataset: Dataset, threads: int, seconds: float) -> float:
+    """Images/s of a loader on `dataset`, after its first batches."""
+    with make_loader(
+        dataset,
+        min(SIMULATED_BATCH, len(dataset)),
+        backend="native",
+        threads=threads,
+        rank=0,
+        world_size=1,
+    ) as loader:
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+        for _ in range(2 * loader.config.prefetch):
+            next(batches)
+        images, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            images += len(next(batches))
+        return images / (time.perf_counter() - began)
 
 
 def measure_threads(options: Options, threads: Sequence[int]) -> dict[int, Spread]:
@@ -170,12 +189,10 @@ def measure(options: Options) -> Scaling:
     cpus = usable_cpus()
     threads = sorted({*(count for count in options.cores if count <= cpus), 1, cpus})
     free = times_without_gil(options)
-    held = max(hand_over() / 1000, 1e-7)
     return Scaling(
         measured=measure_threads(options, threads),
-        simulated={cores: simulate(free, held, cores) for cores in options.cores},
+        simulated=simulate(options, float(free.mean())),
         free_ms=1000 * float(free.mean()),
-        held_us=1e6 * held,
     )
 
 
@@ -183,10 +200,7 @@ def main(options: Options) -> None:
     """Print the measured times and the table."""
     found = measure(options)
     print(machine())
-    print(
-        f"an image: {found.free_ms:.2f} ms without the GIL, at most {found.held_us:.0f} us with it,"
-        f" which bounds one process at {1e6 / found.held_us:.0f} images/s\n"
-    )
+    print(f"an image takes the kernels {found.free_ms:.2f} ms\n")
     print(f"{'cores':>6}{'measured':>20}{'simulated':>11}{'of ideal':>10}")
     for cores in sorted({*found.measured, *found.simulated}):
         measured = found.measured[cores].text() if cores in found.measured else "-"
