@@ -1,6 +1,6 @@
 """Decode and render samples in one thread, for the backends that run their own threads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,19 +16,32 @@ from ..shards.dataset import Stored
 from ..shards.decode import Decoder
 from ..shards.reader import ReadMemory, files_allowed
 
-MOST_PER_CALL = 8
+MOST_PER_CALL = 32
 """Samples that a thread takes at once, at most: so many that Python's share of the time, for which
 the threads wait for each other, stays small."""
-CALLS_PER_THREAD = 4
-"""Calls that the batches in the making keep ready for each thread: the threads end them at about
-the same time."""
+CALLS_PER_THREAD = 2
+"""Calls that the batches in the making keep ready for each thread, at least."""
+BYTES_PER_READ = 4 << 20
+"""Encoded bytes that a thread holds at once, unless a single image has more."""
 
 
 def samples_per_call(config: LoaderConfig) -> int:
     """Samples that a thread takes at once, each of which may be in a file of its own."""
     threads, in_the_making = config.thread_count, config.batch_size * config.prefetch
     fair = in_the_making // (CALLS_PER_THREAD * threads)
-    return max(1, min(MOST_PER_CALL, fair, files_allowed() // threads))
+    return max(1, min(MOST_PER_CALL, fair, files_allowed() // (2 * threads)))
+
+
+def parts_of(positions: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Cut `positions` (n,) into parts of at most `BYTES_PER_READ` bytes, or one image; `sizes`:
+    bytes by position."""
+    ends = sizes[positions].cumsum()
+    begin = 0
+    while begin < len(positions):
+        before = ends[begin - 1] if begin else 0
+        end = max(int(np.searchsorted(ends, before + BYTES_PER_READ, side="right")), begin + 1)
+        yield positions[begin:end]
+        begin = end
 
 
 class Tools:
@@ -101,14 +114,14 @@ class SampleRenderer:
         jpegs = usable & ~records & (samples["format"] == headers.JPEG)
         jpegs &= request.shrinks[chosen] == 1
         rendered = np.zeros_like(usable)
+        sides = np.stack([samples["height"], samples["width"]], 1).astype(np.int64)
         for kind, render in (
             (jpegs, self._render_chosen),
             (records, self._render_chosen_records),
         ):
-            if kind.any():
-                encoded = dataset.read_stored(indices[kind].tolist(), self._memory)
-                sides = np.stack([samples["height"], samples["width"]], 1)[kind].astype(np.int64)
-                rendered[kind] = render(request, chosen[kind], encoded, sides, memory)
+            for part in parts_of(np.flatnonzero(kind), samples["size"]):
+                encoded = dataset.read_stored(indices[part].tolist(), self._memory)
+                rendered[part] = render(request, chosen[part], encoded, sides[part], memory)
         quarantine.count_decoded(int(rendered.sum()))
         for n in chosen[~rendered].tolist():  # not plain, or damaged: a library decides
             self._render_one(request, n, memory)
