@@ -41,16 +41,29 @@ def draws_bars() -> bool:
 def report_user_errors(command: Callable[[], int]) -> int:
     """Run a command and return its exit code; print user errors as one line on stderr.
 
-    A `MaskCoError` or an `OSError` (a missing file, a full disk) returns `FAILURE`. Warnings become
-    lines too.
+    A `MaskCoError` or an `OSError` (a missing file, a full disk) returns `FAILURE`, and so does a
+    closed standard output, without a line. Warnings become lines too.
     """
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
         try:
             return command()
         except (MaskCoError, OSError) as error:
+            if isinstance(error, BrokenPipeError) and _output_is_closed():
+                return FAILURE
             say(f"{_rank()}error: {error}")
             return FAILURE
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`; it then leads nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer is written at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _rank() -> str:

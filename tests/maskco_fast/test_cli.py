@@ -1,6 +1,7 @@
 """The command line: help, exit codes, one-line errors, reports and pictures."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -197,3 +198,22 @@ def test_the_module_runs():
     )
     assert ended.returncode == 2
     assert "unknown command 'nonsense'" in ended.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error(monkeypatch, capsys):
+    """As of `maskco-fast train --help | head`, whose output is longer than a pipe holds."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert report_user_errors(lambda: print("x" * 100_000) or 0) == 1
+        gone.flush()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_servers_broken_pipe_is_an_error(capsys):
+    def fail():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert report_user_errors(fail) == 1
+    assert "error: [Errno 32] Broken pipe" in capsys.readouterr().err
