@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -58,12 +59,16 @@ def report_user_errors(command: Callable[[], int]) -> int:
 def _output_is_closed() -> bool:
     """Whether nobody reads standard output any more, as after `| head`; it then leads nowhere."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is left in the buffer is written at the end of the process.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+        poll = select.poll()
+    except (AttributeError, OSError):  # no file, or Windows
+        return False
+    poll.register(descriptor, select.POLLOUT)
+    if not any(state & select.POLLERR for _, state in poll.poll(0)):
+        return False
+    # What is left in the buffer is written at the end of the process.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def _rank() -> str:

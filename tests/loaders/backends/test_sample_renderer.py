@@ -1,11 +1,15 @@
 """How the samples of a batch are spread over threads and reads."""
 
 import dataclasses
+import gc
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from maskco_fast.kernels.views import ViewConfig
+from maskco_fast.loaders import make_loader
 from maskco_fast.loaders.backends import sample_renderer
 from maskco_fast.loaders.backends.sample_renderer import parts_of, samples_per_call
 from maskco_fast.loaders.config import LoaderConfig
@@ -31,3 +35,27 @@ def test_calls_leave_work_for_every_thread(
     config = LoaderConfig(batch_size=batch, views=ViewConfig.maskco(), threads=threads, prefetch=3)
     assert samples_per_call(config) == count
     assert samples_per_call(dataclasses.replace(config, prefetch=1)) <= count
+
+
+@pytest.mark.parametrize("backend", ["native", "ffcv"])
+def test_tools_serve_the_next_epoch_and_keep_no_loader(
+    make_shards: Callable[..., list[str]], backend: str
+) -> None:
+    if backend == "ffcv":
+        pytest.importorskip("ffcv")
+    shards = make_shards(1, 24)
+    loader = make_loader(shards, 8, views=ViewConfig.maskco(32), backend=backend, threads=2)
+    gc.disable()  # so that only a cycle keeps it
+    try:
+        list(loader)
+        unused = loader._tools._unused  # type: ignore[attr-defined]
+        first = {id(tools) for tools in unused}
+        assert 1 <= len(first) <= 2
+        list(loader)
+        assert first <= {id(tools) for tools in unused}
+        assert len(unused) <= 2
+        gone = weakref.ref(loader)
+        del loader
+        assert backend == "ffcv" or gone() is None  # FFCV's graph is a cycle of its own
+    finally:
+        gc.enable()

@@ -347,3 +347,19 @@ def test_a_script_may_end_in_an_epoch(shards, tmp_path, folder):
     command = [sys.executable, str(script), str(folder), *shards]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_file_that_goes_leaves_the_others(shards, folder):
+    """Removed while it was not open; those of the other shards are read all the same."""
+    dataset = open_dataset(shards, index_folder=folder)
+    scan_dataset(dataset, limit=LIMIT, threads=1)
+    scan_index = ScanIndex(dataset, limit=LIMIT)
+    everything = scan_index.read_each(range(len(dataset)))
+    first = int(dataset.shard_sizes[0])
+    pathlib.Path(scan_index._file(0).path).unlink()
+    scan_index._reader.close()
+    with pytest.warns(UserWarning, match="No such file"):
+        found = scan_index.read_each(range(len(dataset)))
+    assert found == [None] * first + everything[first:]
+    assert any(everything[:first])
+    assert any(everything[first:])
