@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import ticker
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -200,11 +199,15 @@ def draw_curves(results: Sequence[dict]) -> Figure:
     """The conv5 probe over the steps, of the runs that were measured more than once."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for result in results:
+    axes.set_xscale("log")
+    curves = [result for result in results if len(result["measured"]) > 1]
+    for number, result in enumerate(curves):
         steps = sorted(map(int, result["measured"]))
-        if len(steps) > 1:
-            top1 = [result["measured"][str(step)]["probe conv5"] for step in steps]
-            axes.plot(steps, top1, ".-", label=result["arm"])
+        top1 = [result["measured"][str(step)]["probe conv5"] for step in steps]
+        style = "--" if result["arm"].startswith("moco") else "-"
+        axes.plot(steps, top1, f".{style}", color=f"C{number % 10}", label=result["arm"])
+        axes.set_xticks(steps, map(str, steps))
+        axes.set_xticks([], minor=True)
     floors = [
         result["measured"][str(result["steps"])]["probe conv5"]
         for result in results
@@ -212,8 +215,6 @@ def draw_curves(results: Sequence[dict]) -> Figure:
     ]
     if floors:
         axes.axhline(float(np.mean(floors)), color="black", linestyle=":", label="random")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(ticker.ScalarFormatter())
     axes.set(xlabel="steps", ylabel="top-1 of the conv5 probe, %")
     if axes.lines:
         axes.legend(fontsize="small", ncols=2)
