@@ -20,13 +20,6 @@ import tyro
 
 from benchmarks.gpu.lines import Lines
 
-PROGRAM = """
-import sys
-import benchmarks.gpu  # finds the package in a plain checkout
-from maskco_fast.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -48,7 +41,13 @@ class Options:
 
 def start(options: Options, run_dir: pathlib.Path, steps: int) -> dict[str, Any]:
     """One start in a process of its own; RuntimeError with the end of its output."""
-    command = [sys.executable, "-c", PROGRAM, "train", *shlex.split(options.arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu.program",
+        "train",
+        *shlex.split(options.arguments),
+    ]
     command += [f"--run-dir={run_dir}", f"--max-steps={steps}", f"--checkpoint-every={steps // 2}"]
     command += ["--shards", options.shards] if options.shards else []
     done = subprocess.run(

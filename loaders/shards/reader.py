@@ -16,7 +16,8 @@ MAX_OPEN_FILES = 128
 
 
 def files_allowed() -> int:
-    """A quarter of the files that this process may open, which leaves the others to the program."""
+    """A quarter of the files that this process may open, which leaves the others to the program:
+    half of them for a `ShardReader`, half for the samples that threads read at the same time."""
     try:
         import resource
     except ImportError:  # Windows
@@ -70,7 +71,7 @@ class ShardReader:
     """
 
     def __init__(self) -> None:
-        self._open = functools.lru_cache(maxsize=min(MAX_OPEN_FILES, files_allowed()))(
+        self._open = functools.lru_cache(maxsize=max(1, min(MAX_OPEN_FILES, files_allowed() // 2)))(
             self._open_file
         )
 

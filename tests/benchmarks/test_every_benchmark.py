@@ -21,6 +21,7 @@ COMMANDS = [
     module
     for module, path in zip(MODULES, FILES)
     if "__name__ ==" in path.read_text(encoding="utf-8")
+    and path.name != "program.py"  # which is `maskco-fast`
 ]
 
 

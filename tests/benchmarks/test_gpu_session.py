@@ -23,6 +23,7 @@ from benchmarks.gpu import (
     dali,
     marked_tests,
     probe,
+    program,
     rows,
     run,
     step,
@@ -257,7 +258,7 @@ def test_commands_are_the_programs(tmp_path: pathlib.Path, monkeypatch: pytest.M
     seen = []
 
     def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        words = command[command.index("benchmarks.gpu.program") + 1 :]
+        words = command[command.index(program.__name__) + 1 :]
         config = parse_command(["maskco-fast", *words])
         seen.append(words[0])
         if words[0] == "train":
