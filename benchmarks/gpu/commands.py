@@ -10,7 +10,6 @@ little: torchrun starts a single one, whose exchanges by NCCL are with itself.
 
 import json
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,8 +18,8 @@ from typing import Any
 
 import tyro
 
-from benchmarks.gpu import ROOT
 from benchmarks.gpu.lines import Lines
+from benchmarks.gpu.program import run_program
 
 EVALUATIONS = {
     "knn": ("knn", "--precision", "fp32"),
@@ -52,16 +51,7 @@ def command(
 ) -> float:
     """Run one command; returns its seconds. RuntimeError with the end of its output."""
     began = time.monotonic()
-    done = subprocess.run(
-        [*launcher, "-m", "benchmarks.gpu.program", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=options.seconds,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-1200:]}")
+    run_program(arguments, options.seconds, launcher)
     return round(time.monotonic() - began, 1)
 
 

@@ -10,7 +10,6 @@ import json
 import pathlib
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import tyro
 
 from benchmarks.gpu.lines import Lines
+from benchmarks.gpu.program import run_program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +41,10 @@ class Options:
 
 def start(options: Options, run_dir: pathlib.Path, steps: int) -> dict[str, Any]:
     """One start in a process of its own; RuntimeError with the end of its output."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu.program",
-        "train",
-        *shlex.split(options.arguments),
-    ]
+    command = ["train", *shlex.split(options.arguments)]
     command += [f"--run-dir={run_dir}", f"--max-steps={steps}", f"--checkpoint-every={steps // 2}"]
     command += ["--shards", options.shards] if options.shards else []
-    done = subprocess.run(
-        command,
-        cwd=pathlib.Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=options.seconds,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"exit code {done.returncode}: {(done.stdout + done.stderr)[-1200:]}")
+    run_program(command, options.seconds)
     return summarise(run_dir / "metrics.jsonl", steps)
 
 

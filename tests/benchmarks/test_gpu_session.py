@@ -239,7 +239,7 @@ def test_run_and_its_resumption(
     def here(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, cli.main(command[3:]), "", "")
 
-    monkeypatch.setattr(run.subprocess, "run", here)
+    monkeypatch.setattr(program.subprocess, "run", here)
     path = tmp_path / "run.json"
     arguments = (
         "--recipe demo --loader native --batch-size 4 --model.group-size 2 --model.view-size 32 "
@@ -271,7 +271,7 @@ def test_commands_are_the_programs(tmp_path: pathlib.Path, monkeypatch: pytest.M
         failed = words[0] == "mph"
         return subprocess.CompletedProcess(command, int(failed), "", "no head" if failed else "")
 
-    monkeypatch.setattr(commands.subprocess, "run", here)
+    monkeypatch.setattr(program.subprocess, "run", here)
     path = tmp_path / "commands.json"
     assert commands.main(small(commands.Options, json=path)) == 1
     assert [*dict.fromkeys(seen)] == [
