@@ -167,11 +167,11 @@ class Dataset:
         """
         files = [self.shards.file(*self._place(index)) for index in indices]
         samples = self.samples[np.asarray(indices)]
-        parts = self.reader.read_parts(files, samples["offset"], samples["size"], memory)
-        for number, part in enumerate(parts):
-            if len(part) < samples["size"][number]:
-                place = (int(samples[field][number]) for field in ("offset", "size"))
-                self.reader.read(files[number], *place)  # raises the reason
+        offsets, sizes = samples["offset"], samples["size"]
+        parts: list[Stored] = [*self.reader.read_parts(files, offsets, sizes, memory)]
+        for number, size in enumerate(sizes.tolist()):
+            if len(parts[number]) < size:  # raises the reason, unless it has passed
+                parts[number] = self.reader.read(files[number], int(offsets[number]), size)
         return parts
 
     def read_fields(self, index: int) -> list[bytes | None]:

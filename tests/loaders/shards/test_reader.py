@@ -36,6 +36,20 @@ def test_a_shard_that_was_cut_is_named(make_shards, tmp_path):
         dataset.read_stored([4, 5], ReadMemory())
 
 
+def test_a_failure_that_passes_costs_no_byte(make_shards, monkeypatch):
+    """As of a network's file system: the second attempt reads the whole sample."""
+    dataset = open_dataset(make_shards(1, 8))
+    whole = dataset.reader.read_parts
+
+    def cut(*arguments):
+        first, *others = whole(*arguments)
+        return [first[:10], *others]
+
+    monkeypatch.setattr(dataset.reader, "read_parts", cut)
+    found = dataset.read_stored([3, 4], ReadMemory())
+    assert [bytes(part) for part in found] == [dataset.read(3), dataset.read(4)]
+
+
 def test_a_file_that_is_gone_raises(tmp_path):
     place = np.zeros(1, np.int64)
     with pytest.raises(FileNotFoundError):
