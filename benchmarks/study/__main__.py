@@ -6,6 +6,7 @@ docs/study.md has the reasons, the claims and the results.
 """
 
 import sys
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
@@ -18,6 +19,7 @@ from benchmarks.study.sweep import Sweep, sweep
 from maskco_fast.errors import report_user_errors
 
 
+@dataclass(frozen=True)
 class Plan:
     """Print the plan as JSON."""
 

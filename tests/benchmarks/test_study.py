@@ -63,6 +63,13 @@ def test_every_arm_trains_as_the_plan_says():
         assert config.optimizer.weight_decay == 1e-4
 
 
+def test_the_plan_is_printed(capsys):
+    assert main(["plan"]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert first == f"plan {plan.stamp()}"
+    assert json.loads(rest)["steps"] == plan.STEPS
+
+
 def test_claims_are_about_arms_and_measures():
     names = {arm.name for arm in plan.ARMS}
     for claim in plan.CLAIMS:
