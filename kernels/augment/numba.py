@@ -10,7 +10,8 @@ contrast needs a pass over the whole view beforehand.
 Shapes: S and S' are the view's height and width, P, the pitch of a planar row, the longer of these
 rounded up to a multiple of 32, R the blur's radius. All arrays are flat:
 
-- `levels` (S · 3 · P,) uint8: the view, planar by row; 0 from column S'
+- `levels` (S · 3 · P + TABLE_ROOM,) uint8: the view, planar by row; 0 from column S'
+- `table` (256,) uint8: see `numba_colour.make_table`
 - `row` (3 · P,) float32: the current row, in whole levels
 - `ring` ((2 R + 1) · 3 · P,) uint16: rows around the current one, in 1/128 level
 - `line` (3 · (P + 2 HALO),) uint16: the current row blurred vertically, in 1/128 level
@@ -31,7 +32,17 @@ from ..formats import FLOAT16, UINT8
 from ..plan import BLUR_SIGMA, FACTORS, GRAY, JITTER, LIGHTING, ORDER, SOLARIZE
 from ..render.resize import row_pitch
 from ..views import CONTRAST
-from .numba_colour import LANES, gray, jitter, jitter_until_contrast, light, load_levels, solarize
+from .numba_colour import (
+    LANES,
+    gray,
+    jitter,
+    jitter_until_contrast,
+    light,
+    load_levels,
+    make_table,
+    replace_levels,
+    solarize,
+)
 
 MAX_RADIUS = 15
 """Radius of the widest blur that a `View` allows, sigma 5, in pixels."""
@@ -247,12 +258,15 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
             np.float32(255) * lit[channel]
         )
     # 2. Jitter operations before contrast, on the whole view, for the mean that contrast needs.
-    contrast_at = 0
+    contrast_at, rest_at = 0, 0
     mean = np.float32(0.0)
     if jittered:
         while int(order[contrast_at]) != CONTRAST:
             contrast_at += 1
-        mean = jitter_until_contrast(levels, order, factors, contrast_at, size, pitch)
+        mean = jitter_until_contrast(
+            levels, order, factors, contrast_at, size, pitch, scratch.table
+        )
+        rest_at = make_table(order, factors, contrast_at, 4, mean, scratch.table)
     radius = 0
     if sigma > 0.0:
         radius = min(math.ceil(3.0 * sigma), min(height, width) - 1)
@@ -267,14 +281,14 @@ def augment_view(view, size, form, normalisation, masked, scratch, out, start):
         # 3. Contrast and the operations after it, then gray, into the ring or the current row.
         if step < height:
             to = _ring_row(step, height, radius, pitch)
+            if rest_at > contrast_at:
+                replace_levels(levels, 3 * step * pitch, 3 * pitch, scratch.table)
             for x in range(0, pitch, LANES):
                 at = 3 * step * pitch + x
                 red, green = load_levels(levels, at), load_levels(levels, at + pitch)
                 blue = load_levels(levels, at + 2 * pitch)
                 if jittered:
-                    red, green, blue = jitter(
-                        red, green, blue, order, factors, contrast_at, 4, mean
-                    )
+                    red, green, blue = jitter(red, green, blue, order, factors, rest_at, 4, mean)
                 if grayed:
                     red = gray(red, green, blue)
                     green, blue = red, red

@@ -6,18 +6,22 @@ operations in the same order, compiled without fast-math, give the same levels. 
 computed differently, where that cannot change a level.
 
 `red`, `green` and `blue` are vectors of `LANES` float32 that hold whole levels. They stay in
-registers from the first operation to the last. A view's `levels` (S · 3 · P,) uint8 are planar by
-row: P values of red, of green, of blue. S and S' are the view's height and width; P, the pitch, is
-the longer of these rounded up to a multiple of 32.
+registers from the first operation to the last; but contrast, and a brightness right behind it or
+before all others, are looked up in a table of all 256 levels on CPUs that do so quickly. A view's
+`levels` (S · 3 · P,) uint8 are planar by row: P values of red, of green, of blue. S and S' are the
+view's height and width; P, the pitch, is the longer of these rounded up to a multiple of 32.
 """
 
 import numpy as np
+from numba.extending import overload
 
+from ..compiler.features import has_vbmi2
 from ..compiler.jit import inline_jit
 from ..compiler.vector import (
     any_lane,
     broadcast,
     convert,
+    lane_numbers,
     load,
     magnitude,
     maximum,
@@ -28,12 +32,18 @@ from ..compiler.vector import (
     total,
     truncate,
 )
+from ..compiler.vector_gather import pick_byte_of_two
 from ..views import BRIGHTNESS, CONTRAST, SATURATION, SOLARIZE_THRESHOLD
 
 LANES = 32
 """Pixels computed at once: two AVX-512 registers of float32. One register would stall on its own
 results."""
 
+TABLE_ROOM = 32
+"""Bytes behind a view's levels that `replace_levels` reads, and writes back as they were."""
+
+_TABLES = has_vbmi2()
+"""Whether 64 levels are looked up at once. Elsewhere that takes longer than to compute them."""
 _F = np.float32
 _ZERO, _ONE, _TWO, _THREE, _FOUR, _FIVE, _SIX = _F(0), _F(1), _F(2), _F(3), _F(4), _F(5), _F(6)
 _TOP = _F(255)
@@ -201,6 +211,12 @@ def _brightness(value, factor):
 
 
 @inline_jit(forceinline=True)
+def _contrast(value, factor, mean):
+    """torchvision's `adjust_contrast`: blend with the view's mean gray level."""
+    return _blend(value, factor, broadcast(_F(1.0 - np.float64(factor)) * mean, LANES))
+
+
+@inline_jit(forceinline=True)
 def solarize(value):
     """torchvision's `solarize` of one channel, at SOLARIZE_THRESHOLD."""
     return select(value < _THRESHOLD, value, _TOP - value)
@@ -230,11 +246,10 @@ def jitter(red, green, blue, order, factors, begin, end, mean):
                 _brightness(blue, factor),
             )
         elif operation == CONTRAST:
-            addend = broadcast(_F(1.0 - np.float64(factor)) * mean, LANES)
             red, green, blue = (
-                _blend(red, factor, addend),
-                _blend(green, factor, addend),
-                _blend(blue, factor, addend),
+                _contrast(red, factor, mean),
+                _contrast(green, factor, mean),
+                _contrast(blue, factor, mean),
             )
         elif operation == SATURATION:
             red, green, blue = _saturation(red, green, blue, factor)
@@ -256,21 +271,76 @@ def _store_levels(levels, at, value):
 
 
 @inline_jit()
-def jitter_until_contrast(levels, order, factors, contrast_at, size, pitch):
+def make_table(order, factors, begin, limit, mean, table):
+    """Write to `table` (256,) uint8 what operations from number `begin` on, before `limit`, make of
+    each level, up to one that asks for other channels; returns the number of that one.
+
+    That is `begin` where there are none before it, or where tables do not pay.
+
+    The other arguments as for `jitter`.
+    """
+    end = begin
+    while _TABLES and end < limit and int(order[end]) in (BRIGHTNESS, CONTRAST):
+        end += 1
+    for level in range(0, 256 if end > begin else 0, LANES):
+        value = lane_numbers(np.float32, LANES) + _F(level)
+        for i in range(begin, end):
+            operation = int(order[i])
+            if operation == BRIGHTNESS:
+                value = _brightness(value, factors[operation])
+            else:
+                value = _contrast(value, factors[operation], mean)
+        _store_levels(table, level, value)
+    return end
+
+
+def replace_levels(levels, at, count, table):
+    """Replace `count` levels from `at` on, a multiple of 32, by those of `table` (256,) uint8.
+
+    `TABLE_ROOM` bytes behind them must exist.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(replace_levels, jit_options={"forceinline": True})
+def replace_levels_overload(levels, at, count, table):
+    """LLVM ends the process where the instruction is compiled without the CPU's feature."""
+    if not _TABLES:
+        return lambda levels, at, count, table: None
+
+    def replace(levels, at, count, table):
+        for i in range(at, at + count, 64):
+            level = load(levels, i, 64)
+            low = pick_byte_of_two(load(table, 0, 64), level, load(table, 64, 64))
+            high = pick_byte_of_two(load(table, 128, 64), level, load(table, 192, 64))
+            new = select(level < np.uint8(128), low, high)
+            inside = lane_numbers(np.uint8, 64) < broadcast(np.uint8(min(at + count - i, 64)), 64)
+            store(levels, i, select(inside, new, level))
+
+    return replace
+
+
+@inline_jit()
+def jitter_until_contrast(levels, order, factors, contrast_at, size, pitch, table):
     """Apply the operations before contrast, number `contrast_at` of `order`, to the whole view, in
     place; returns the mean gray level that contrast then needs, float32.
 
     `size`: S and S'. Columns S' to P - 1 are 0 and stay 0, since every operation except contrast
-    keeps black, so that they add nothing to the mean.
+    keeps black, so that they add nothing to the mean. `table` (256,) uint8: scratch.
     """
     sum_all = 0
+    begin = make_table(order, factors, 0, contrast_at, _ZERO, table)
     for y in range(size[0]):
+        if begin > 0:
+            replace_levels(levels, 3 * y * pitch, 3 * pitch, table)
         luma = broadcast(_I0, LANES)
         for at in range(3 * y * pitch, (3 * y + 1) * pitch, LANES):
             red, green = load_levels(levels, at), load_levels(levels, at + pitch)
             blue = load_levels(levels, at + 2 * pitch)
-            if contrast_at > 0:
-                red, green, blue = jitter(red, green, blue, order, factors, 0, contrast_at, _ZERO)
+            if contrast_at > begin:
+                red, green, blue = jitter(
+                    red, green, blue, order, factors, begin, contrast_at, _ZERO
+                )
                 _store_levels(levels, at, red)
                 _store_levels(levels, at + pitch, green)
                 _store_levels(levels, at + 2 * pitch, blue)

@@ -107,6 +107,17 @@ def pick_of_two(typing_context, a, places, b):
 
 
 @intrinsic(prefer_literal=True)
+def pick_byte_of_two(typing_context, a, places, b):
+    """The lanes `places` of `a` and `b`, 64 uint8 each: those of `b` count from 64. The highest bit
+    of a place is ignored. Only where `features.has_vbmi2` holds."""
+
+    def generate(context, builder, signature, arguments):
+        return call_intrinsic(builder, "llvm.x86.avx512.vpermi2var.qi.512", a.llvm, list(arguments))
+
+    return a(a, places, b), generate
+
+
+@intrinsic(prefer_literal=True)
 def swap_bytes(typing_context, vector):
     """16 uint32 with their bytes in the other order."""
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..augment.numba import HALO, MAX_RADIUS, augment_view
-from ..augment.numba_colour import LANES
+from ..augment.numba_colour import LANES, TABLE_ROOM
 from ..compiler.jit import inline_jit, jit
 from ..compiler.vector import load, store
 from ..compiler.vector_interleave import load_interleaved, store_interleaved
@@ -53,7 +53,9 @@ class Scratch(NamedTuple):
     block: np.ndarray
     """(3 · P · STRIP,) uint8: the resized strip by channel and column."""
     levels: np.ndarray
-    """(P · 3 · P,) uint8: the view by row, channel and column; 0 from column S'."""
+    """(P · 3 · P + TABLE_ROOM,) uint8: the view by row, channel and column; 0 from column S'."""
+    table: np.ndarray
+    """(256,) uint8: what operations of the colour jitter make of a level."""
     row: np.ndarray
     """(3 · P,) float32: the row being augmented, in whole levels."""
     ring: np.ndarray
@@ -95,7 +97,8 @@ def make_scratch(side, width, bicubic):
         _aligned(2 * taps * pitch, np.int32),
         _aligned(strips * STRIP * 3 * pitch, np.uint8),
         _aligned(3 * pitch * STRIP, np.uint8),
-        _aligned(pitch * 3 * pitch, np.uint8),
+        _aligned(pitch * 3 * pitch + TABLE_ROOM, np.uint8),
+        _aligned(256, np.uint8),
         _aligned(3 * pitch, np.float32),
         _aligned((2 * MAX_RADIUS + 1) * 3 * pitch, np.uint16),
         _aligned(3 * (pitch + 2 * HALO), np.uint16),
