@@ -10,14 +10,11 @@ from ..kernels.errors import InvalidInput
 from ..kernels.headers import find_ordinary_scan
 from ..kernels.jpeg.checkpoints import make_table
 from ..kernels.jpeg.decode import DECODED, JpegScratch, decode_region, make_jpeg_scratch
-from ..kernels.jpeg.pixels import LANES, PAD
+from ..kernels.jpeg.pixels import LANES
 from .shards.decode import BadImage, decode_pillow, require_few_scans, require_sane_size
 
-BLOCKS = 48
-"""Pixels by which the blocks of a region exceed it on each axis at most: one MCU of 16 pixels at
-either end, and one for the neighbours that upsampling reads."""
 LARGEST_KEPT = 1 << 22
-"""Pixels, and bytes of a file, up to which a thread keeps its working memory for the next call."""
+"""Bytes of a file up to which a thread keeps its working memory for the next call."""
 Region = tuple[int, int, int, int]
 """(y, x, height, width), pixels."""
 
@@ -107,7 +104,7 @@ def _decode_plain(
     y, x, rows, columns = region
     skip_y, skip_x = y & 1, x & 1  # the decoder starts at whole chroma samples
     y, x, rows, columns = y - skip_y, x - skip_x, rows + skip_y, columns + skip_x
-    scratch = _room(len(encoded), (rows + BLOCKS) * (columns + BLOCKS + 2 * PAD))
+    scratch = _room(len(encoded), columns)
     out = np.empty(3 * (rows * columns + LANES), np.uint8)
     file = encoded, len(encoded), height, width
     memory = scratch, out, make_table(1), 0
@@ -121,22 +118,23 @@ class _Kept(threading.local):
     """A thread's working memory between two calls."""
 
     file_bytes = 0
-    pixels = 0
+    width = 0
     scratch: JpegScratch | None = None
 
 
 _kept = _Kept()
 
 
-def _room(file_bytes: int, pixels: int) -> JpegScratch:
-    """Working memory for a file and its pixels: the thread's own, unless it would be large."""
-    if max(file_bytes, pixels) > LARGEST_KEPT:
-        return make_jpeg_scratch(file_bytes, pixels)
-    if _kept.scratch is None or file_bytes > _kept.file_bytes or pixels > _kept.pixels:
+def _room(file_bytes: int, width: int) -> JpegScratch:
+    """Working memory for a file and regions of this width: the thread's own, unless it would be
+    large."""
+    if file_bytes > LARGEST_KEPT:
+        return make_jpeg_scratch(file_bytes, width)
+    if _kept.scratch is None or file_bytes > _kept.file_bytes or width > _kept.width:
         # By half more than needed, so that it seldom grows.
         _kept.file_bytes = max(file_bytes * 3 // 2, _kept.file_bytes)
-        _kept.pixels = max(pixels * 3 // 2, _kept.pixels)
-        _kept.scratch = make_jpeg_scratch(_kept.file_bytes, _kept.pixels)
+        _kept.width = max(width * 3 // 2, _kept.width)
+        _kept.scratch = make_jpeg_scratch(_kept.file_bytes, _kept.width)
     return _kept.scratch
 
 

@@ -20,8 +20,15 @@ from ..compiler.jit import inline_jit, jit
 from ..jpeg.checksum import crc32c
 from ..jpeg.decode import DECODED, NOT_PLAIN
 from ..jpeg.entropy import NATURAL_ORDER
-from ..jpeg.planes import convert_region, lay_out_planes, mcu_span, sampling
-from ..jpeg.segments import OFFSET, STRIDE, H, V
+from ..jpeg.planes import (
+    Picture,
+    convert_row,
+    lay_out_planes,
+    mcu_span,
+    ring_row,
+    sampling,
+)
+from ..jpeg.segments import STRIDE, H, V
 from .read_block import finish_blocks, finish_blocks_avx512, read_block, read_block_avx512
 from .record import CHECKED, GRAY, HEADER_SIZE, MAGIC, MARGIN, TABLE_BYTES, VERSION, YCBCR
 
@@ -99,23 +106,22 @@ def _make_decode(read: Any, finish: Any) -> Callable[..., Any]:
     """Make `decode_record` of the functions that read blocks and finish those that wait."""
 
     @inline_jit()
-    def read_rows(record, region, components, across, chunk, end, scratch):
-        """Read the blocks of `region` to levels; returns the blocks that wait for their inverse
-        DCT, -1 where a chunk is damaged.
+    def read_rows(record, picture, across, chunk, end, scratch):
+        """Read the blocks of a `planes.Picture` to pixels; False where a chunk is damaged.
 
-        `across`: MCUs of the image; `chunk`: of a chunk; `end`: where the chunks end. Levels go to
-        `scratch.planes` as `lay_out_planes` has set.
+        `across`: MCUs of the image; `chunk`: of a chunk; `end`: where the chunks end.
         """
-        frame = scratch.frame
-        x1, y1, x2, y2 = region
+        frame, components = scratch.frame, picture.components
+        x1, y1, x2, y2 = picture.mcus
         h, v = frame[0, H], frame[0, V]
         luma_stride, chroma_stride = frame[0, STRIDE], frame[1, STRIDE]
         mcu_blocks = h * v + components - 1
         chunks = (across + chunk - 1) // chunk
-        waiting = 0
         for my in range(y1, y2):
-            luma_row = frame[0, OFFSET] + 8 * ((my - y1) * v * luma_stride - x1 * h)
-            chroma_row = 8 * ((my - y1) * chroma_stride - x1)
+            luma_row = ring_row(my, picture, frame, 0) - 8 * x1 * h
+            blue_row = ring_row(my, picture, frame, 1) - 8 * x1
+            red_row = ring_row(my, picture, frame, 2) - 8 * x1
+            waiting = 0
             for number in range(x1 // chunk, (x2 - 1) // chunk + 1):
                 # 1. The chunk: three bytes a block, then the payloads.
                 head, limit = _chunk_at(record, components, my * chunks + number, end)
@@ -127,7 +133,7 @@ def _make_decode(read: Any, finish: Any) -> Callable[..., Any]:
                     outside = mx < x1
                     for b in range(h * v):
                         if at > limit:
-                            return -1
+                            return False
                         to = luma_row + 8 * (mx * h + (b & (h - 1)) + (b >> (h - 1)) * luma_stride)
                         at, luma, waiting = read(
                             record, head, at, luma, outside, 0, to, luma_stride, scratch, waiting
@@ -135,24 +141,25 @@ def _make_decode(read: Any, finish: Any) -> Callable[..., Any]:
                         head += 3
                     if components == 1:
                         continue
-                    to = chroma_row + 8 * mx
                     if at > limit:
-                        return -1
+                        return False
                     at, blue, waiting = read(
-                        record, head, at, blue, outside, 64, to + frame[1, OFFSET],
+                        record, head, at, blue, outside, 64, blue_row + 8 * mx,
                         chroma_stride, scratch, waiting,
                     )  # fmt: skip
                     if at > limit:
-                        return -1
+                        return False
                     at, red, waiting = read(
-                        record, head + 3, at, red, outside, 128, to + frame[2, OFFSET],
+                        record, head + 3, at, red, outside, 128, red_row + 8 * mx,
                         chroma_stride, scratch, waiting,
                     )  # fmt: skip
                     head += 6
                 # 3. Read to its end, it must end where the next one begins.
                 if at > limit or (x2 >= past and at != limit):
-                    return -1
-        return waiting
+                    return False
+            finish(scratch, waiting)
+            convert_row(scratch, picture, my)
+        return True
 
     @inline_jit()
     def decode(record, size, height, width, y, x, rows, columns, scratch, out):
@@ -167,13 +174,8 @@ def _make_decode(read: Any, finish: Any) -> Callable[..., Any]:
         if lay_out_planes(frame, components, region) > len(scratch.planes):
             return NOT_PLAIN
         scratch.block[:] = 0  # `inverse_dct_pair` leaves it so
-        waiting = read_rows(record, region, components, across, chunk, end, scratch)
-        if waiting < 0:
-            return NOT_PLAIN
-        finish(scratch, waiting)
-        corner = 8 * h * x1, 8 * v * y1
-        convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out)
-        return DECODED
+        picture = Picture(height, width, y, x, rows, columns, region, components, out)
+        return DECODED if read_rows(record, picture, across, chunk, end, scratch) else NOT_PLAIN
 
     return decode
 

@@ -13,7 +13,7 @@ from .decode import DECODED, NOT_PLAIN, find_region
 from .entropy import TABLE_SIZE, unstuff
 from .lanes import ANY_END, CHUNK_ROOM, fill_lanes
 from .levels import put_levels_in_order, put_levels_zigzag, set_factors
-from .planes import convert_region
+from .planes import Picture
 from .scan import CHECKPOINT_FIELDS, bit_offset, count_checkpoints, mcus_between
 from .segments import AC_TABLE, DC_TABLE, H, V
 from .streams import fill_streams
@@ -77,7 +77,7 @@ def _make_decode(with_values: bool, fill: Any, put_levels: Any) -> Callable[...,
         if table.lengths[i] != size or table.checksums[i] != crc32c(data, size):
             return NOT_PLAIN
         checkpoints = table.fields[CHECKPOINT_FIELDS * own : CHECKPOINT_FIELDS * past]
-        begin, components, interval, h, v, mcu_columns, mcu_rows, region = find_region(
+        begin, components, interval, h, mcu_columns, mcu_rows, region = find_region(
             data, size, height, width, y, x, rows, columns, scratch, with_values
         )
         total = count_checkpoints(mcu_columns, mcu_rows, h) if begin else 0
@@ -99,7 +99,8 @@ def _make_decode(with_values: bool, fill: Any, put_levels: Any) -> Callable[...,
         )
         if rows_a_band == 0:
             return NOT_PLAIN
-        # 3. Band by band: entropy-coded data to coefficients, these to levels.
+        # 3. Band by band: entropy-coded data to coefficients, these to pixels.
+        picture = Picture(height, width, y, x, rows, columns, region, components, out)
         row = y1
         while row < y2:
             end = min(row + rows_a_band, y2)
@@ -110,11 +111,8 @@ def _make_decode(with_values: bool, fill: Any, put_levels: Any) -> Callable[...,
             if not inside or not fill(data, count, scratch):
                 scratch.coefficients[: count * space + 64] = 0
                 return NOT_PLAIN
-            put_levels(checkpoints, row, end, region, mcu_columns, components, scratch)
+            put_levels(checkpoints, row, end, picture, mcu_columns, scratch)
             row = end
-        # 4. Levels to RGB.
-        corner = 8 * h * x1, 8 * v * y1
-        convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out)
         return DECODED
 
     return decode

@@ -23,7 +23,7 @@ import simplejpeg
 from ..compiler.jit import inline_jit, jit
 from .entropy import READ_MARGIN, TABLE_SIZE, unstuff
 from .lanes import CHUNK_ROOM
-from .planes import convert_region, lay_out_planes, mcu_span, sampling
+from .planes import Picture, lay_out_planes, mcu_span, plane_bytes, sampling
 from .scan import BLOCK_STRIDE, CHECKPOINT_FIELDS, MCU_BLOCKS, count_checkpoints, decode_scan
 from .segments import QUANTISATION_STRIDE, read_segments
 
@@ -54,7 +54,7 @@ class JpegScratch(NamedTuple):
     quantisation: np.ndarray
     """(4 · QUANTISATION_STRIDE,) int32: four tables in zigzag order; 0 from 64 on."""
     planes: np.ndarray
-    """uint8: levels of the region's blocks, a plane for each component."""
+    """(`planes.plane_bytes`,) uint8: levels of two rows of MCUs, a plane for each component."""
     block: np.ndarray
     """(2 · MCU_BLOCKS · BLOCK_STRIDE,) int16: dequantised coefficients of two MCUs. A block's AC
     part is 0 until it is read."""
@@ -79,15 +79,15 @@ class JpegScratch(NamedTuple):
 
 
 @jit(allocates=True)
-def make_jpeg_scratch(file_bytes, pixels):
-    """Allocate working memory for files of up to `file_bytes` and regions of up to `pixels`, in
-    whole blocks."""
+def make_jpeg_scratch(file_bytes, width):
+    """Allocate working memory for files of up to `file_bytes` and regions of up to `width` pixels a
+    row."""
     return JpegScratch(
         np.zeros(file_bytes + READ_MARGIN, np.uint8),
         np.zeros(1 << 16, np.int64),
         np.zeros(8 * TABLE_SIZE, np.int32),
         np.zeros(4 * QUANTISATION_STRIDE, np.int32),
-        np.zeros(3 * pixels + 8192, np.uint8),
+        np.zeros(plane_bytes(width), np.uint8),
         np.zeros(2 * MCU_BLOCKS * BLOCK_STRIDE, np.int16),
         np.zeros((4, 8), np.int64),
         np.zeros(4, np.int64),
@@ -104,12 +104,12 @@ def make_jpeg_scratch(file_bytes, pixels):
 @inline_jit()
 def find_region(data, size, height, width, y, x, rows, columns, scratch, with_values):
     """Read the headers and lay out the region's planes: (position of the scan's data, components,
-    restart interval, luma's sampling h and v, MCUs in x and in y, region in MCUs); zeros where the
+    restart interval, luma's sampling in x, MCUs in x and in y, region in MCUs); zeros where the
     file is not plain, of another size, or does not fit in the `scratch`.
 
     `with_values`: as for `read_segments`. A region of 0 rows has no MCUs.
     """
-    bad = 0, 0, 0, 0, 0, 0, 0, (0, 0, 0, 0)
+    bad = 0, 0, 0, 0, 0, 0, (0, 0, 0, 0)
     # 1. Headers; they must describe the image that the caller planned for.
     begin, file_height, file_width, components, interval = read_segments(
         data, size, scratch, with_values
@@ -130,7 +130,7 @@ def find_region(data, size, height, width, y, x, rows, columns, scratch, with_va
     region = (x1, y1, x2, y2) if rows else (0, 0, 0, 0)
     if lay_out_planes(frame, components, region) > len(scratch.planes):
         return bad
-    return begin, components, interval, h, v, mcu_columns, mcu_rows, region
+    return begin, components, interval, h, mcu_columns, mcu_rows, region
 
 
 @jit()
@@ -149,18 +149,18 @@ def decode_region(data, size, height, width, y, x, rows, columns, scratch, out, 
     or one that is NOT_PLAIN.
     """
     table.counts[i] = 0
-    begin, components, interval, h, v, mcu_columns, mcu_rows, region = find_region(
+    begin, components, interval, h, mcu_columns, mcu_rows, region = find_region(
         data, size, height, width, y, x, rows, columns, scratch, True
     )
     if begin == 0:
         return NOT_PLAIN
-    # 1. Entropy-coded data to levels.
     found = table.found[CHECKPOINT_FIELDS * table.counts[:i].sum() :]
     total = count_checkpoints(mcu_columns, mcu_rows, h)
     if len(found) < CHECKPOINT_FIELDS * total or interval:
         total = 0
     clean_size, restarts = unstuff(data, begin, size, scratch.clean, scratch.restarts)
     scratch.block[:] = 0
+    picture = Picture(height, width, y, x, rows, columns, region, components, out)
     if clean_size < 0 or not decode_scan(
         data,
         scratch.clean,
@@ -169,15 +169,10 @@ def decode_region(data, size, height, width, y, x, rows, columns, scratch, out, 
         interval,
         mcu_columns,
         mcu_rows,
-        region,
-        components,
+        picture,
         scratch,
         found[: CHECKPOINT_FIELDS * total],
     ):
         return NOT_PLAIN
     table.counts[i] = total
-    # 2. Levels to RGB.
-    if rows:
-        corner = 8 * h * region[0], 8 * v * region[1]
-        convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out)
     return DECODED

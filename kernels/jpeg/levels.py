@@ -15,8 +15,9 @@ from ..compiler.vector import any_lane, broadcast, load, store, with_first
 from ..compiler.vector_gather import pick_of_two
 from .entropy import NATURAL_ORDER
 from .pixels import inverse_dct_flat, inverse_dct_four, inverse_dct_pair
+from .planes import convert_row, ring_row
 from .scan import CHECKPOINT_FIELDS, mcus_between
-from .segments import OFFSET, QUANTISATION, QUANTISATION_STRIDE, STRIDE, H, V
+from .segments import QUANTISATION, QUANTISATION_STRIDE, STRIDE, H, V
 
 _ZIGZAG_ORDER = np.argsort(NATURAL_ORDER[:64]).astype(np.int16)
 """Zigzag order by natural order."""
@@ -86,29 +87,37 @@ def _make_put_levels(stage: Any, transform: Any, group: int) -> Callable[..., An
         store(coefficients, source + 32, zero)
         return waiting
 
+    @inline_jit(forceinline=True)
+    def finish(scratch, waiting):
+        """Transform the blocks that wait, `waiting` of them, beside copies of the first one."""
+        block, places = scratch.block, scratch.places
+        if waiting:
+            for i in range(waiting, group):
+                store(block, 64 * i, load(block, 0, 32))
+                store(block, 64 * i + 32, load(block, 32, 32))
+                places[i], places[group + i] = places[0], places[group]
+            transform(block, scratch.planes, places)
+
     @inline_jit()
-    def put_levels(checkpoints, first_row, last_row, region, mcu_columns, components, scratch):
-        """Turn the coefficients of MCU rows `first_row` to `last_row` - 1 to levels; clears them.
+    def put_levels(checkpoints, first_row, last_row, picture, mcu_columns, scratch):
+        """Turn the coefficients of MCU rows `first_row` to `last_row` - 1 to pixels; clears them.
 
         `scratch.coefficients`: chunk by chunk, as `chunks.decode_chunks` lays them out, DC
-        coefficients as differences. Levels go to `scratch.planes`.
+        coefficients as differences. `picture`: a `planes.Picture`.
         """
-        frame, coefficients = scratch.frame, scratch.coefficients
-        x1, y1, x2, _ = region
-        h, luma_stride, luma_offset = frame[0, H], frame[0, STRIDE], frame[0, OFFSET]
-        chroma_stride, blue_offset, red_offset = (
-            frame[1, STRIDE],
-            frame[1, OFFSET],
-            frame[2, OFFSET],
-        )
-        luma_rows, luma_blocks, colour = frame[0, V], h * frame[0, V], components == 3
+        frame, coefficients, components = scratch.frame, scratch.coefficients, picture.components
+        x1, _, x2, _ = picture.mcus
+        h, luma_stride, chroma_stride = frame[0, H], frame[0, STRIDE], frame[1, STRIDE]
+        luma_blocks, colour = h * frame[0, V], components == 3
         between = mcus_between(h)
         chunks_a_row = (mcu_columns + between - 1) // between
         space = 64 * (between * (luma_blocks + components - 1) + 1)
-        begin, waiting = 0, 0
+        begin = 0
         for my in range(first_row, last_row):
-            luma_row = luma_offset + 8 * ((my - y1) * luma_rows * luma_stride - x1 * h)
-            chroma_row = 8 * ((my - y1) * chroma_stride - x1)
+            luma_row = ring_row(my, picture, frame, 0) - 8 * x1 * h
+            blue_row = ring_row(my, picture, frame, 1) - 8 * x1
+            red_row = ring_row(my, picture, frame, 2) - 8 * x1
+            waiting = 0
             for chunk in range(x1 // between, (x2 - 1) // between + 1):
                 field = CHECKPOINT_FIELDS * (my * chunks_a_row + chunk) + 2
                 luma = np.int64(checkpoints[field])
@@ -126,25 +135,19 @@ def _make_put_levels(stage: Any, transform: Any, group: int) -> Callable[..., An
                         )
                         source += 64
                     if colour:
-                        at = chroma_row + 8 * mx
                         blue += np.int64(coefficients[source])
                         waiting = put_block(
-                            coefficients, source, blue, inside, 64, at + blue_offset,
+                            coefficients, source, blue, inside, 64, blue_row + 8 * mx,
                             chroma_stride, scratch, waiting,
                         )  # fmt: skip
                         red += np.int64(coefficients[source + 64])
                         waiting = put_block(
-                            coefficients, source + 64, red, inside, 128, at + red_offset,
+                            coefficients, source + 64, red, inside, 128, red_row + 8 * mx,
                             chroma_stride, scratch, waiting,
                         )  # fmt: skip
                         source += 128
-        if waiting:  # fill the last group with copies of its first block
-            block, places = scratch.block, scratch.places
-            for i in range(waiting, group):
-                store(block, 64 * i, load(block, 0, 32))
-                store(block, 64 * i + 32, load(block, 32, 32))
-                places[i], places[group + i] = places[0], places[group]
-            transform(block, scratch.planes, places)
+            finish(scratch, waiting)
+            convert_row(scratch, picture, my)
 
     return put_levels
 

@@ -1,8 +1,13 @@
 """Planes of levels: where each component's samples of a region lie, and their conversion to RGB.
 
+The planes are a ring of two rows of MCUs, which stays in the L1 cache. A row is converted once it
+is decoded; the one above is kept for the upsampling.
+
 Rectangles in pixels are (y, x, rows, columns); the rectangle in MCUs is (x1, y1, x2, y2), its end
 excluded.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +27,29 @@ from .pixels import (
 from .segments import LAST_DC, OFFSET, STRIDE, H, V
 
 _TWICE = has_avx512()
+
+
+class Picture(NamedTuple):
+    """A region to be decoded, and where its pixels go. All sides are pixels but those of `mcus`."""
+
+    height: Any
+    """int64: of the image."""
+    width: Any
+    """int64."""
+    y: Any
+    """int64: the region's first row."""
+    x: Any
+    """int64."""
+    rows: Any
+    """int64: of the region."""
+    columns: Any
+    """int64."""
+    mcus: Any
+    """(x1, y1, x2, y2): the MCUs that hold the region and what its upsampling reads."""
+    components: Any
+    """int64: 1 or 3."""
+    out: Any
+    """uint8, flat, at least 3 (rows · columns + LANES): receives (rows, columns, 3) RGB."""
 
 
 @inline_jit()
@@ -54,23 +82,38 @@ def mcu_span(begin, length, factor, mcus):
 @inline_jit()
 def lay_out_planes(frame, components, region):
     """Set OFFSET and STRIDE of each component for the MCUs of `region`; returns the bytes of
-    `planes` that they take. Resets LAST_DC."""
-    x1, y1, x2, y2 = region
+    `planes` that they take, at most `plane_bytes`. Resets LAST_DC."""
+    x1, _, x2, _ = region
     total = PAD
     for c in range(components):
         stride = 8 * (x2 - x1) * frame[c, H] + 2 * PAD
         frame[c, OFFSET] = total + PAD
         frame[c, STRIDE] = stride
         frame[c, LAST_DC] = 0
-        total += 8 * (y2 - y1) * frame[c, V] * stride
+        total += 16 * frame[c, V] * stride
     return total + LANES + PAD
 
 
 @inline_jit()
-def _extend_edges(planes, offset, stride, rows, left, right):
+def plane_bytes(columns):
+    """The most bytes of `planes` that a region of `columns` pixels takes."""
+    # With luma sampled 2x2, an MCU more on either side: 32 rows of luma, twice 16 of half as many
+    # samples, and the rows' margins. Other samplings take less.
+    whole = columns + 48
+    return 32 * (whole + 2 * PAD) + 32 * (whole // 2 + 2 * PAD) + PAD + LANES + PAD
+
+
+@inline_jit(forceinline=True)
+def ring_row(my, picture, frame, c):
+    """The first place in `planes` of component `c`'s samples in the row of MCUs `my`."""
+    return frame[c, OFFSET] + 8 * ((my - picture.mcus[1]) & 1) * frame[c, V] * frame[c, STRIDE]
+
+
+@inline_jit()
+def _extend_edges(planes, offset, stride, left, right):
     """Repeat the sample at column `left` to its left and the one at `right` to its right, in each
-    row; -1 for neither."""
-    for row in range(rows):
+    of 8 rows; -1 for neither."""
+    for row in range(8):
         at = offset + row * stride
         if left >= 0:
             planes[at + left - 1] = planes[at + left]
@@ -95,41 +138,47 @@ def _load_pixels(planes, luma, blue_near, blue_far, red_near, red_far, h, v):
 
 
 @inline_jit()
-def convert_region(scratch, components, h, v, height, width, corner, y, x, rows, columns, out):
-    """Upsample and convert the region's levels to RGB: `out` flat (rows · columns · 3,) uint8.
+def convert_row(scratch, picture, my):
+    """Upsample and convert to RGB what the row of MCUs `my` completes, once its levels are there.
 
-    (`h`, `v`): the luma's sampling; (`height`, `width`): the image, pixels; `corner` (x, y): the
-    image's pixel at which the planes begin; (`y`, `x`, `rows`, `columns`): the region, pixels.
+    Call it for each row of `picture.mcus` in turn.
     """
-    frame, planes = scratch.frame, scratch.planes
-    half_height, half_width = (height + 1) // 2, (width + 1) // 2
-    chroma_x, chroma_y = corner[0] // h, corner[1] // v
-    # 1. Upsampling in x reads one sample on either side; beyond the image's edges it is repeated.
+    frame, planes, out = scratch.frame, scratch.planes, picture.out
+    h, v, components = frame[0, H], frame[0, V], picture.components
+    x, columns = picture.x, picture.columns
+    x1, y1, _, y2 = picture.mcus
+    corner, chroma_x = 8 * h * x1, 8 * x1
+    # 1. The rows of pixels: with v == 2 the last one needs the chroma below, and waits for it.
+    waits = v - 1
+    begin = max(8 * v * my - waits, picture.y)
+    end = picture.y + picture.rows
+    if my + 1 < y2:
+        end = min(8 * v * (my + 1) - waits, end)
+    # 2. Upsampling in x reads one sample on either side; beyond the image's edges it is repeated.
     # In y the same is done by clamping row numbers, below.
     if h == 2:
         left = 0 if chroma_x == 0 else -1
-        right = half_width - 1 - chroma_x if x + columns == width else -1
+        right = (picture.width + 1) // 2 - 1 - chroma_x if x + columns == picture.width else -1
         for c in range(1, 3):
-            chroma_rows = (frame[2, OFFSET] - frame[1, OFFSET]) // frame[1, STRIDE]
-            _extend_edges(planes, frame[c, OFFSET], frame[c, STRIDE], chroma_rows, left, right)
-    for row in range(rows):
-        # 2. Where the row's samples are. With v == 2 it lies between two chroma rows, of which the
-        # near one counts three times.
-        pixel_y = y + row
-        luma_at = frame[0, OFFSET] + (pixel_y - corner[1]) * frame[0, STRIDE] + x - corner[0]
-        near = far = pixel_y - corner[1]
+            _extend_edges(planes, ring_row(my, picture, frame, c), frame[c, STRIDE], left, right)
+    last_chroma, stride = (picture.height + 1) // 2 - 1, frame[1, STRIDE]
+    first = x // h - chroma_x
+    for pixel_y in range(begin, end):
+        # 3. Where the row's samples are in the ring. With v == 2 it lies between two chroma rows,
+        # of which the near one counts three times.
+        luma_row = (pixel_y - 8 * v * y1) & (16 * v - 1)
+        luma_at = frame[0, OFFSET] + luma_row * frame[0, STRIDE] + x - corner
+        near = far = pixel_y
         if v == 2:
             near = pixel_y // 2
-            far = min(max(near + 2 * (pixel_y & 1) - 1, 0), half_height - 1) - chroma_y
-            near -= chroma_y
-        stride = frame[1, STRIDE]
-        first = x // h - chroma_x
+            far = min(max(near + 2 * (pixel_y & 1) - 1, 0), last_chroma)
+        near, far = (near - 8 * y1) & 15, (far - 8 * y1) & 15
         blue_near = frame[1, OFFSET] + near * stride + first
         blue_far = frame[1, OFFSET] + far * stride + first
         red_near = frame[2, OFFSET] + near * stride + first
         red_far = frame[2, OFFSET] + far * stride + first
-        # 3. `HALF` pixels at a time; the last vector's surplus is overwritten by the next row.
-        to = 3 * row * columns
+        # 4. `HALF` pixels at a time; the last vector's surplus is overwritten by the next row.
+        to = 3 * (pixel_y - picture.y) * columns
         if components == 1:
             for column in range(0, columns, HALF):
                 levels = load(planes, luma_at + column, HALF)
@@ -137,16 +186,16 @@ def convert_region(scratch, components, h, v, height, width, corner, y, x, rows,
         elif _TWICE:
             for column in range(0, columns, 2 * HALF):
                 at = column // h
-                first = _load_pixels(
+                low = _load_pixels(
                     planes, luma_at + column, blue_near + at, blue_far + at, red_near + at,
                     red_far + at, h, v,
                 )  # fmt: skip
                 at = (column + HALF) // h
-                second = _load_pixels(
+                high = _load_pixels(
                     planes, luma_at + column + HALF, blue_near + at, blue_far + at, red_near + at,
                     red_far + at, h, v,
                 )  # fmt: skip
-                store_rgb_twice(first, second, out, to + 3 * column)
+                store_rgb_twice(low, high, out, to + 3 * column)
         else:
             for column in range(0, columns, HALF):
                 at = column // h

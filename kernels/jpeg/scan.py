@@ -10,11 +10,11 @@ from ..compiler.jit import inline_jit
 from ..compiler.vector import broadcast, store
 from .entropy import DUMP_SLOT, END_OF_BLOCK, TABLE_SIZE, is_wild, read_block
 from .pixels import inverse_dct_flat, inverse_dct_pair
+from .planes import convert_row, ring_row
 from .segments import (
     AC_TABLE,
     DC_TABLE,
     LAST_DC,
-    OFFSET,
     QUANTISATION,
     QUANTISATION_STRIDE,
     STRIDE,
@@ -74,24 +74,24 @@ def decode_scan(
     interval,
     mcu_columns,
     mcu_rows,
-    region,
-    components,
+    picture,
     scratch,
     found,
 ):
-    """Decode all MCUs of the scan, those in `region` to levels; returns whether the scan is valid.
+    """Decode all MCUs of the scan, those of `picture` to pixels; returns whether the scan is valid.
 
     `data` uint8: the file, which holds the Huffman codes' symbols. `clean` uint8: the scan's `size`
-    bytes, with `restarts` restart markers, one each `interval` MCUs (0 for none). `region` (x1, y1,
-    x2, y2) of `mcu_columns` by `mcu_rows` MCUs. Levels go to `scratch.planes` as `_lay_out_planes`
-    has set. `found` int16: empty, or receives the image's checkpoints, CHECKPOINT_FIELDS each.
+    bytes, with `restarts` restart markers, one each `interval` MCUs (0 for none). `picture`: a
+    `planes.Picture`. `found` int16: empty, or receives the image's checkpoints, CHECKPOINT_FIELDS
+    each.
     """
     frame = scratch.frame
     tables = scratch.tables
     quantisation = scratch.quantisation
     block = scratch.block
     planes = scratch.planes
-    x1, y1, x2, y2 = region
+    x1, y1, x2, y2 = picture.mcus
+    components = picture.components
     between = mcus_between(frame[0, H])
     noted = 0
     bits, count, at = _U(0), _U(0), _U(0)  # the bit reader, see `entropy.refill`
@@ -164,8 +164,8 @@ def decode_scan(
                     h, v, stride = frame[c, H], frame[c, V], frame[c, STRIDE]
                     for by in range(v):
                         for bx in range(h):
-                            to = frame[c, OFFSET] + 8 * (
-                                ((my - y1) * v + by) * stride + (mx - x1) * h + bx
+                            to = ring_row(my, picture, frame, c) + 8 * (
+                                by * stride + (mx - x1) * h + bx
                             )
                             source = BLOCK_STRIDE * number
                             if block[source + IS_FLAT]:
@@ -194,9 +194,13 @@ def decode_scan(
             # 4. A refill reads up to 8 bytes ahead; farther beyond the end, the data was too short.
             if np.int64(at) > size + 8 or wild:
                 return False
-    if pending >= 0:
-        inverse_dct_pair(
-            block, pending, pending, planes, pending_at, pending_stride, pending_at, pending_stride
-        )
+
+        # 5. A row of MCUs is complete: its levels to pixels.
+        if y1 <= my < y2:
+            if pending >= 0:
+                to, stride = pending_at, pending_stride
+                inverse_dct_pair(block, pending, pending, planes, to, stride, to, stride)
+                pending, half = -1, 0
+            convert_row(scratch, picture, my)
     # Valid if all bytes and restart markers are used up; bits left in the last byte are padding.
     return np.int64(at) - np.int64(count >> _U(3)) == size and restarts_passed == restarts

@@ -61,7 +61,7 @@ def time_kernels() -> dict[str, float]:
     noise = np.random.default_rng(0).normal(128, 20, (_SIDE, _SIDE, 3))
     data = simplejpeg.encode_jpeg(noise.clip(0, 255).astype(np.uint8), 80, "RGB", "444")
     file = np.frombuffer(data, np.uint8)
-    scratch = make_jpeg_scratch(len(data), (_SIDE + 64) ** 2)
+    scratch = make_jpeg_scratch(len(data), _SIDE)
     pixels = np.empty(3 * (_SIDE * _SIDE + LANES), np.uint8)
     arguments = file, len(data), _SIDE, _SIDE, 0, 0, _SIDE, _SIDE, scratch, pixels
     found = make_table(1, find=np.array([[_SIDE, _SIDE]]))

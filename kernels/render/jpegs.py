@@ -40,7 +40,8 @@ _IMAGE = np.empty((0, 0, 3), np.uint8)
 class JpegRenderer(Renderer):
     """A `Renderer` that also takes encoded JPEGs, several a call."""
 
-    _file_bytes = 0
+    _file_bytes = _file_width = 0
+    """What `_jpeg_scratch` has room for."""
     _pixels = np.empty(0, np.uint8)
 
     def render_jpegs(
@@ -257,10 +258,13 @@ class JpegRenderer(Renderer):
         """Grow the working memory to a file of `longest` bytes and images of `largest` pixels and
         `widest` columns, as far as these are not skipped."""
         # Memory grows by half more than needed, so that it seldom grows.
-        longest, largest = min(longest, MAX_FILE), min(largest, MAX_PIXELS)
-        if longest > self._file_bytes or 3 * (largest + LANES) > len(self._pixels):
-            self._file_bytes = max(longest * 3 // 2, self._file_bytes, 1 << 18)
-            largest = max(largest * 3 // 2, len(self._pixels) // 3, 1 << 19)
+        longest, widest = min(longest, MAX_FILE), min(widest, MAX_WIDTH)
+        largest = min(largest, MAX_PIXELS)
+        if 3 * (largest + LANES) > len(self._pixels):
+            largest = max(largest * 3 // 2, 1 << 19)
             self._pixels = np.empty(3 * (largest + LANES), np.uint8)
-            self._jpeg_scratch = make_jpeg_scratch(self._file_bytes, largest)
-        self._make_room(min(widest, MAX_WIDTH))
+        if longest > self._file_bytes or widest > self._file_width:
+            self._file_bytes = max(longest * 3 // 2, self._file_bytes, 1 << 18)
+            self._file_width = max(widest * 3 // 2, self._file_width, 1 << 10)
+            self._jpeg_scratch = make_jpeg_scratch(self._file_bytes, self._file_width)
+        self._make_room(widest)

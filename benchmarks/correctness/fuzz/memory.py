@@ -13,6 +13,7 @@ from maskco_fast.loaders.shards.decode import BadImage
 
 MAX_FILE = 1 << 16
 MAX_JPEG_PIXELS = 1 << 18
+MAX_JPEG_WIDTH = 1 << 12
 """Bounds on what the guarded memory holds; larger inputs are skipped by the decoder itself."""
 
 
@@ -36,7 +37,7 @@ def guarded_file() -> GuardedBytes:
 @functools.cache
 def guarded_scratch() -> JpegScratch:
     """The decoder's working memory, each array between closed pages."""
-    plain = make_jpeg_scratch(MAX_FILE, MAX_JPEG_PIXELS)
+    plain = make_jpeg_scratch(MAX_FILE, MAX_JPEG_WIDTH)
     return JpegScratch(
         *(array if array.ndim > 1 else guarded(array.size, array.dtype) for array in plain)
     )

@@ -55,7 +55,7 @@ GUARD = 77
 @pytest.fixture(scope="module")
 def scratch():
     """Working memory that fits every image here."""
-    return make_jpeg_scratch(0, 1 << 16)
+    return make_jpeg_scratch(0, 1 << 10)
 
 
 def decode(reader, record, size, scratch, region=None):

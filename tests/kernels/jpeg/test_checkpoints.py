@@ -1,6 +1,9 @@
 """Decoding from checkpoints: the pixels of libjpeg-turbo for any region, and no access outside its
 memory whatever the checkpoints are."""
 
+import bisect
+import copy
+
 import numpy as np
 import pytest
 
@@ -26,6 +29,7 @@ from maskco_fast.kernels.jpeg.decode import (
     make_jpeg_scratch,
 )
 from maskco_fast.kernels.jpeg.pixels import LANES
+from maskco_fast.kernels.jpeg.planes import plane_bytes
 from maskco_fast.kernels.plan import CROP, VIEW_FLOATS
 from maskco_fast.kernels.render.jpegs import JpegRenderer
 from maskco_fast.kernels.views import ViewConfig
@@ -42,7 +46,7 @@ class Guarded:
     """Decodes regions in memory between closed pages."""
 
     def __init__(self) -> None:
-        plain = make_jpeg_scratch(1 << 17, 1 << 17)
+        plain = make_jpeg_scratch(1 << 17, 1 << 10)
         self.scratch = JpegScratch(
             *(array if array.ndim > 1 else guarded(array.size, array.dtype) for array in plain)
         )
@@ -115,13 +119,33 @@ def test_regions_at_every_edge_equal_their_part_of_the_whole(sampling, decode):
                     np.testing.assert_array_equal(pixels, part)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("region", [(0, 0, 70, 290), (31, 33, 20, 30), (8, 126, 62, 7)])
+def test_nothing_beyond_the_planes_is_touched(region, sampling, decode):
+    """`planes` ends at a closed page, at the byte at which the region's layout ends."""
+    size, (y, x, rows, columns) = (70, 290), region
+    data = jpeg(*size, sampling, quality=90)
+    whole, checkpoints = decode_reference(data), checkpoints_of(data)
+    small, planes = copy.copy(decode), decode.scratch.planes
+
+    def decodes(room, kernel=decode_region):
+        small.scratch = decode.scratch._replace(planes=planes[len(planes) - room :])
+        verdict, pixels = small(kernel, data, size, checkpoints, region)
+        if verdict == DECODED:
+            np.testing.assert_array_equal(pixels, whole[y : y + rows, x : x + columns])
+        return verdict == DECODED
+
+    least = bisect.bisect_left(range(plane_bytes(columns + x % 2)), True, key=decodes)
+    assert all(decodes(least, kernel) for kernel in (decode_region, *KERNELS.values()))
+
+
 def test_noise_at_full_quality_and_bands_of_rows(decode):
     """Noise has the longest codes. The image has more coefficients than a band holds."""
     size = 330, 390
     noise = np.random.default_rng(0).integers(0, 2, (*size, 3), np.uint8) * 255
     for subsampling in (0, 1, 2):
         data = encode(noise, quality=100 if subsampling else 60, subsampling=subsampling)
-        room = make_jpeg_scratch(len(data), 1 << 18)
+        room = make_jpeg_scratch(len(data), size[1])
         band = room._replace(coefficients=np.zeros(40000, np.int16))
         for kernel in KERNELS.values():
             for scratch in (room, band):

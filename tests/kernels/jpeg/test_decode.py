@@ -35,7 +35,7 @@ GUARD = 77
 @pytest.fixture(scope="module")
 def scratch():
     """Working memory that fits every image here."""
-    return make_jpeg_scratch(1 << 18, 1 << 16)
+    return make_jpeg_scratch(1 << 18, 1 << 8)
 
 
 def decode(data, size, scratch, region=None):
@@ -123,7 +123,7 @@ def test_what_is_not_plain_is_left(scratch):
         decode(plain, (48, 64), scratch)[0] == NOT_PLAIN
     )  # not the size that the crops were drawn for
     assert decode(plain + b"trailing", (64, 48), scratch)[0] == DECODED
-    small = make_jpeg_scratch(len(plain) - 1, 1 << 16)
+    small = make_jpeg_scratch(len(plain) - 1, 48)
     assert decode(plain, (64, 48), small)[0] == NOT_PLAIN
 
 
