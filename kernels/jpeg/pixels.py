@@ -84,12 +84,12 @@ def _multiply(x, pair):
 def _idct_half(x04, minus_04, x26, x7351, x71, x53, rounding, shift):
     """The 1-D inverse DCT of half the lanes: eight vectors of int32, before narrowing.
 
-    `x04` is coefficient 0 plus 4, `minus_04` coefficient 0 less 4, int32. The others hold two
-    coefficients in turn, twice as many int16: `x26` is x2 x6 x2 x6 …
+    `x04` is coefficient 0 plus 4, `minus_04` coefficient 0 less 4, int32, both times 65536. The
+    others hold two coefficients in turn, twice as many int16: `x26` is x2 x6 x2 x6 …
     """
     # Even part (tmp0..tmp3 and tmp10..tmp13 in jidctint.c).
-    even_0 = (x04 << _I(13)) + rounding
-    even_1 = (minus_04 << _I(13)) + rounding
+    even_0 = (x04 >> _I(3)) + rounding
+    even_1 = (minus_04 >> _I(3)) + rounding
     even_2 = _multiply(x26, _EVEN_2_3[1])
     even_3 = _multiply(x26, _EVEN_2_3[0])
     t10 = even_0 + even_3
@@ -126,11 +126,10 @@ def _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
     plus, minus = x0 + x4, x0 - x4
     x73, x51 = x7 + x3, x5 + x1
     zero = broadcast_like(x0, _S(0))
-    # Interleaved with 0, an int16 lies in the upper half of an int32; shifting it down keeps its
-    # sign.
+    # Interleaved with 0, an int16 is the upper half of an int32: times 65536.
     low = _idct_half(
-        reinterpret(interleave_low(zero, plus), np.int32) >> _I(16),
-        reinterpret(interleave_low(zero, minus), np.int32) >> _I(16),
+        reinterpret(interleave_low(zero, plus), np.int32),
+        reinterpret(interleave_low(zero, minus), np.int32),
         interleave_low(x2, x6),
         interleave_low(x73, x51),
         interleave_low(x7, x1),
@@ -139,8 +138,8 @@ def _idct_pass(x0, x1, x2, x3, x4, x5, x6, x7, rounding, shift):
         shift,
     )
     high = _idct_half(
-        reinterpret(interleave_high(zero, plus), np.int32) >> _I(16),
-        reinterpret(interleave_high(zero, minus), np.int32) >> _I(16),
+        reinterpret(interleave_high(zero, plus), np.int32),
+        reinterpret(interleave_high(zero, minus), np.int32),
         interleave_high(x2, x6),
         interleave_high(x73, x51),
         interleave_high(x7, x1),
