@@ -64,6 +64,13 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker more than CPUs: tests of servers and processes wait a third of their time."""
+    from maskco_fast.loaders.system.cpus import usable_cpus
+
+    return usable_cpus() + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is none; import torch only where there are any."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
