@@ -5,9 +5,13 @@
 
 import os
 
+import numpy as np
 from numba import types
 
 from .compiler.jit import jit
+
+Encoded = bytes | np.ndarray
+"""An encoded file, or a record; an array is C-contiguous uint8."""
 
 AVAILABLE = hasattr(os, "pread")
 """Whether the system reads at an offset: Windows does not."""

@@ -16,6 +16,7 @@ from ..jpeg.checkpoints import Checkpoints, CheckpointTable, as_rows, make_table
 from ..jpeg.decode import decode_region, make_jpeg_scratch
 from ..jpeg.pixels import LANES
 from ..jpeg.scan import CHECKPOINT_FIELDS
+from ..reading import Encoded
 from .fastest_decoder import fastest_from_checkpoints
 from .files import render_files
 from .image import Renderer, render_views, resize_views
@@ -27,9 +28,6 @@ MAX_PIXELS = 22 << 20
 """Largest image, pixels."""
 MAX_WIDTH = 1 << 16
 """Largest width, pixels."""
-
-Encoded = bytes | np.ndarray
-"""A file; an array is C-contiguous uint8."""
 
 _FILE = np.frombuffer(b"", np.uint8)
 """Has the type of a file, read-only."""

@@ -17,7 +17,8 @@ from ..compiler.features import has_vbmi2
 from ..jpeg.checkpoints import CheckpointTable, make_table
 from ..jpeg.decode import DECODED
 from ..jpeg.pixels import LANES
-from .jpegs import Encoded, JpegRenderer
+from ..reading import Encoded
+from .jpegs import JpegRenderer
 
 
 class RecordRenderer(JpegRenderer):

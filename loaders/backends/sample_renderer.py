@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ...kernels import headers
+from ...kernels.reading import Encoded
 from ...kernels.render.records import RecordRenderer
 from ...kernels.torch_formats import FORMATS
 from ..config import LoaderConfig
@@ -12,7 +13,6 @@ from ..loader import Loader
 from ..regions import scale_crops
 from ..request import Request
 from ..scans.scan_index import ScanIndex
-from ..shards.dataset import Stored
 from ..shards.decode import Decoder
 from ..shards.reader import ReadMemory, files_allowed
 
@@ -130,7 +130,7 @@ class SampleRenderer:
         self,
         request: Request,
         chosen: np.ndarray,
-        files: Sequence[Stored],
+        files: Sequence[Encoded],
         sides: np.ndarray,
         memory: np.ndarray,
     ) -> np.ndarray:
@@ -151,7 +151,7 @@ class SampleRenderer:
         self,
         request: Request,
         chosen: np.ndarray,
-        records: Sequence[Stored],
+        records: Sequence[Encoded],
         sides: np.ndarray,
         memory: np.ndarray,
     ) -> np.ndarray:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from ...kernels.compiler.cache import cache_folder
+from ...kernels.reading import Encoded
 from ..config import LoaderConfig
 from ..order import rank_positions
 from ..shards.build_index import index_shard, unusable
-from ..shards.dataset import Dataset, Stored
+from ..shards.dataset import Dataset
 from ..shards.index import ShardIndex
 from ..shards.index_cache import (
     FORMAT_VERSION,
@@ -215,7 +216,7 @@ class RemoteDataset(Dataset):
         with self.cache.acquire(shard, stop=self._stop) as pin:
             return pin.read(offset, size)
 
-    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Stored]:
+    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Encoded]:
         """As `Dataset.read_stored`; each waits for its shard's download."""
         return [self.read(index) for index in indices]
 

@@ -27,11 +27,12 @@ from typing import Any
 import numpy as np
 
 from ...kernels.errors import InvalidInput
+from ...kernels.reading import Encoded
 from ..config import LoaderConfig
 from ..order import SHARDS_PER_BLOCK, ShuffleBlock, order
 from ..quarantine import BadSample, Quarantine
 from ..shards.build_index import ImageChoice, index_image
-from ..shards.dataset import Dataset, EmptyDataset, Stored
+from ..shards.dataset import Dataset, EmptyDataset
 from ..shards.index import SAMPLE_DTYPE, ShardIndex, readable, split_name
 from ..shards.labels import LabelSource, NoLabel, class_number, target_of
 from ..shards.names import is_image, is_remote, redact_url
@@ -151,7 +152,7 @@ class StreamDataset(Dataset):
         """The encoded bytes of a sample in the last batches."""
         return self.samples.entries[int(index)][1]
 
-    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Stored]:
+    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Encoded]:
         """As `Dataset.read_stored`; the samples are in memory."""
         return [self.read(index) for index in indices]
 

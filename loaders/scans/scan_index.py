@@ -20,8 +20,9 @@ import numpy as np
 from ...kernels import headers
 from ...kernels.compiler.cache import cache_folder
 from ...kernels.jpeg.checkpoints import CHECKPOINT_DTYPE, Checkpoints, checksum
+from ...kernels.reading import Encoded
 from ..config import LoaderConfig
-from ..shards.dataset import Dataset, Stored
+from ..shards.dataset import Dataset
 from ..shards.reader import ReadMemory, ShardReader
 from ..system.files import bytes_text, free_bytes
 from .scan_file import (
@@ -189,7 +190,7 @@ class ScanIndex:
     def add(
         self,
         indices: Sequence[int],
-        files: Sequence[Stored],
+        files: Sequence[Encoded],
         checkpoints: Sequence[np.ndarray | None],
         *,
         wait: bool = False,

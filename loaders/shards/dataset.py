@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...kernels.errors import InvalidInput
+from ...kernels.reading import Encoded
 from ..config import LoaderConfig
 from ..order import ALL, SHARDS_PER_BLOCK, EpochOrder, ShuffleBlock, batch_positions
 from ..quarantine import BadSample, Quarantine
@@ -26,10 +27,6 @@ _RELEASED = 1024
 """Samples after which a table's pages are released: the system may map 64 KB for each."""
 _SORTED = 1 << 22
 """Samples up to which a block is shuffled by sorting: 24 bytes each while it is made."""
-
-
-Stored = bytes | np.ndarray
-"""A file's bytes; an array is uint8."""
 
 
 class EmptyDataset(InvalidInput):
@@ -159,7 +156,7 @@ class Dataset:
         """Read the record of sample `index`, one of `records`, from any thread."""
         raise NotImplementedError
 
-    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Stored]:
+    def read_stored(self, indices: Sequence[int], memory: ReadMemory) -> Sequence[Encoded]:
         """Read samples as they are stored, several at once, from any thread; valid until the next
         use of `memory`.
 
@@ -168,7 +165,7 @@ class Dataset:
         files = [self.shards.file(*self._place(index)) for index in indices]
         samples = self.samples[np.asarray(indices)]
         offsets, sizes = samples["offset"], samples["size"]
-        parts: list[Stored] = [*self.reader.read_parts(files, offsets, sizes, memory)]
+        parts: list[Encoded] = [*self.reader.read_parts(files, offsets, sizes, memory)]
         for number, size in enumerate(sizes.tolist()):
             if len(parts[number]) < size:  # raises the reason, unless it has passed
                 parts[number] = self.reader.read(files[number], int(offsets[number]), size)
