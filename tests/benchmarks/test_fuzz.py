@@ -16,6 +16,7 @@ SHORT = {
     "jpeg": 150,
     "records": 60,
     "transcoding": 40,
+    "checkpoints": 100,
     "headers": 150,
     "images": 100,
     "tars": 30,
@@ -121,6 +122,16 @@ def test_an_endless_loop_is_found_and_a_slow_machine_is_not_one(monkeypatch):
     monkeypatch.setattr(fuzz, "HANG_CPU_S", 300.0)
     watch = fuzz._Watch(os.getpid())
     assert [watch.hangs() for _ in range(3)] == [False, False, True]
+
+
+def test_slowness_is_a_finding_unless_it_is_compilation(monkeypatch):
+    """Compilation happens once: the same input is quick when it is tried again."""
+    seconds = iter([1.0, 0.0, 1.0, 1.0])
+    monkeypatch.setattr(fuzz, "_try", lambda *_: (next(seconds), ""))
+    monkeypatch.setattr(fuzz, "SLOW_S", 0.5)
+    target = targets.Target("odd", lambda random: b"x", lambda *_: None, 1)
+    assert list(fuzz.run_round(target, 0, 0, 1).findings) == []
+    assert list(fuzz.run_round(target, 0, 0, 1).findings) == ["takes more than 0 s"]
 
 
 def test_targets_are_named():
