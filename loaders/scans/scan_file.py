@@ -40,17 +40,23 @@ FIELDS = struct.Struct("<QQII")
 CRC32C of the JPEG."""
 CHECKSUM = struct.Struct("<I4x")
 """Behind the fields: CRC32 of the sample's number, the fields and the checkpoints."""
-ENTRY_SIZE = FIELDS.size + CHECKSUM.size
+ENTRY_DTYPE = np.dtype(
+    [
+        ("begin", "<u8"),
+        ("length", "<u8"),
+        ("checkpoints", "<u4"),
+        ("checksum", "<u4"),
+        ("stored", "<u4"),
+        ("padding", "<u4"),
+    ]
+)
+"""FIELDS and CHECKSUM as a row of an array."""
 MOST_CHECKPOINTS = 1 << 18
 """More than a JPEG of the largest size taken has; a greater number is damage."""
 STAMPED = 64
 """Samples at each end of a shard, by which a file of another state is recognised."""
 PATIENCE = 0.5
 """Seconds that `append` waits for another process's lock."""
-
-
-class DamagedEntry(Exception):
-    """An entry of a scan file does not hold; text: what is wrong with it."""
 
 
 class Scanned(NamedTuple):
@@ -62,52 +68,6 @@ class Scanned(NamedTuple):
     """CRC32C of these."""
     rows: bytes
     """Of CHECKPOINT_DTYPE; empty for a JPEG that has none."""
-
-
-class Entry(NamedTuple):
-    """An entry of the table, whose checkpoints are not read yet."""
-
-    number: int
-    """Of the usable sample."""
-    fields: bytes
-    begin: int
-    """Where the checkpoints are in the file."""
-    length: int
-    """Bytes of the JPEG."""
-    checkpoints: int
-    """Their number."""
-    checksum: int
-    """CRC32C of the JPEG."""
-    stored: int
-    """The entry's own checksum."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the checkpoints."""
-        return self.checkpoints * CHECKPOINT_DTYPE.itemsize
-
-    @classmethod
-    def parse(cls, number: int, data: bytes) -> "Entry | None":
-        """The entry of sample `number` from its ENTRY_SIZE bytes in the file; None where the sample
-        has not been scanned. Raises DamagedEntry."""
-        if len(data) < ENTRY_SIZE:
-            raise DamagedEntry("it is cut short")
-        fields = data[: FIELDS.size]
-        begin, length, count, checksum = FIELDS.unpack(fields)
-        if not count and not any(data):
-            return None
-        if count > MOST_CHECKPOINTS or begin >> 62:
-            raise DamagedEntry("an entry is out of range")
-        (stored,) = CHECKSUM.unpack_from(data, FIELDS.size)
-        return cls(number, fields, begin, length, count, checksum, stored)
-
-    def with_checkpoints(self, rows: bytes) -> Scanned:
-        """What the entry and its checkpoints say. Raises DamagedEntry."""
-        if len(rows) < self.size:
-            raise DamagedEntry("it is cut short")
-        if _entry_checksum(self.number, self.fields, rows) != self.stored:
-            raise DamagedEntry("a checksum differs")
-        return Scanned(self.length, self.checksum, rows)
 
 
 class State(IntEnum):
@@ -131,7 +91,7 @@ class ScanFile:
         """`folder`: where the shard's index is kept."""
         self.path = str(scan_path(shard, folder))
         self._header = _header(shard)
-        self._table_end = HEADER.size + len(shard.samples) * ENTRY_SIZE
+        self._table_end = HEADER.size + len(shard.samples) * ENTRY_DTYPE.itemsize
 
     def state(self) -> State:
         """Look at the file's header."""
@@ -162,7 +122,7 @@ class ScanFile:
             for number, (length, checksum, rows) in found:
                 count = len(rows) // CHECKPOINT_DTYPE.itemsize
                 fields = FIELDS.pack(begin, length, count, checksum)
-                entry = fields + CHECKSUM.pack(_entry_checksum(number, fields, rows))
+                entry = fields + CHECKSUM.pack(entry_checksum(number, fields, rows))
                 _write(descriptor, entry, entry_offset(number))
                 begin += len(rows)
         return True
@@ -182,7 +142,7 @@ class ScanFile:
 
 def entry_offset(number: int) -> int:
     """Where the entry of usable sample `number` is in a file."""
-    return HEADER.size + number * ENTRY_SIZE
+    return HEADER.size + number * ENTRY_DTYPE.itemsize
 
 
 def scan_path(shard: ShardIndex, folder: Path) -> Path:
@@ -218,7 +178,8 @@ def _is_header(found: bytes) -> bool:
     return facts[0] == MAGIC and zlib.crc32(HEADER.pack(*facts, 0)) == checksum
 
 
-def _entry_checksum(number: int, fields: bytes, rows: bytes) -> int:
+def entry_checksum(number: int, fields: bytes | memoryview, rows: bytes | memoryview) -> int:
+    """What CHECKSUM holds for usable sample `number`, its FIELDS and its checkpoints."""
     return zlib.crc32(rows, zlib.crc32(fields, number & 0xFFFFFFFF))
 
 

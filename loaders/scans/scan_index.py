@@ -6,14 +6,12 @@ appends what it has found and reads what any of them has.
 """
 
 import functools
-import itertools
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,17 +24,16 @@ from ..shards.dataset import Dataset
 from ..shards.reader import ReadMemory, ShardReader
 from ..system.files import bytes_text, free_bytes
 from .scan_file import (
-    ENTRY_SIZE,
+    ENTRY_DTYPE,
+    FIELDS,
+    MOST_CHECKPOINTS,
     SUFFIX,
-    DamagedEntry,
-    Entry,
     ScanFile,
     Scanned,
     State,
+    entry_checksum,
     entry_offset,
 )
-
-T = TypeVar("T")
 
 PENDING_BYTES = 4 << 20
 """Checkpoints that wait in memory before they are written: those of 2 500 images of ImageNet. While
@@ -49,6 +46,8 @@ RESERVE_BYTES = 1 << 30
 """Free bytes that are left on the disk."""
 KEPT_FILES = 4096
 """Shards whose file names and headers are kept, half a kilobyte each."""
+_NO_ROWS = np.empty(0, CHECKPOINT_DTYPE)
+_ZERO = np.zeros(1, np.int64)
 
 
 class ScanIndex:
@@ -103,19 +102,20 @@ class ScanIndex:
         return bool(sample["format"] == headers.JPEG) and pixels >= LEAST_PIXELS
 
     def read(self, indices: Sequence[int]) -> Checkpoints | None:
-        """The checkpoints of samples `indices` for a kernel's call; None where none has any."""
-        found = self.read_each(indices)
-        if not any(found):
+        """The checkpoints of samples `indices` for a kernel's call; None where none has any. A
+        sample that is not scanned has a length of 0, and so has one whose entry is damaged."""
+        places = [self._dataset._place(index) for index in indices]
+        present = [
+            n
+            for n, (shard, _) in enumerate(places)
+            if (self._states[shard] or self._look_up(shard)) == State.PRESENT
+        ]
+        if not present:
             return None
-        counts = [len(one.rows) // CHECKPOINT_DTYPE.itemsize if one else 0 for one in found]
-        # Writable, as the kernels are compiled for.
-        rows = bytearray().join(one.rows for one in found if one)
-        return Checkpoints(
-            rows=np.frombuffer(rows, CHECKPOINT_DTYPE),
-            begins=np.array([0, *itertools.accumulate(counts)], np.int64),
-            lengths=np.array([one.length if one else 0 for one in found], np.int64),
-            checksums=np.array([one.checksum if one else 0 for one in found], np.uint32),
-        )
+        found = self._read([places[n] for n in present])
+        if len(present) < len(places):
+            found = _spread(found, present, len(places))
+        return found if found.lengths.any() else None
 
     def lacks(self, indices: Sequence[int], checkpoints: Checkpoints | None) -> bool:
         """Whether checkpoints of samples `indices` are to be found and stored; `checkpoints`: what
@@ -129,63 +129,71 @@ class ScanIndex:
     def read_each(self, indices: Sequence[int]) -> list[Scanned | None]:
         """The checkpoints of each of samples `indices`; None where it is not scanned, or they are
         damaged."""
-        places = [self._dataset._place(index) for index in indices]
-        found: list[Scanned | None] = [None] * len(places)
-        present = [
-            n
-            for n, (shard, _) in enumerate(places)
-            if (self._states[shard] or self._look_up(shard)) == State.PRESENT
+        found = self.read(indices)
+        if found is None:
+            return [None] * len(indices)
+        return [
+            Scanned(length, checksum, found.rows[begin:end].tobytes()) if length else None
+            for length, checksum, begin, end in zip(
+                found.lengths.tolist(),
+                found.checksums.tolist(),
+                found.begins[:-1].tolist(),
+                found.begins[1:].tolist(),
+            )
         ]
-        for n, scanned in zip(present, self._read([places[n] for n in present])):
-            found[n] = scanned
-        return found
 
-    def _read(self, places: Sequence[tuple[int, int]]) -> list[Scanned | None]:
+    def _read(self, places: Sequence[tuple[int, int]]) -> Checkpoints:
         """The checkpoints at (shard, number) in files that were present."""
         try:
-            return self._read_together(places) if places else []
+            return self._read_together(places)
         except OSError as error:  # a file is gone
             if len(places) > 1:
-                return [one for place in places for one in self._read([place])]
+                return _joined([self._read([place]) for place in places])
             self._warn_of_damage(places[0][0], error.strerror or str(error))
-            return [None]
+            return _spread(Checkpoints(_NO_ROWS.copy(), _ZERO, _ZERO[:0], _ZERO[:0]), [], 1)
 
-    def _read_together(self, places: Sequence[tuple[int, int]]) -> list[Scanned | None]:
+    def _read_together(self, places: Sequence[tuple[int, int]]) -> Checkpoints:
         """`_read` in two calls without the GIL: for the entries, and for what they point at."""
         paths = [self._file(shard).path for shard, _ in places]
-        offsets = [entry_offset(number) for _, number in places]
-        found: list[Scanned | None] = [None] * len(places)
-        entries = []
-        parts = self._parts(paths, offsets, [ENTRY_SIZE] * len(places))
-        for n, ((shard, number), data) in enumerate(zip(places, parts)):
-            entry = self._undamaged(shard, Entry.parse, number, data)
-            if entry is not None:
-                entries.append((n, shard, entry))
-        rows = self._parts(
-            [paths[n] for n, _, _ in entries],
-            [entry.begin for _, _, entry in entries],
-            [entry.size for _, _, entry in entries],
-        )
-        for (n, shard, entry), data in zip(entries, rows):
-            found[n] = self._undamaged(shard, entry.with_checkpoints, data)
-        return found
-
-    def _parts(
-        self, paths: Sequence[str], offsets: Sequence[int], sizes: Sequence[int]
-    ) -> list[bytes]:
-        """Parts of scan files, as far as they are there."""
+        offsets = np.array([entry_offset(number) for _, number in places], np.int64)
+        size = ENTRY_DTYPE.itemsize
         parts = self._reader.read_parts(
-            paths, np.array(offsets, np.int64), np.array(sizes, np.int64), ReadMemory()
+            paths, offsets, np.full(len(places), size, np.int64), ReadMemory()
         )
-        return [part.tobytes() for part in parts]
-
-    def _undamaged(self, shard: int, read: Callable[..., T], *arguments: Any) -> T | None:
-        """What `read` returns; None, and a warning, where it finds damage."""
-        try:
-            return read(*arguments)
-        except DamagedEntry as error:
-            self._warn_of_damage(shard, str(error))
-            return None
+        cut = [len(part) < size for part in parts]
+        if any(cut):
+            parts = [np.zeros(size, np.uint8) if short else part for short, part in zip(cut, parts)]
+            self._warn_of_damage(places[cut.index(True)][0], "it is cut short")
+        entries = np.concatenate(parts).view(ENTRY_DTYPE)
+        sound = (entries["checkpoints"] <= MOST_CHECKPOINTS) & (entries["begin"] < 1 << 62)
+        if not sound.all():
+            self._warn_of_damage(places[int(sound.argmin())][0], "an entry is out of range")
+            entries[~sound] = 0
+        # The entry of a sample that has not been scanned is all zeros.
+        here = np.flatnonzero(entries.view(np.uint8).reshape(-1, size).any(1))
+        chosen = entries[here]
+        rows = self._reader.read_parts(
+            [paths[n] for n in here.tolist()],
+            chosen["begin"].astype(np.int64),
+            chosen["checkpoints"].astype(np.int64) * CHECKPOINT_DTYPE.itemsize,
+            ReadMemory(),
+        )
+        fields = memoryview(chosen.tobytes())
+        for k, (n, stored) in enumerate(zip(here.tolist(), chosen["stored"].tolist())):
+            shard, number = places[n]
+            mine = fields[size * k : size * k + FIELDS.size]
+            # Rows that are cut short fail it too.
+            if entry_checksum(number, mine, rows[k].data) != stored:
+                self._warn_of_damage(shard, "a checksum differs")
+                entries[n] = 0
+                rows[k] = rows[k][:0]
+        return Checkpoints(
+            # Writable, as the kernels are compiled for.
+            rows=np.concatenate(rows).view(CHECKPOINT_DTYPE) if rows else _NO_ROWS.copy(),
+            begins=np.concatenate([_ZERO, entries["checkpoints"].cumsum(dtype=np.int64)]),
+            lengths=entries["length"].astype(np.int64),
+            checksums=entries["checksum"].astype(np.uint32),
+        )
 
     def add(
         self,
@@ -311,3 +319,22 @@ def _bytes_of_scan_files(folder: Path) -> int:
     except OSError:  # the folder is absent, or a file has just vanished
         pass
     return total
+
+
+def _spread(found: Checkpoints, numbers: Sequence[int], count: int) -> Checkpoints:
+    """Checkpoints of samples `numbers` of `count`, the others without any."""
+    counts = np.zeros(count, np.int64)
+    lengths, checksums = np.zeros(count, np.int64), np.zeros(count, np.uint32)
+    counts[numbers] = np.diff(found.begins)
+    lengths[numbers], checksums[numbers] = found.lengths, found.checksums
+    return Checkpoints(found.rows, np.concatenate([_ZERO, counts.cumsum()]), lengths, checksums)
+
+
+def _joined(parts: Sequence[Checkpoints]) -> Checkpoints:
+    """The checkpoints of several calls as those of one."""
+    return Checkpoints(
+        rows=np.concatenate([_NO_ROWS, *(part.rows for part in parts)]),
+        begins=np.concatenate([_ZERO, *(np.diff(part.begins) for part in parts)]).cumsum(),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        checksums=np.concatenate([part.checksums for part in parts]),
+    )
