@@ -1,11 +1,12 @@
-"""CPU time of decoding the crops' region of a JPEG: from its beginning and from its checkpoints.
+"""CPU time of decoding a JPEG's crops: from its beginning, from checkpoints, from its record.
 
     python -m benchmarks.speed.checkpoint_decoding --shards 'in1k-sample-{0000..0003}.tar'
 
 By kind of image: as they are, and encoded again at quality 90 with 4:4:4 and 4:2:0, and with 4:2:0
 at 640 x 480. On one thread, CPU milliseconds an image, medians of interleaved rounds. Files that
 have no checkpoints are left out. All pixels are compared with libjpeg's first. Without AVX-512 (for
-example with NUMBA_CPU_NAME=x86-64-v3) there are no lanes.
+example with NUMBA_CPU_NAME=x86-64-v3) there are no lanes. A record is what `beton --form
+coefficients` stores in place of the JPEG.
 """
 
 import dataclasses
@@ -19,8 +20,10 @@ import tyro
 from PIL import Image, ImageOps
 
 from maskco_fast.bench.harness import Spread, machine, ratio_by_round
+from maskco_fast.kernels.coefficients.decode import decode_record, decode_record_avx512
+from maskco_fast.kernels.coefficients.pack import pack
 from maskco_fast.kernels.compiler.address import address_of
-from maskco_fast.kernels.compiler.features import has_avx512
+from maskco_fast.kernels.compiler.features import has_avx512, has_vbmi2
 from maskco_fast.kernels.headers import find_ordinary_scan
 from maskco_fast.kernels.jpeg.checkpoints import (
     CHECKPOINT_DTYPE,
@@ -32,18 +35,19 @@ from maskco_fast.kernels.jpeg.checkpoints import (
 from maskco_fast.kernels.jpeg.chunks import decode_region_by_lanes, decode_region_by_streams
 from maskco_fast.kernels.jpeg.decode import DECODED, decode_region
 from maskco_fast.kernels.plan import plan
-from maskco_fast.kernels.render.jpegs import JpegRenderer
+from maskco_fast.kernels.render.records import RecordRenderer
 from maskco_fast.kernels.views import ViewConfig
 from maskco_fast.loaders import open_dataset
 
 VIEWS = ViewConfig.maskco()
 CALL = 4
 """Files that are rendered in a call, as by the native loader."""
-LIBRARY = "libjpeg, whole"
-KERNELS = {
-    "from the beginning": decode_region,
+LIBRARY, BEGINNING, RECORD = "libjpeg, whole", "from the beginning", "record"
+KERNELS: dict[str, Callable[..., int]] = {
+    BEGINNING: decode_region,
     "two streams": decode_region_by_streams,
     **({"32 lanes": decode_region_by_lanes} if has_avx512() else {}),
+    RECORD: decode_record_avx512 if has_vbmi2() else decode_record,
 }
 
 
@@ -69,6 +73,7 @@ class Photo:
     row: np.ndarray
     """The plan row."""
     checkpoints: Checkpoints
+    record: bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,8 @@ class Line:
     kilobytes: float
     share: float
     """Bytes of checkpoints over bytes of files."""
+    growth: float
+    """Bytes of records over bytes of files."""
     decoding: dict[str, Spread]
     """CPU milliseconds an image, by way."""
     gains: dict[str, float]
@@ -109,11 +116,11 @@ def as_photos(files: list[bytes]) -> list[Photo]:
         (row,) = plan(VIEWS, 0, 0, np.array([number]), np.array([height]), np.array([width]))
         begins, lengths = np.array([0, len(rows)]), np.array([len(data)])
         checkpoints = Checkpoints(rows, begins, lengths, np.array([checksum(data)], np.uint32))
-        photos.append(Photo(data, height, width, row, checkpoints))
+        photos.append(Photo(data, height, width, row, checkpoints, pack(data)))
     return photos
 
 
-def region_of(renderer: JpegRenderer, photo: Photo) -> list[int]:
+def region_of(renderer: RecordRenderer, photo: Photo) -> list[int]:
     """The region of a file that its crops need: y, x, rows, columns. The renderer's working memory
     grows to fit."""
     assert renderer.decode(photo.data, photo.height, photo.width, photo.row) is not None
@@ -121,10 +128,11 @@ def region_of(renderer: JpegRenderer, photo: Photo) -> list[int]:
 
 
 def decoder(
-    renderer: JpegRenderer, kernel: Callable[..., int], photo: Photo, region: list[int]
+    renderer: RecordRenderer, way: str, photo: Photo, region: list[int]
 ) -> Callable[[], int]:
     """A call of a kernel on one file, with all that Python does for it done ahead."""
-    file = np.frombuffer(photo.data, np.uint8), len(photo.data), photo.height, photo.width
+    kernel, data = KERNELS[way], photo.record if way == RECORD else photo.data
+    file = np.frombuffer(data, np.uint8), len(data), photo.height, photo.width
     memory = renderer._jpeg_scratch, renderer._pixels, make_table(1, photo.checkpoints), 0
     return lambda: kernel(*file, *region, *memory)
 
@@ -133,8 +141,11 @@ class Loader:
     """Renders both views of files as the native loader does, four a call, by one of the ways."""
 
     def __init__(self, way: str, photos: list[Photo]) -> None:
-        self.renderer = JpegRenderer(VIEWS)
-        if way != "from the beginning":
+        self.renderer = RecordRenderer(VIEWS)
+        self.render: Callable[..., np.ndarray] = self.renderer.render_jpegs
+        if way == RECORD:
+            self.render = self.renderer.render_records
+        elif way != BEGINNING:
             address = address_of(KERNELS[way], *self.renderer._decode_arguments())
             self.renderer.__dict__["at_checkpoints_address"] = address
         self.out = np.empty((2, CALL, VIEWS.size, VIEWS.size, 3), self.renderer.buffer_dtype)
@@ -150,29 +161,28 @@ class Loader:
             )
             self.calls.append(
                 (
-                    [photo.data for photo in some],
+                    [photo.record if way == RECORD else photo.data for photo in some],
                     np.array([(photo.height, photo.width) for photo in some]),
                     np.stack([photo.row for photo in some]),
                     np.arange(len(some)),
                     self.out,
-                    None if way == "from the beginning" else checkpoints,
+                    *(() if way in (BEGINNING, RECORD) else (checkpoints,)),
                 )
             )
 
     def __call__(self) -> None:
         """Render all files."""
         for arguments in self.calls:
-            assert self.renderer.render_jpegs(*arguments).all()
+            assert self.render(*arguments).all()
 
 
 def measure(name: str, files: list[bytes], options: Options) -> Line:
     """Time one kind of image; AssertionError where a way's pixels are not libjpeg's."""
     photos = as_photos(files)
-    renderer = JpegRenderer(VIEWS)
+    renderer = RecordRenderer(VIEWS)
     regions = [region_of(renderer, photo) for photo in photos]
     calls = {
-        way: [decoder(renderer, kernel, *pair) for pair in zip(photos, regions)]
-        for way, kernel in KERNELS.items()
+        way: [decoder(renderer, way, *pair) for pair in zip(photos, regions)] for way in KERNELS
     }
     for n, (photo, (y, x, rows, columns)) in enumerate(zip(photos, regions)):
         truth = simplejpeg.decode_jpeg(photo.data, "RGB")
@@ -208,6 +218,7 @@ def measure(name: str, files: list[bytes], options: Options) -> Line:
         name=name,
         kilobytes=files_bytes / len(photos) / 1000,
         share=rows * CHECKPOINT_DTYPE.itemsize / files_bytes,
+        growth=sum(len(photo.record) for photo in photos) / files_bytes,
         decoding={way: Spread.of(times) for way, times in decoding.items()},
         gains={way: ratio_by_round(in_all[LIBRARY], in_all[way]).median for way in KERNELS},
     )
@@ -228,18 +239,18 @@ def text(line: Line) -> str:
     """A line of the printed table."""
     times = "".join(f"{spread.text(3):>22}" for spread in line.decoding.values())
     gains = "".join(f"{gain:6.2f}x" for gain in line.gains.values())
-    return f"{line.name:18}{line.kilobytes:5.0f}{line.share:7.1%}{times}{gains}"
+    return f"{line.name:18}{line.kilobytes:5.0f}{line.share:7.1%}{line.growth:7.2f}{times}{gains}"
 
 
 def main(options: Options) -> None:
     """Print the table."""
     print(machine())
     print(
-        f"{'images':18}{'kB':>5}{'share':>7}"
+        f"{'images':18}{'kB':>5}{'share':>7}{'record':>7}"
         + "".join(f"{way:>22}" for way in (LIBRARY, *KERNELS))
         + f"   both views as well: {', '.join(KERNELS)}\n"
-        "share: checkpoints over files; last columns: libjpeg's time for the whole image over that "
-        "of decoding and rendering both views"
+        "share: checkpoints over files; record: records over files; last columns: libjpeg's time "
+        "for the whole image over that of decoding and rendering both views"
     )
     for line in lines(options):
         print(text(line), flush=True)
