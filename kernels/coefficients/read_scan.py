@@ -23,6 +23,9 @@ where the code is longer; by length, one past the last code, left-aligned to 16 
 what to add to a code for its symbol's place in the file's table."""
 MARGIN = 16
 """Zeros behind the data of a scan, which the bit reader may take."""
+BLOCKS_A_BYTE = 64
+"""Most blocks that a file may claim for each of its bytes. A block takes a bit at least, unless it
+lies in the padding of the last MCUs."""
 _U = np.uint64
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 
@@ -228,8 +231,11 @@ def _read_scan(
 def read_coefficients(file: JpegFile, data: bytes) -> np.ndarray:
     """The coefficients of all components, (n, 64) int16 in zigzag order, in `block_order`.
 
-    NotTranscodable where a scan or a Huffman table is damaged.
+    NotTranscodable where a scan or a Huffman table is damaged, and where the file is too short for
+    the size that it claims.
     """
+    if count_blocks(file) > BLOCKS_A_BYTE * len(data):
+        raise NotTranscodable("fewer data than the image's size needs")
     blocks = np.zeros((count_blocks(file), 64), np.int16)
     tables = np.zeros((TABLES, TABLE_SIZE), np.int32)
     for scan in file.scans:

@@ -151,6 +151,20 @@ def test_damage_is_noticed_or_harmless(scratch):
     assert decoded
 
 
+def test_a_small_file_that_claims_a_large_image_takes_no_memory():
+    """2 kB that claim 65 535 pixels a side would be 25 GB of coefficients."""
+    data = bytearray(encode(picture(40, 50, 0)))
+    frame = data.index(b"\xff\xc0") + 5
+    data[frame : frame + 4] = b"\xff" * 4
+    with pytest.raises(NotTranscodable, match="fewer data than"):
+        pack(bytes(data))
+    for size in ((1, 1), (1, 4000), (4000, 1)):  # a flat image, whose blocks take the fewest bits
+        flat = np.zeros((*size, 3), np.uint8)
+        for progressive in (False, True):
+            whole = encode(flat, subsampling=2, progressive=progressive, optimize=True)
+            assert give_back(pack(whole)) == whole
+
+
 def test_what_cannot_be_made_again_is_refused():
     data = encode(picture(40, 50, 0))
     for damaged in (data[: len(data) // 2], b"", data[:200], encode(noise(9, 9), "png")):
