@@ -303,7 +303,7 @@ def replace_levels(levels, at, count, table):
 
 
 @overload(replace_levels, jit_options={"forceinline": True})
-def replace_levels_overload(levels, at, count, table):
+def _replace_levels_overload(levels, at, count, table):
     """LLVM ends the process where the instruction is compiled without the CPU's feature."""
     if not _TABLES:
         return lambda levels, at, count, table: None

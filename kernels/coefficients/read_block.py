@@ -9,7 +9,7 @@ from ..compiler.bits import count_bits, load_little_endian, trailing_zeros
 from ..compiler.jit import inline_jit
 from ..compiler.vector import broadcast, convert, load, select, store
 from ..jpeg.entropy import NATURAL_ORDER
-from ..jpeg.pixels import inverse_dct_flat, inverse_dct_four, inverse_dct_pair
+from ..jpeg.pixels import fill_group, inverse_dct_flat, inverse_dct_four, inverse_dct_pair
 from .avx512 import (
     first_values,
     high_part,
@@ -183,9 +183,6 @@ def finish_blocks(scratch, waiting):
 @inline_jit()
 def finish_blocks_avx512(scratch, waiting):
     """Inverse DCT of the blocks that wait after `read_block_avx512`, if any do."""
-    block, places = scratch.block, scratch.places
     if waiting:
-        for i in range(waiting, QUEUE):
-            places[i], places[QUEUE + i] = places[0], places[QUEUE]
-            store(block, 64 * i, load(block, 0, 64))
-        inverse_dct_four(block, scratch.planes, places)
+        fill_group(scratch.block, scratch.places, waiting, QUEUE)
+        _transform_four(scratch)

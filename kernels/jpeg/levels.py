@@ -14,7 +14,7 @@ from ..compiler.jit import inline_jit
 from ..compiler.vector import any_lane, broadcast, load, store, with_first
 from ..compiler.vector_gather import pick_of_two
 from .entropy import NATURAL_ORDER
-from .pixels import inverse_dct_flat, inverse_dct_four, inverse_dct_pair
+from .pixels import fill_group, inverse_dct_flat, inverse_dct_four, inverse_dct_pair
 from .planes import convert_row, ring_row
 from .scan import CHECKPOINT_FIELDS, mcus_between
 from .segments import QUANTISATION, QUANTISATION_STRIDE, STRIDE, H, V
@@ -87,17 +87,6 @@ def _make_put_levels(stage: Any, transform: Any, group: int) -> Callable[..., An
         store(coefficients, source + 32, zero)
         return waiting
 
-    @inline_jit(forceinline=True)
-    def finish(scratch, waiting):
-        """Transform the blocks that wait, `waiting` of them, beside copies of the first one."""
-        block, places = scratch.block, scratch.places
-        if waiting:
-            for i in range(waiting, group):
-                store(block, 64 * i, load(block, 0, 32))
-                store(block, 64 * i + 32, load(block, 32, 32))
-                places[i], places[group + i] = places[0], places[group]
-            transform(block, scratch.planes, places)
-
     @inline_jit()
     def put_levels(checkpoints, first_row, last_row, picture, mcu_columns, scratch):
         """Turn the coefficients of MCU rows `first_row` to `last_row` - 1 to pixels; clears them.
@@ -146,7 +135,9 @@ def _make_put_levels(stage: Any, transform: Any, group: int) -> Callable[..., An
                             chroma_stride, scratch, waiting,
                         )  # fmt: skip
                         source += 128
-            finish(scratch, waiting)
+            if waiting:
+                fill_group(scratch.block, scratch.places, waiting, group)
+                transform(scratch.block, scratch.planes, scratch.places)
             convert_row(scratch, picture, my)
 
     return put_levels

@@ -251,6 +251,16 @@ def inverse_dct_four(block, planes, places):
 
 
 @inline_jit(forceinline=True)
+def fill_group(block, places, waiting, group):
+    """Add copies of the first block in `block` to the `waiting` ones, 64 coefficients each, so that
+    `group` of them can be transformed. `places`: where their samples begin, then their strides."""
+    for i in range(waiting, group):
+        store(block, 64 * i, load(block, 0, 32))
+        store(block, 64 * i + 32, load(block, 32, 32))
+        places[i], places[group + i] = places[0], places[group]
+
+
+@inline_jit(forceinline=True)
 def inverse_dct_flat(dc, planes, at, stride):
     """Inverse DCT of a block that has only the dequantised coefficient `dc`: 64 equal levels."""
     level = np.uint8(min(max(((dc + 4) >> 3) + 128, 0), 255))
