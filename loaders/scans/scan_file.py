@@ -1,6 +1,6 @@
 """Scan files: where the entropy-coded data of JPEGs can be entered, in a file for each shard.
 
-Layout, little-endian: HEADER; a table with an entry (FIELDS, CHECKSUM) for each usable sample,
+Layout, little-endian: HEADER; a table with an entry (ENTRY_DTYPE) for each usable sample,
 zeros for one that has not been scanned; then the checkpoints, in the order in which they were
 found.
 
@@ -35,22 +35,18 @@ SUFFIX = ".scan"
 MAGIC = b"mf-scan\n"
 HEADER = struct.Struct("<8sIIQ16sI20x")
 """Magic, version, pixels between checkpoints, samples, stamp, CRC32 of these."""
-FIELDS = struct.Struct("<QQII")
-"""Of an entry: offset of its checkpoints in the file, length of the JPEG, number of checkpoints,
-CRC32C of the JPEG."""
-CHECKSUM = struct.Struct("<I4x")
-"""Behind the fields: CRC32 of the sample's number, the fields and the checkpoints."""
 ENTRY_DTYPE = np.dtype(
     [
-        ("begin", "<u8"),
-        ("length", "<u8"),
-        ("checkpoints", "<u4"),
-        ("checksum", "<u4"),
-        ("stored", "<u4"),
+        ("begin", "<u8"),  # of its checkpoints in the file
+        ("length", "<u8"),  # of the JPEG
+        ("checkpoints", "<u4"),  # their number
+        ("checksum", "<u4"),  # CRC32C of the JPEG
+        ("stored", "<u4"),  # CRC32 of the sample's number, the fields above and the checkpoints
         ("padding", "<u4"),
     ]
 )
-"""FIELDS and CHECKSUM as a row of an array."""
+_CHECKED = 24
+"""Bytes of an entry's fields before `stored`."""
 MOST_CHECKPOINTS = 1 << 18
 """More than a JPEG of the largest size taken has; a greater number is damage."""
 STAMPED = 64
@@ -121,9 +117,9 @@ class ScanFile:
             _write(descriptor, b"".join(scanned.rows for _, scanned in found), begin)
             for number, (length, checksum, rows) in found:
                 count = len(rows) // CHECKPOINT_DTYPE.itemsize
-                fields = FIELDS.pack(begin, length, count, checksum)
-                entry = fields + CHECKSUM.pack(entry_checksum(number, fields, rows))
-                _write(descriptor, entry, entry_offset(number))
+                entry = np.array([(begin, length, count, checksum, 0, 0)], ENTRY_DTYPE)
+                entry["stored"] = entry_checksum(number, entry.tobytes(), rows)
+                _write(descriptor, entry.tobytes(), entry_offset(number))
                 begin += len(rows)
         return True
 
@@ -178,9 +174,9 @@ def _is_header(found: bytes) -> bool:
     return facts[0] == MAGIC and zlib.crc32(HEADER.pack(*facts, 0)) == checksum
 
 
-def entry_checksum(number: int, fields: bytes | memoryview, rows: bytes | memoryview) -> int:
-    """What CHECKSUM holds for usable sample `number`, its FIELDS and its checkpoints."""
-    return zlib.crc32(rows, zlib.crc32(fields, number & 0xFFFFFFFF))
+def entry_checksum(number: int, entry: bytes | memoryview, rows: bytes | memoryview) -> int:
+    """What the `entry` of usable sample `number`, with these checkpoints, holds as `stored`."""
+    return zlib.crc32(rows, zlib.crc32(entry[:_CHECKED], number & 0xFFFFFFFF))
 
 
 def _lock_soon(descriptor: int) -> bool:

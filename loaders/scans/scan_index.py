@@ -25,7 +25,6 @@ from ..shards.reader import ReadMemory, ShardReader
 from ..system.files import bytes_text, free_bytes
 from .scan_file import (
     ENTRY_DTYPE,
-    FIELDS,
     MOST_CHECKPOINTS,
     SUFFIX,
     ScanFile,
@@ -150,7 +149,8 @@ class ScanIndex:
             if len(places) > 1:
                 return _joined([self._read([place]) for place in places])
             self._warn_of_damage(places[0][0], error.strerror or str(error))
-            return _spread(Checkpoints(_NO_ROWS.copy(), _ZERO, _ZERO[:0], _ZERO[:0]), [], 1)
+            none = np.zeros(1, np.int64)
+            return Checkpoints(_NO_ROWS.copy(), np.zeros(2, np.int64), none, none.astype(np.uint32))
 
     def _read_together(self, places: Sequence[tuple[int, int]]) -> Checkpoints:
         """`_read` in two calls without the GIL: for the entries, and for what they point at."""
@@ -178,12 +178,11 @@ class ScanIndex:
             chosen["checkpoints"].astype(np.int64) * CHECKPOINT_DTYPE.itemsize,
             ReadMemory(),
         )
-        fields = memoryview(chosen.tobytes())
+        data = memoryview(chosen.tobytes())
         for k, (n, stored) in enumerate(zip(here.tolist(), chosen["stored"].tolist())):
             shard, number = places[n]
-            mine = fields[size * k : size * k + FIELDS.size]
             # Rows that are cut short fail it too.
-            if entry_checksum(number, mine, rows[k].data) != stored:
+            if entry_checksum(number, data[size * k : size * (k + 1)], rows[k].data) != stored:
                 self._warn_of_damage(shard, "a checksum differs")
                 entries[n] = 0
                 rows[k] = rows[k][:0]
