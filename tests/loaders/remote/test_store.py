@@ -171,6 +171,8 @@ def test_a_shard_that_goes_missing_ends_the_epoch_by_its_name(make_shards, tmp_p
 @pytest.mark.parametrize("fault", ["503", "stall", "truncated"])
 def test_a_fault_that_never_ends_ends_the_run(fault, make_shards, tmp_path):
     make_shards(3, 8)
+    with faulty.FaultyServer(tmp_path) as sound:
+        batches(pattern(sound), tmp_path / "sound")  # imports the client, for longer than a timeout
     with faulty.FaultyServer(tmp_path, faulty.always(fault, "shard-0001", method="GET")) as server:
         config = hurried(tmp_path, patience=1.0, timeout=0.2)
         with pytest.raises(
